@@ -1,0 +1,132 @@
+"""The nouns that rooms hand to each other. Frozen, without I/O; times are UTC nanoseconds."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Severity = Literal["page", "ticket", "note"]
+AlertState = Literal["inactive", "pending", "firing", "resolved"]
+Labels = Mapping[str, str]
+
+SEVERITIES: tuple[Severity, ...] = ("page", "ticket", "note")
+
+
+def fingerprint(labels: Labels) -> str:
+    """16 hex digits that name a label set, whatever its order."""
+    text = "\xff".join(f"{k}\xfe{labels[k]}" for k in sorted(labels))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True, slots=True)
+class RunFacts:
+    """What rules and alerts need to know of a run beyond its frames.
+
+    ``labels`` are the stable labels of PROTOCOL section 12 without alertname and severity.
+    """
+
+    row: int
+    project: str
+    run: str
+    name: str
+    status: str
+    environment: str
+    world_size: int
+    labels: Labels
+    dashboard_url: str
+    started_ns: int
+    last_seen_ns: int
+    last_step: int | None
+    ended_ns: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """What one rule says of one run at one moment; the input of the alert state machine.
+
+    ``active`` False means the rule looked and saw nothing; a rule that cannot judge says
+    nothing at all. ``annotations`` carry step, layer and rank, which are never identity.
+    """
+
+    alertname: str
+    severity: Severity
+    active: bool
+    annotations: Mapping[str, str] = field(default_factory=dict)
+    reason: str = "condition"
+
+
+@dataclass(frozen=True, slots=True)
+class Alert:
+    """One incident: from pending to resolved. A new incident is a new alert."""
+
+    id: int | None
+    project: str
+    run: str | None
+    labels: Labels
+    annotations: Mapping[str, str]
+    state: AlertState
+    active_ns: int
+    fired_ns: int | None = None
+    resolved_ns: int | None = None
+    reason: str = "condition"
+
+    @property
+    def alertname(self) -> str:
+        return self.labels["alertname"]
+
+    @property
+    def severity(self) -> str:
+        return self.labels["severity"]
+
+    @property
+    def fingerprint(self) -> str:
+        return fingerprint(self.labels)
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A transition of one alert, with why; what the ledger stores and the pager line reads."""
+
+    alert: Alert
+    from_state: AlertState
+    at_ns: int
+    reason: str
+
+    @property
+    def to_state(self) -> AlertState:
+        return self.alert.state
+
+
+@dataclass(frozen=True, slots=True)
+class Notification:
+    """One message to one receiver, stored in the transaction of the change that caused it."""
+
+    project: str
+    receiver: str
+    group_key: str
+    severity: str
+    payload: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Queued:
+    """A notification claimed from the outbox for one try."""
+
+    id: int
+    notification: Notification
+    seq: int
+    attempts: int
+    created_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """How one try went. ``retry_at_ns`` None with ``ok`` False means: give up."""
+
+    ok: bool
+    detail: str
+    at_ns: int
+    duration_seconds: float
+    retry_at_ns: int | None = None
