@@ -1,0 +1,63 @@
+"""Real parts that several rooms' tests share."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.needs import as_user, needs
+
+
+def free_port() -> int:
+    """A loopback port that nobody listens on right now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[str]:
+    """A real, empty PostgreSQL in a temporary folder; the URL of its maintenance database."""
+    initdb = Path(needs("initdb"))
+    needs("postgres")
+    user = as_user("postgres")
+    # Not tmp_path_factory: its folders are closed to other users, and PostgreSQL is one.
+    folder = Path(tempfile.mkdtemp(prefix="gradwarden-pg-"))
+    if user:
+        shutil.chown(folder, "postgres")
+    data, log, port = folder / "data", folder / "log", free_port()
+    quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "cwd": folder}
+    control = [*user, str(initdb.with_name("pg_ctl")), "-D", str(data), "-l", str(log), "-w"]
+    options = f"-h 127.0.0.1 -p {port} -k {folder} -F"
+    try:
+        create = [*user, str(initdb), "-D", str(data), "-U", "gradwarden", "-A", "trust"]
+        subprocess.run([*create, "-E", "UTF8", "--locale=C", "--no-sync"], check=True, **quiet)
+        subprocess.run([*control, "-t", "60", "-o", options, "start"], check=True, **quiet)
+        yield f"postgresql+psycopg://gradwarden@127.0.0.1:{port}/postgres"
+    finally:
+        if (data / "postmaster.pid").exists():
+            subprocess.run([*control, "-m", "immediate", "stop"], check=False, **quiet)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def postgres_url(postgres_server: str) -> str:
+    """The URL of an empty database on a real PostgreSQL, one per test session.
+
+    With xdist every worker has its own server, so workers never meet.
+    """
+    import psycopg
+
+    name = f"test_{os.getpid()}"
+    plain = postgres_server.replace("+psycopg", "")
+    with psycopg.connect(plain, autocommit=True) as connection:
+        connection.execute(f'CREATE DATABASE "{name}"')
+    return postgres_server.rsplit("/", 1)[0] + f"/{name}"
