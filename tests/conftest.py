@@ -34,17 +34,26 @@ def postgres_server() -> Iterator[str]:
     if user:
         shutil.chown(folder, "postgres")
     data, log, port = folder / "data", folder / "log", free_port()
-    quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "cwd": folder}
-    control = [*user, str(initdb.with_name("pg_ctl")), "-D", str(data), "-l", str(log), "-w"]
+
+    def call(*words: str) -> None:
+        subprocess.run(
+            [*user, *words],
+            check=True,
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+        )
+
+    control = (str(initdb.with_name("pg_ctl")), "-D", str(data), "-l", str(log), "-w")
     options = f"-h 127.0.0.1 -p {port} -k {folder} -F"
     try:
-        create = [*user, str(initdb), "-D", str(data), "-U", "gradwarden", "-A", "trust"]
-        subprocess.run([*create, "-E", "UTF8", "--locale=C", "--no-sync"], check=True, **quiet)
-        subprocess.run([*control, "-t", "60", "-o", options, "start"], check=True, **quiet)
+        create = (str(initdb), "-D", str(data), "-U", "gradwarden", "-A", "trust")
+        call(*create, "-E", "UTF8", "--locale=C", "--no-sync")
+        call(*control, "-t", "60", "-o", options, "start")
         yield f"postgresql+psycopg://gradwarden@127.0.0.1:{port}/postgres"
     finally:
         if (data / "postmaster.pid").exists():
-            subprocess.run([*control, "-m", "immediate", "stop"], check=False, **quiet)
+            call(*control, "-m", "immediate", "stop")
         shutil.rmtree(folder, ignore_errors=True)
 
 

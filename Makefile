@@ -1,0 +1,51 @@
+# Everything starts here. Each target prepares what it needs, on a fresh clone too; needs only
+# make and Python 3.11 or newer (PYTHON=... chooses one).
+
+PYTHON  ?= python3
+WORKERS ?= 2
+BIN     := .venv/bin
+DEMO    ?=
+ARGS    ?=
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help demo serve web install test test-full lint test-web debian clean
+
+help: ## say what there is
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: ## train a network that falls ill, and see the pager name the layer (DEMO=healthy: it stays well)
+	@$(PYTHON) tools/bootstrap.py demo
+	@$(BIN)/gradwarden demo $(DEMO) $(ARGS)
+
+serve: ## run the service and the dashboard on this machine
+	@$(PYTHON) tools/bootstrap.py demo
+	@$(BIN)/gradwarden serve $(ARGS)
+
+web: ## build the dashboard where its sources changed
+	@$(PYTHON) tools/bootstrap.py demo
+
+install: ## prepare .venv with everything that development needs
+	@$(PYTHON) tools/bootstrap.py dev
+
+test: install debian lint test-web ## lint, types, web tests and the core tests
+	@$(BIN)/python -m pytest -m "not full" -n $(WORKERS) --dist loadfile --durations=15 $(ARGS)
+
+test-full: install debian lint test-web ## the same with heavy libraries and long chaos
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --durations=30 $(ARGS)
+
+lint: install ## ruff and mypy --strict
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+test-web: install
+	@$(BIN)/python tools/web.py check test
+
+debian: install
+	@$(BIN)/python tools/debian.py
+
+clean: ## remove what was built, but not .venv
+	@rm -rf dist build dashboards/web/dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .screenshots
+	@find . -path ./.venv -prune -o -path '*/node_modules' -prune -o -name __pycache__ -type d -print0 \
+		| xargs -0 rm -rf
