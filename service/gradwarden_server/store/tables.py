@@ -37,9 +37,7 @@ RowId = BigInteger().with_variant(Integer, "sqlite")
 
 
 def _run_reference() -> Column[int]:
-    return Column(
-        "run_id", RowId, ForeignKey("run.id", ondelete="CASCADE"), nullable=False
-    )
+    return Column("run_id", RowId, ForeignKey("run.id", ondelete="CASCADE"), nullable=False)
 
 
 project = Table(
@@ -69,8 +67,10 @@ run = Table(
     Column("world_size", Integer, nullable=False),
     Column("cost_per_hour", Float),
     Column("target_loss", Float),
-    # running | finished | failed | cancelled
+    # running | finished | failed | cancelled | preempted
     Column("status", String(16), nullable=False),
+    # Asked for pages whatever its environment.
+    Column("page", Boolean, nullable=False),
     Column("started_ns", BigInteger, nullable=False),
     Column("ended_ns", BigInteger),
     Column("last_seen_ns", BigInteger, nullable=False),
@@ -113,6 +113,8 @@ stream = Table(
     _run_reference(),
     Column("attempt_id", RowId, ForeignKey("attempt.id", ondelete="CASCADE"), nullable=False),
     Column("rank", Integer, nullable=False),
+    # The replica group, named by its lowest rank.
+    Column("group", Integer, nullable=False),
     Column("nonce", String(128), nullable=False),
     Column("host", String(256), nullable=False),
     Column("pid", BigInteger, nullable=False),
@@ -120,11 +122,14 @@ stream = Table(
     Column("place", JSON, nullable=False),
     # Received seq intervals [[first, last], ...]; never compacted away.
     Column("seqs", JSON, nullable=False),
-    # Windowed minimum of received minus sent: this host's clock against ours.
-    Column("offset_ns", BigInteger),
+    # Windowed minimum of received minus sent heartbeats: this host's clock against ours,
+    # as {"since": ns, "current": ns, "previous": ns | null}.
+    Column("clock", JSON),
     Column("last_time_ns", BigInteger),
     Column("last_step", BigInteger),
     Column("last_seen_ns", BigInteger, nullable=False),
+    # Set by heartbeats alone: a spool sent later is no sign of life.
+    Column("heartbeat_ns", BigInteger),
     Column("phase", String(64)),
     Column("ended", Boolean, nullable=False),
     UniqueConstraint("attempt_id", "rank"),

@@ -1,0 +1,259 @@
+"""One database, read by many in short transactions and written by one thread.
+
+Group commit: the writer drains whatever waits into one transaction, each job in its own
+savepoint, and resolves the callers only after COMMIT is durable. The previous fsync is the
+batching window, so there is no linger. Alerts go before acks, acks before compaction.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import itertools
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from enum import IntEnum
+from pathlib import Path
+from typing import Any, TypeVar
+
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import Connection, Engine, create_engine, event, text
+from sqlalchemy.engine import make_url
+
+from gradwarden_server import assets
+from gradwarden_server.store.errors import DatabaseInUse
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+_JOBS_PER_COMMIT = 512
+
+
+class Priority(IntEnum):
+    """The order in which waiting writes are taken."""
+
+    ALERT = 0
+    ACK = 1
+    COMPACTION = 2
+
+
+class Database:
+    """SQLite or PostgreSQL behind one face: :meth:`read`, :meth:`write`, :meth:`migrate`."""
+
+    def __init__(self, url: str) -> None:
+        """Open without connecting; ``url`` is an SQLAlchemy URL.
+
+        Raises:
+            ValueError: the URL is of another kind than SQLite (a file) or PostgreSQL.
+        """
+        parsed = make_url(url)
+        self.kind = parsed.get_backend_name()
+        self._lock_file: int | None = None
+        self._path: Path | None = None
+        if self.kind == "sqlite":
+            if not parsed.database or parsed.database == ":memory:":
+                raise ValueError(f"db: {url!r}; name a file, as in sqlite:////var/lib/gw.sqlite")
+            self._path = Path(parsed.database)
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+        elif self.kind != "postgresql":
+            raise ValueError(f"db: {url!r}; use sqlite:///FILE or postgresql+psycopg://...")
+        self.url = url
+        self.engine = _engine(url, self.kind, "BEGIN")
+        self._writer = _Writer(_engine(url, self.kind, "BEGIN IMMEDIATE"))
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """A short read transaction; hold it for milliseconds, not for a stream."""
+        with self.engine.connect() as connection, connection.begin():
+            yield connection
+
+    def write(
+        self,
+        job: Callable[[Connection], T],
+        priority: Priority = Priority.ACK,
+        key: str = "",
+    ) -> Future[T]:
+        """Queue one write; the future resolves after its COMMIT is durable.
+
+        ``key`` orders the jobs of one commit, so that every process locks rows of runs in
+        the same order. An exception of the job undoes this job alone and reaches the caller.
+        """
+        return self._writer.submit(job, priority, key)
+
+    @property
+    def queue_depth(self) -> int:
+        """Writes that wait for the next commit."""
+        return self._writer.depth
+
+    def migrate(self) -> None:
+        """Bring the schema to the newest revision; safe to call on every start."""
+        if self.kind == "postgresql":
+            # Several processes start at once; one migrates, the others wait and find it done.
+            with self.engine.connect() as guard, guard.begin():
+                guard.execute(text("SELECT pg_advisory_xact_lock(7229341)"))
+                command.upgrade(self._alembic(), "head")
+        else:
+            command.upgrade(self._alembic(), "head")
+
+    def downgrade(self, revision: str) -> None:
+        """Take the schema back to ``revision``."""
+        command.downgrade(self._alembic(), revision)
+
+    def _alembic(self) -> Config:
+        config = Config()
+        config.set_main_option("script_location", str(assets.MIGRATIONS))
+        config.attributes["url"] = self.url
+        return config
+
+    def ping(self) -> None:
+        """Raise if the database does not answer."""
+        with self.read() as connection:
+            connection.execute(text("SELECT 1"))
+
+    def hold_lock(self, note: str) -> None:
+        """Hold the SQLite file against other writers; does nothing on PostgreSQL.
+
+        Raises:
+            DatabaseInUse: another process holds it; the text says who.
+        """
+        if self._path is None:
+            return
+        path = self._path.with_name(self._path.name + ".lock")
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            holder = os.read(handle, 500).decode(errors="replace").strip()
+            os.close(handle)
+            raise DatabaseInUse(f"{self._path} is held by {holder or 'another process'}") from None
+        os.ftruncate(handle, 0)
+        os.write(handle, f"pid {os.getpid()}: {note}\n".encode())
+        self._lock_file = handle
+
+    def close(self) -> None:
+        """Finish what waits, then let go of connections and the lock."""
+        self._writer.close()
+        self.engine.dispose()
+        if self._lock_file is not None:
+            os.close(self._lock_file)
+            self._lock_file = None
+
+
+def clock_ns(connection: Connection) -> int:
+    """The database's own clock in UTC nanoseconds, so that leases need no agreed host time."""
+    if connection.dialect.name == "sqlite":
+        statement = "SELECT CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER)"
+        return int(connection.execute(text(statement)).scalar_one()) * 1_000_000
+    statement = "SELECT (EXTRACT(EPOCH FROM clock_timestamp()) * 1000000)::bigint"
+    return int(connection.execute(text(statement)).scalar_one()) * 1_000
+
+
+def _engine(url: str, kind: str, begin: str) -> Engine:
+    if kind != "sqlite":
+        return create_engine(url, pool_pre_ping=True)
+    engine = create_engine(url, connect_args={"timeout": 30, "check_same_thread": False})
+
+    @event.listens_for(engine, "connect")
+    def _prepare(connection: Any, _record: object) -> None:
+        connection.isolation_level = None  # the driver's own BEGIN would hide savepoints
+        for pragma in (
+            "page_size=8192",
+            "journal_mode=WAL",
+            "synchronous=FULL",
+            "foreign_keys=ON",
+        ):
+            connection.execute(f"PRAGMA {pragma}")
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        connection.exec_driver_sql(begin)
+
+    return engine
+
+
+class _Job:
+    def __init__(self, run: Callable[[Connection], Any], order: tuple[int, str, int]) -> None:
+        self.run = run
+        self.order = order
+        self.future: Future[Any] = Future()
+
+
+class _Writer:
+    """The one thread that writes."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._waiting: list[_Job] = []
+        self._wake = threading.Condition()
+        self._count = itertools.count()
+        self._closed = False
+        self._thread: threading.Thread | None = None
+
+    @property
+    def depth(self) -> int:
+        return len(self._waiting)
+
+    def submit(self, run: Callable[[Connection], Any], priority: int, key: str) -> Future[Any]:
+        with self._wake:
+            if self._closed:
+                raise RuntimeError("the database is closed")
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._loop, name="gradwarden-writer")
+                self._thread.daemon = True
+                self._thread.start()
+            job = _Job(run, (priority, key, next(self._count)))
+            self._waiting.append(job)
+            self._wake.notify()
+        return job.future
+
+    def close(self) -> None:
+        with self._wake:
+            self._closed = True
+            self._wake.notify()
+        if self._thread is not None:
+            self._thread.join()
+        self._engine.dispose()
+
+    def _loop(self) -> None:
+        while True:
+            with self._wake:
+                while not self._waiting:
+                    if self._closed:
+                        return
+                    self._wake.wait()
+                self._waiting.sort(key=lambda job: job.order)
+                jobs = self._waiting[:_JOBS_PER_COMMIT]
+                del self._waiting[:_JOBS_PER_COMMIT]
+            self._commit(jobs)
+
+    def _commit(self, jobs: list[_Job]) -> None:
+        outcomes: list[tuple[_Job, Any, BaseException | None]] = []
+        try:
+            with self._engine.connect() as connection, connection.begin():
+                for job in jobs:
+                    outcomes.append((job, *_attempt(connection, job)))
+        except BaseException as error:
+            log.exception("commit of %d writes failed", len(jobs))
+            for job in jobs:
+                job.future.set_exception(error)
+            return
+        for job, result, refusal in outcomes:
+            if refusal is None:
+                job.future.set_result(result)
+            else:
+                job.future.set_exception(refusal)
+
+
+def _attempt(connection: Connection, job: _Job) -> tuple[Any, BaseException | None]:
+    savepoint = connection.begin_nested()
+    try:
+        result = job.run(connection)
+    except Exception as error:
+        savepoint.rollback()
+        return None, error
+    savepoint.commit()
+    return result, None

@@ -1,0 +1,46 @@
+"""Why the store refuses; each is translated into one problem document by the api."""
+
+from __future__ import annotations
+
+
+class StoreError(Exception):
+    """Root of the tree: UnknownStream, UnknownLayout, RunAlreadyLive, Fenced, DatabaseInUse."""
+
+
+class UnknownStream(StoreError):
+    """Frames or a heartbeat of a stream that never started here; the remedy is to start it."""
+
+    def __init__(self, run: str, attempt: str, rank: int) -> None:
+        super().__init__(f"no stream of run {run!r}, attempt {attempt!r}, rank {rank} is known")
+        self.run, self.attempt, self.rank = run, attempt, rank
+
+
+class UnknownLayout(StoreError):
+    """A matrix whose layout this server lost or never had; the remedy is to send it."""
+
+    def __init__(self, layout: str) -> None:
+        super().__init__(f"layout {layout} is not known")
+        self.layout = layout
+
+
+class RunAlreadyLive(StoreError):
+    """Another live process speaks for the same (run, rank)."""
+
+    def __init__(
+        self, run: str, rank: int, host: str, pid: int, nonce: str, live_seconds: float
+    ) -> None:
+        super().__init__(
+            f"rank {rank} of run {run!r} is already reported by process {pid} on {host}, "
+            f"heard {live_seconds:.0f} s ago"
+        )
+        self.run, self.rank = run, rank
+        self.host, self.pid, self.nonce = host, pid, nonce
+        self.live_seconds = live_seconds
+
+
+class Fenced(StoreError):
+    """The lease went to another process; what was computed under it must be dropped."""
+
+
+class DatabaseInUse(StoreError):
+    """A running server holds this SQLite file; writing beside it is refused."""
