@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Row, func, insert, select, update
+from sqlalchemy import Connection, Row, func, insert, literal, select, update
 
 from gradwarden import wire
 from gradwarden_server.store import tables as t
@@ -75,31 +75,40 @@ class FrameLog:
         with self._database.read() as connection:
             return [_entry(row) for row in connection.execute(statement)]
 
-    def between(self, project: str, run: str, first: int, last: int) -> Iterator[LogEntry]:
-        """Every batch that touches steps [first, last], by attempt, then log order."""
-        position = (0, 0)
-        while True:
-            attempt, log_position = position
-            statement = (
-                _entries(project, run)
-                .where(
-                    t.frame_batch.c.step1 >= first,
-                    t.frame_batch.c.step0 <= last,
-                    (t.attempt.c.ordinal > attempt)
-                    | (
-                        (t.attempt.c.ordinal == attempt) & (t.frame_batch.c.position > log_position)
-                    ),
-                )
-                .order_by(t.attempt.c.ordinal, t.frame_batch.c.position)
-                .limit(_PAGE)
-            )
+    def index(self, project: str, run: str, first: int, last: int) -> list[LogEntry]:
+        """The batches that touch steps [first, last], without their bodies.
+
+        Ordered by attempt, then log position, so that later attempts overwrite earlier ones.
+        """
+        statement = (
+            _entries(project, run, literal(b"").label("body"))
+            .where(t.frame_batch.c.step1 >= first, t.frame_batch.c.step0 <= last)
+            .order_by(t.attempt.c.ordinal, t.frame_batch.c.position)
+        )
+        with self._database.read() as connection:
+            return [_entry(row) for row in connection.execute(statement)]
+
+    def bodies(self, project: str, run: str, positions: Sequence[int]) -> Iterator[LogEntry]:
+        """The batches at these log positions, read in short transactions."""
+        for start in range(0, len(positions), _PAGE):
+            page = positions[start : start + _PAGE]
+            statement = _entries(project, run).where(t.frame_batch.c.position.in_(page))
             with self._database.read() as connection:
                 rows = connection.execute(statement).all()
-            for row in rows:
-                yield _entry(row)
-            if len(rows) < _PAGE:
-                return
-            position = (rows[-1].ordinal, rows[-1].position)
+            yield from map(_entry, rows)
+
+    def layouts(self, project: str, run: str) -> list[str]:
+        """The hashes of the layouts that the run's matrices follow, the newest first."""
+        newest = func.max(t.frame_batch.c.position)
+        statement = (
+            select(t.frame_batch.c.layout)
+            .join(t.run, t.run.c.id == t.frame_batch.c.run_id)
+            .where(t.run.c.project == project, t.run.c.run == run, t.frame_batch.c.layout != "")
+            .group_by(t.frame_batch.c.layout)
+            .order_by(newest.desc())
+        )
+        with self._database.read() as connection:
+            return list(connection.execute(statement).scalars())
 
     def span(self, project: str, run: str) -> tuple[int, int] | None:
         """The first and last step that the log holds of a run, or None."""
@@ -113,7 +122,7 @@ class FrameLog:
         return None if low is None else (low, high)
 
 
-def _entries(project: str, run: str) -> Any:
+def _entries(project: str, run: str, body: Any = t.frame_batch.c.body) -> Any:
     return (
         select(
             t.frame_batch.c.position,
@@ -121,7 +130,7 @@ def _entries(project: str, run: str) -> Any:
             t.stream.c.rank,
             t.frame_batch.c.shift_ns,
             t.frame_batch.c.received_ns,
-            t.frame_batch.c.body,
+            body,
         )
         .join(t.stream, t.stream.c.id == t.frame_batch.c.stream_id)
         .join(t.attempt, t.attempt.c.id == t.stream.c.attempt_id)
