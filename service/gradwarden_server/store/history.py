@@ -273,7 +273,16 @@ def _decode(batch: wire.Batch, rank: int, shift_ns: int) -> _Piece:
         wire.Frame(f.seq, f.step, f.time_ns, f.scalars, capture=f.capture, stepped=f.stepped)
         for f in batch.frames
     )
-    return _Piece(rank, batch.layout, frames, np.array(rows, dtype=np.int64), matrix, shift_ns)
+    return _Piece(
+        rank=rank,
+        layout=batch.layout,
+        frames=frames,
+        rows=np.array(rows, dtype=np.int64),
+        steps=np.array([frames[i].step for i in rows], dtype=np.int64),
+        times_ns=np.array([frames[i].time_ns + shift_ns for i in rows], dtype=np.int64),
+        matrix=matrix,
+        shift_ns=shift_ns,
+    )
 
 
 def _paint(
