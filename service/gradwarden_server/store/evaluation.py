@@ -15,7 +15,7 @@ from sqlalchemy import Connection, delete, insert, select, update
 from gradwarden_server.store import tables as t
 from gradwarden_server.store.database import Database, Priority, clock_ns
 from gradwarden_server.store.errors import Fenced
-from gradwarden_server.store.runs import insert_or_ignore
+from gradwarden_server.store.streams import insert_or_ignore
 
 
 @dataclass(frozen=True, slots=True)

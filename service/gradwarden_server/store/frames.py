@@ -14,7 +14,7 @@ from gradwarden_server.store import tables as t
 from gradwarden_server.store.database import Database
 from gradwarden_server.store.errors import UnknownLayout
 from gradwarden_server.store.records import Ack
-from gradwarden_server.store.runs import check_holder, find_stream
+from gradwarden_server.store.streams import check_holder, find_stream
 
 _SECOND_NS = 1_000_000_000
 FUTURE_NS = 300 * _SECOND_NS

@@ -47,7 +47,10 @@ class SeriesTable:
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
-    """One decoded batch; ``matrix`` is [m, L, K] over the frames at ``rows``."""
+    """One decoded batch; ``matrix`` is [m, L, K] over the frames at ``rows``.
+
+    ``squares`` is the sum of squared norms over the observed layers, [m].
+    """
 
     rank: int
     layout: str
@@ -56,6 +59,7 @@ class _Piece:
     steps: NDArray[np.int64]
     times_ns: NDArray[np.int64]
     matrix: Floats
+    squares: NDArray[np.float64]
     shift_ns: int
 
     @property
@@ -152,18 +156,25 @@ class History:
         squares: dict[int, dict[int, float]] = {}
         for piece, superseded_after in self._pieces(project, run, grid.first, grid.last):
             matrix_of = {int(at): i for i, at in enumerate(piece.rows)}
+            columns = self._layer_columns(project, piece, wanted)
             for at, frame in enumerate(piece.frames):
                 if not grid.first <= frame.step <= grid.last or frame.step > superseded_after:
                     continue
                 times.setdefault(frame.step, frame.time_ns + piece.shift_ns)
-                row = piece.matrix[matrix_of[at]] if at in matrix_of else None
-                for key, layer in wanted.items():
-                    value = self._value(project, piece, frame, row, key, layer)
-                    if value is None:
-                        continue
+                index = matrix_of.get(at)
+                for key in keys:
                     if key == "grad_norm":
-                        squares.setdefault(frame.step, {})[piece.rank] = value
-                    elif speaker.get((key, frame.step), piece.rank) >= piece.rank:
+                        if index is not None:
+                            by_rank = squares.setdefault(frame.step, {})
+                            by_rank[piece.rank] = float(piece.squares[index])
+                        continue
+                    if key in columns:
+                        value = None if index is None else columns[key].get(index)
+                    else:
+                        value = frame.scalars.get(key)
+                    if value is not None and speaker.get((key, frame.step), piece.rank) >= (
+                        piece.rank
+                    ):
                         speaker[key, frame.step] = piece.rank
                         raw[key][frame.step] = value
         if "grad_norm" in raw:
@@ -172,28 +183,23 @@ class History:
             }
         return _bucketed(grid, raw, times)
 
-    def _value(
-        self,
-        project: str,
-        piece: _Piece,
-        frame: wire.Frame,
-        row: Floats | None,
-        key: str,
-        layer: tuple[str, int] | None,
-    ) -> float | None:
-        if layer is None and key != "grad_norm":
-            return frame.scalars.get(key)
-        if row is None:
-            return None
-        if layer is None:
-            observed = row[~np.isnan(row[:, _NAN]), 0].astype(np.float64)
-            return float(np.sum(observed * observed))
-        own = self._runs.layout(project, piece.layout)
-        name, quantity = layer
-        for index, parameter in enumerate(own.parameters if own else ()):
-            if parameter.name == name:
-                return None if np.isnan(row[index, _NAN]) else float(row[index, quantity])
-        return None
+    def _layer_columns(
+        self, project: str, piece: _Piece, wanted: dict[str, tuple[str, int] | None]
+    ) -> dict[str, dict[int, float]]:
+        """Per layer key, the observed values of a piece by matrix index."""
+        columns: dict[str, dict[int, float]] = {}
+        for key, layer in wanted.items():
+            if layer is None:
+                continue
+            columns[key] = {}
+            own = self._runs.layout(project, piece.layout) if piece.layout else None
+            names = [p.name for p in own.parameters] if own else []
+            if layer[0] in names:
+                row = names.index(layer[0])
+                observed = np.flatnonzero(~np.isnan(piece.matrix[:, row, _NAN]))
+                values = piece.matrix[observed, row, layer[1]]
+                columns[key] = dict(zip(observed.tolist(), values.tolist(), strict=True))
+        return columns
 
     def _pieces(
         self, project: str, run: str, first: int, last: int
@@ -269,6 +275,7 @@ def _decode(batch: wire.Batch, rank: int, shift_ns: int) -> _Piece:
         ]
         filler = np.full((*shape[:2], 1), np.nan, dtype=np.float32)
         matrix = np.concatenate([matrix, filler], axis=2)[:, :, order]
+    norms = np.where(np.isnan(matrix[:, :, _NAN]), 0, matrix[:, :, 0]).astype(np.float64)
     frames = tuple(
         wire.Frame(f.seq, f.step, f.time_ns, f.scalars, capture=f.capture, stepped=f.stepped)
         for f in batch.frames
@@ -281,6 +288,7 @@ def _decode(batch: wire.Batch, rank: int, shift_ns: int) -> _Piece:
         steps=np.array([frames[i].step for i in rows], dtype=np.int64),
         times_ns=np.array([frames[i].time_ns + shift_ns for i in rows], dtype=np.int64),
         matrix=matrix,
+        squares=np.sum(norms * norms, axis=1),
         shift_ns=shift_ns,
     )
 

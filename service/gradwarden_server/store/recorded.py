@@ -16,7 +16,7 @@ from sqlalchemy import Connection, insert, select
 from gradwarden_server.model import fingerprint
 from gradwarden_server.store import tables as t
 from gradwarden_server.store.database import Database
-from gradwarden_server.store.runs import insert_or_ignore
+from gradwarden_server.store.streams import insert_or_ignore
 
 Point = tuple[int, float]
 
