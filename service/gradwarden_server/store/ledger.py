@@ -1,0 +1,292 @@
+"""Alerts, their history, and the outbox of messages that they caused."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from sqlalchemy import (
+    Connection,
+    Engine,
+    Row,
+    Select,
+    Text,
+    and_,
+    cast,
+    func,
+    insert,
+    or_,
+    select,
+    update,
+)
+
+from gradwarden_server.model import Alert, Change, Notification
+from gradwarden_server.store.outbox import enqueue
+from gradwarden_server.store.tables import alert, alert_transition, delivery, outbox, run
+
+OPEN = ("pending", "firing")
+
+
+@dataclass(frozen=True, slots=True)
+class AlertPage:
+    """Alerts, newest first; ``next_cursor`` None at the end."""
+
+    items: tuple[Alert, ...]
+    next_cursor: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Transition:
+    """One line of an alert's timeline."""
+
+    at_ns: int
+    from_state: str
+    to_state: str
+    reason: str
+    annotations: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """One message that spoke of an alert, and how its last try went (None before the first)."""
+
+    receiver: str
+    state: str
+    attempts: int
+    at_ns: int | None
+    ok: bool | None
+    detail: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class AlertStory:
+    """An alert with all that happened to it."""
+
+    alert: Alert
+    timeline: tuple[Transition, ...]
+    deliveries: tuple[Delivery, ...]
+
+
+class BadCursor(ValueError):
+    """The cursor was not given out by ``AlertLedger.list``."""
+
+
+class AlertLedger:
+    """Keeps alerts. Changes and the messages they cause commit in the caller's transaction."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def open_alerts(self, project: str, conn: Connection, run_row: int) -> dict[str, Alert]:
+        """The pending and firing alerts of a run, by fingerprint."""
+        query = _alerts(project).where(alert.c.run_id == run_row, alert.c.state.in_(OPEN))
+        return {row.fingerprint: _alert(row) for row in conn.execute(query)}
+
+    def apply(
+        self,
+        project: str,
+        conn: Connection,
+        run_row: int | None,
+        changes: Iterable[Change],
+        notifications: Iterable[Notification],
+        now_ns: int,
+    ) -> dict[str, Alert]:
+        """Write transitions and their messages.
+
+        Args:
+            project: Whose alerts these are; messages of another project are refused.
+            conn: The caller's transaction, which also moves the evaluation cursor.
+            run_row: The run that the alerts belong to.
+            changes: Transitions in order. One whose alert has no id yet continues the alert
+                that an earlier change of the same call opened.
+            notifications: What to put into the outbox.
+            now_ns: By our clock, not the trainer's: messages are due from now on.
+
+        Returns:
+            The touched alerts as they are now, with their ids, by fingerprint.
+        """
+        touched: dict[str, Alert] = {}
+        for change in changes:
+            known = touched.get(change.alert.fingerprint)
+            row_id = change.alert.id
+            if row_id is None and known is not None and known.state in OPEN:
+                row_id = known.id
+            row_id = self._store(project, conn, run_row, row_id, change.alert)
+            touched[change.alert.fingerprint] = replace(change.alert, id=row_id)
+            conn.execute(
+                insert(alert_transition).values(
+                    alert_id=row_id,
+                    at_ns=change.at_ns,
+                    from_state=change.from_state,
+                    to_state=change.to_state,
+                    reason=change.reason,
+                    annotations=dict(change.alert.annotations),
+                )
+            )
+        for notification in notifications:
+            enqueue(project, conn, notification, now_ns)
+        return touched
+
+    def list(
+        self,
+        project: str,
+        states: Sequence[str] = (),
+        run_name: str | None = None,
+        severity: str | None = None,
+        limit: int = 100,
+        cursor: str | None = None,
+    ) -> AlertPage:
+        """Alerts of a project, newest first, filtered by state, run identifier and severity."""
+        query = _alerts(project)
+        if states:
+            query = query.where(alert.c.state.in_(states))
+        if run_name is not None:
+            query = query.where(run.c.run == run_name)
+        if severity is not None:
+            query = query.where(alert.c.severity == severity)
+        if cursor is not None:
+            active_ns, row_id = _read_cursor(cursor)
+            older = and_(alert.c.active_ns == active_ns, alert.c.id < row_id)
+            query = query.where(or_(alert.c.active_ns < active_ns, older))
+        query = query.order_by(alert.c.active_ns.desc(), alert.c.id.desc()).limit(limit + 1)
+        with self._engine.connect() as conn:
+            items = [_alert(row) for row in conn.execute(query)]
+        more = len(items) > limit
+        items = items[:limit]
+        last = items[-1] if more else None
+        return AlertPage(tuple(items), None if last is None else f"{last.active_ns}.{last.id}")
+
+    def get(self, project: str, alert_id: int) -> AlertStory | None:
+        """One alert with its timeline and deliveries; None where the project has no such alert."""
+        with self._engine.connect() as conn:
+            row = conn.execute(_alerts(project).where(alert.c.id == alert_id)).one_or_none()
+            if row is None:
+                return None
+            found = _alert(row)
+            lines = conn.execute(
+                select(alert_transition)
+                .where(alert_transition.c.alert_id == alert_id)
+                .order_by(alert_transition.c.id)
+            )
+            timeline = tuple(
+                Transition(x.at_ns, x.from_state, x.to_state, x.reason, x.annotations)
+                for x in lines
+            )
+            return AlertStory(found, timeline, _deliveries(project, conn, found))
+
+    def counts(self, project: str, run_rows: Collection[int]) -> dict[int, dict[str, int]]:
+        """How many alerts of each run are pending and firing; runs without any have zeros."""
+        query = (
+            select(alert.c.run_id, alert.c.state, func.count())
+            .where(
+                alert.c.project == project,
+                alert.c.run_id.in_(run_rows),
+                alert.c.state.in_(OPEN),
+            )
+            .group_by(alert.c.run_id, alert.c.state)
+        )
+        counts = {row: dict.fromkeys(OPEN, 0) for row in run_rows}
+        with self._engine.connect() as conn:
+            for row, state, count in conn.execute(query).tuples():
+                counts[row][state] = count
+        return counts
+
+    def _store(
+        self, project: str, conn: Connection, run_row: int | None, row_id: int | None, value: Alert
+    ) -> int:
+        if value.project != project:
+            raise ValueError("an alert of another project")
+        state = {
+            "state": value.state,
+            "annotations": dict(value.annotations),
+            "fired_ns": value.fired_ns,
+            "resolved_ns": value.resolved_ns,
+            "reason": value.reason,
+        }
+        if row_id is None:
+            return int(
+                conn.execute(
+                    insert(alert)
+                    .values(
+                        project=project,
+                        run_id=run_row,
+                        fingerprint=value.fingerprint,
+                        alertname=value.alertname,
+                        severity=value.severity,
+                        labels=dict(value.labels),
+                        active_ns=value.active_ns,
+                        **state,
+                    )
+                    .returning(alert.c.id)
+                ).scalar_one()
+            )
+        mine = and_(alert.c.id == row_id, alert.c.project == project)
+        if conn.execute(update(alert).where(mine).values(**state)).rowcount != 1:
+            raise LookupError(f"alert {row_id} is not in the ledger")
+        return row_id
+
+
+def _alerts(project: str) -> Select[Any]:
+    return (
+        select(alert, run.c.run.label("run_name"))
+        .outerjoin(run, alert.c.run_id == run.c.id)
+        .where(alert.c.project == project)
+    )
+
+
+def _alert(row: Row[Any]) -> Alert:
+    return Alert(
+        id=row.id,
+        project=row.project,
+        run=row.run_name,
+        labels=row.labels,
+        annotations=row.annotations,
+        state=row.state,
+        active_ns=row.active_ns,
+        fired_ns=row.fired_ns,
+        resolved_ns=row.resolved_ns,
+        reason=row.reason,
+    )
+
+
+def _read_cursor(text: str) -> tuple[int, int]:
+    active_ns, _, row_id = text.partition(".")
+    if not (active_ns.isdecimal() and row_id.isdecimal()):
+        raise BadCursor("not a cursor of this list")
+    return int(active_ns), int(row_id)
+
+
+def _deliveries(project: str, conn: Connection, of: Alert) -> tuple[Delivery, ...]:
+    """The messages that named this incident: from its beginning to that of the next one."""
+    following = conn.execute(
+        select(func.min(alert.c.active_ns)).where(
+            alert.c.project == project,
+            alert.c.fingerprint == of.fingerprint,
+            alert.c.active_ns > of.active_ns,
+        )
+    ).scalar_one()
+    query = (
+        select(outbox.c.id, outbox.c.receiver, outbox.c.state, outbox.c.attempts)
+        .where(
+            outbox.c.project == project,
+            outbox.c.created_ns >= of.active_ns,
+            cast(outbox.c.payload, Text).contains(f'"{of.fingerprint}"'),
+        )
+        .order_by(outbox.c.id)
+    )
+    if following is not None:
+        query = query.where(outbox.c.created_ns < following)
+    return tuple(_delivery(conn, row) for row in conn.execute(query).all())
+
+
+def _delivery(conn: Connection, row: Row[int, str, str, int]) -> Delivery:
+    last = conn.execute(
+        select(delivery)
+        .where(delivery.c.outbox_id == row.id)
+        .order_by(delivery.c.id.desc())
+        .limit(1)
+    ).one_or_none()
+    if last is None:
+        return Delivery(row.receiver, row.state, row.attempts, None, None, None)
+    return Delivery(row.receiver, row.state, row.attempts, last.at_ns, last.ok, last.detail)

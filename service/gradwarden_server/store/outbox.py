@@ -1,0 +1,221 @@
+"""The outbox: messages to receivers, committed with the change that caused them.
+
+Order holds within (receiver, group): while a message waits or is on its way, no later one of
+its group is given out, so a resolve never overtakes its trigger.
+
+States: ``waiting``; ``sent``; ``dead`` (given up); and ``standing``: told, and to be told
+again until the group says something new, for receivers that forget.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import (
+    Connection,
+    Engine,
+    Row,
+    and_,
+    case,
+    delete,
+    exists,
+    func,
+    insert,
+    or_,
+    select,
+    text,
+    update,
+)
+
+from gradwarden_server.model import Notification, Queued, Receipt
+from gradwarden_server.store.tables import delivery, outbox
+
+LEASE_NS = 60 * 1_000_000_000
+# A standing message that its receiver missed is told again soon, however often it fails.
+STANDING_RETRY_NS = 60 * 1_000_000_000
+OPEN = ("waiting", "standing")
+
+
+def enqueue(project: str, conn: Connection, notification: Notification, now_ns: int) -> int:
+    """Put a message at the end of its group; returns its row number."""
+    if notification.project != project:
+        raise ValueError("a message of another project")
+    same_group = and_(
+        outbox.c.receiver == notification.receiver, outbox.c.group_key == notification.group_key
+    )
+    if conn.dialect.name == "postgresql":
+        # Two transactions must not take the same ordinal; SQLite has one writer anyway.
+        name = f"{notification.receiver}\n{notification.group_key}"
+        conn.execute(text("SELECT pg_advisory_xact_lock(hashtextextended(:n, 0))"), {"n": name})
+    conn.execute(
+        update(outbox).where(same_group, outbox.c.state == "standing").values(state="sent")
+    )
+    last = conn.execute(select(func.max(outbox.c.seq)).where(same_group)).scalar_one()
+    added = conn.execute(
+        insert(outbox)
+        .values(
+            project=project,
+            receiver=notification.receiver,
+            group_key=notification.group_key,
+            seq=(last or 0) + 1,
+            severity=notification.severity,
+            payload=dict(notification.payload),
+            created_ns=now_ns,
+            not_before_ns=now_ns,
+            attempts=0,
+            lease_until_ns=0,
+            state="waiting",
+        )
+        .returning(outbox.c.id)
+    )
+    return int(added.scalar_one())
+
+
+class Outbox:
+    """The queue between evaluation and delivery. Workers serve all projects alike."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def beat(self, project: str, conn: Connection, notification: Notification, now_ns: int) -> None:
+        """Enqueue a message that makes all earlier ones of its group worthless (the Watchdog).
+
+        Those are deleted, except one on its way, so that a dead receiver gathers no backlog.
+        """
+        newest = enqueue(project, conn, notification, now_ns)
+        old = select(outbox.c.id).where(
+            outbox.c.receiver == notification.receiver,
+            outbox.c.group_key == notification.group_key,
+            outbox.c.id != newest,
+            outbox.c.lease_until_ns <= now_ns,
+        )
+        conn.execute(delete(delivery).where(delivery.c.outbox_id.in_(old)))
+        conn.execute(delete(outbox).where(outbox.c.id.in_(old)))
+
+    def due(self, now_ns: int) -> bool:
+        """Whether any message may be tried now; spares the writer an empty transaction."""
+        query = select(
+            exists().where(
+                outbox.c.state.in_(OPEN),
+                outbox.c.not_before_ns <= now_ns,
+                outbox.c.lease_until_ns <= now_ns,
+            )
+        )
+        with self._engine.connect() as conn:
+            return bool(conn.execute(query).scalar_one())
+
+    def claim(self, conn: Connection, receiver: str, now_ns: int, limit: int) -> list[Queued]:
+        """Take up to ``limit`` messages of a receiver under a lease, pages first."""
+        earlier = outbox.alias("earlier")
+        held_up = exists().where(
+            earlier.c.receiver == outbox.c.receiver,
+            earlier.c.group_key == outbox.c.group_key,
+            earlier.c.seq < outbox.c.seq,
+            or_(earlier.c.state == "waiting", earlier.c.lease_until_ns > now_ns),
+        )
+        ready = (
+            select(outbox)
+            .where(
+                outbox.c.receiver == receiver,
+                outbox.c.state.in_(OPEN),
+                outbox.c.not_before_ns <= now_ns,
+                outbox.c.lease_until_ns <= now_ns,
+                ~held_up,
+            )
+            .order_by(case((outbox.c.severity == "page", 0), else_=1), outbox.c.id)
+            .limit(limit)
+            .with_for_update(skip_locked=True)
+        )
+        rows = conn.execute(ready).all()
+        if rows:
+            conn.execute(
+                update(outbox)
+                .where(outbox.c.id.in_([row.id for row in rows]))
+                .values(lease_until_ns=now_ns + LEASE_NS, attempts=outbox.c.attempts + 1)
+            )
+        return [_queued(row) for row in rows]
+
+    def record(self, conn: Connection, queued: Queued, receipt: Receipt) -> None:
+        """Write down how a try went and say what becomes of the message."""
+        mine = outbox.c.id == queued.id
+        row = conn.execute(select(outbox.c.state, outbox.c.attempts).where(mine)).one_or_none()
+        if row is None:
+            return  # a beat that was replaced meanwhile
+        was_standing = row.state == "standing"
+        if not (was_standing and receipt.ok):  # one line for the first telling, not for each
+            conn.execute(
+                insert(delivery).values(
+                    outbox_id=queued.id,
+                    at_ns=receipt.at_ns,
+                    ok=receipt.ok,
+                    detail=receipt.detail,
+                    duration_seconds=receipt.duration_seconds,
+                )
+            )
+        values: dict[str, Any] = {}
+        if row.attempts == queued.attempts:  # else the lease ran out and another try is under way
+            values["lease_until_ns"] = 0
+        if row.state in OPEN:  # else it was retired, or settled by that other try
+            values |= _fate(was_standing, receipt)
+        if values:
+            conn.execute(update(outbox).where(mine).values(**values))
+
+    def bury(self, conn: Connection, known: list[str] | tuple[str, ...], now_ns: int) -> int:
+        """Give up on messages to receivers that no longer exist; returns how many waited."""
+        gone = and_(outbox.c.state.in_(OPEN), outbox.c.receiver.not_in(known))
+        rows = conn.execute(select(outbox.c.id).where(gone, outbox.c.state == "waiting")).all()
+        if rows:
+            lines = [
+                {
+                    "outbox_id": row.id,
+                    "at_ns": now_ns,
+                    "ok": False,
+                    "detail": "the receiver is not in the receivers file",
+                    "duration_seconds": 0.0,
+                }
+                for row in rows
+            ]
+            conn.execute(insert(delivery), lines)
+        conn.execute(update(outbox).where(gone).values(state="dead", lease_until_ns=0))
+        return len(rows)
+
+    def oldest_unsent(self) -> int | None:
+        """When the oldest message that still waits was made; None when none waits."""
+        query = select(func.min(outbox.c.created_ns)).where(outbox.c.state == "waiting")
+        with self._engine.connect() as conn:
+            oldest: int | None = conn.execute(query).scalar_one()
+        return oldest
+
+    def counts(self) -> dict[str, int]:
+        """How many messages are in each state."""
+        query = select(outbox.c.state, func.count()).group_by(outbox.c.state)
+        with self._engine.connect() as conn:
+            return dict(conn.execute(query).tuples().all())
+
+
+def _fate(was_standing: bool, receipt: Receipt) -> dict[str, Any]:
+    if receipt.ok and receipt.retry_at_ns is None:
+        return {"state": "sent"}
+    if receipt.ok:
+        return {"state": "standing", "not_before_ns": receipt.retry_at_ns, "attempts": 1}
+    if was_standing:
+        return {"not_before_ns": receipt.at_ns + STANDING_RETRY_NS}
+    if receipt.retry_at_ns is not None:
+        return {"not_before_ns": receipt.retry_at_ns}
+    return {"state": "dead"}
+
+
+def _queued(row: Row[Any]) -> Queued:
+    return Queued(
+        id=row.id,
+        notification=Notification(
+            project=row.project,
+            receiver=row.receiver,
+            group_key=row.group_key,
+            severity=row.severity,
+            payload=row.payload,
+        ),
+        seq=row.seq,
+        attempts=row.attempts + 1,
+        created_ns=row.created_ns,
+    )
