@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import socket
 import subprocess
 import tempfile
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -57,15 +57,15 @@ def postgres_server() -> Iterator[str]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def postgres_url(postgres_server: str) -> str:
-    """The URL of an empty database on a real PostgreSQL, one per test session.
+    """The URL of a new, empty database on a real PostgreSQL.
 
     With xdist every worker has its own server, so workers never meet.
     """
     import psycopg
 
-    name = f"test_{os.getpid()}"
+    name = f"test_{uuid.uuid4().hex}"
     plain = postgres_server.replace("+psycopg", "")
     with psycopg.connect(plain, autocommit=True) as connection:
         connection.execute(f'CREATE DATABASE "{name}"')
