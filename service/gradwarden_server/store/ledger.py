@@ -188,7 +188,7 @@ class AlertLedger:
         )
         counts = {row: dict.fromkeys(OPEN, 0) for row in run_rows}
         with self._engine.connect() as conn:
-            for row, state, count in conn.execute(query).tuples():
+            for row, state, count in conn.execute(query):
                 counts[row][state] = count
         return counts
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 from sqlalchemy import (
+    ColumnElement,
     Connection,
     Engine,
     Row,
@@ -94,34 +95,15 @@ class Outbox:
 
     def due(self, now_ns: int) -> bool:
         """Whether any message may be tried now; spares the writer an empty transaction."""
-        query = select(
-            exists().where(
-                outbox.c.state.in_(OPEN),
-                outbox.c.not_before_ns <= now_ns,
-                outbox.c.lease_until_ns <= now_ns,
-            )
-        )
+        query = select(select(outbox.c.id).where(_ready(now_ns)).exists())
         with self._engine.connect() as conn:
             return bool(conn.execute(query).scalar_one())
 
     def claim(self, conn: Connection, receiver: str, now_ns: int, limit: int) -> list[Queued]:
         """Take up to ``limit`` messages of a receiver under a lease, pages first."""
-        earlier = outbox.alias("earlier")
-        held_up = exists().where(
-            earlier.c.receiver == outbox.c.receiver,
-            earlier.c.group_key == outbox.c.group_key,
-            earlier.c.seq < outbox.c.seq,
-            or_(earlier.c.state == "waiting", earlier.c.lease_until_ns > now_ns),
-        )
         ready = (
             select(outbox)
-            .where(
-                outbox.c.receiver == receiver,
-                outbox.c.state.in_(OPEN),
-                outbox.c.not_before_ns <= now_ns,
-                outbox.c.lease_until_ns <= now_ns,
-                ~held_up,
-            )
+            .where(outbox.c.receiver == receiver, _ready(now_ns))
             .order_by(case((outbox.c.severity == "page", 0), else_=1), outbox.c.id)
             .limit(limit)
             .with_for_update(skip_locked=True)
@@ -188,9 +170,26 @@ class Outbox:
 
     def counts(self) -> dict[str, int]:
         """How many messages are in each state."""
-        query = select(outbox.c.state, func.count()).group_by(outbox.c.state)
+        query = select(outbox.c.state, func.count().label("messages")).group_by(outbox.c.state)
         with self._engine.connect() as conn:
-            return dict(conn.execute(query).tuples().all())
+            return {row.state: row.messages for row in conn.execute(query)}
+
+
+def _ready(now_ns: int) -> ColumnElement[bool]:
+    """Due, in nobody's hands, and with no earlier message of its group waiting or under way."""
+    earlier = outbox.alias("earlier")
+    held_up = exists().where(
+        earlier.c.receiver == outbox.c.receiver,
+        earlier.c.group_key == outbox.c.group_key,
+        earlier.c.seq < outbox.c.seq,
+        or_(earlier.c.state == "waiting", earlier.c.lease_until_ns > now_ns),
+    )
+    return and_(
+        outbox.c.state.in_(OPEN),
+        outbox.c.not_before_ns <= now_ns,
+        outbox.c.lease_until_ns <= now_ns,
+        ~held_up,
+    )
 
 
 def _fate(was_standing: bool, receipt: Receipt) -> dict[str, Any]:
