@@ -70,7 +70,14 @@ LONG_BY_DESIGN = {
 # Public methods of store classes that take no project, each with its reason.
 WITHOUT_PROJECT = {
     "Database": "the engine itself: connections, migrations and the writer, no tenant's rows",
+    "Outbox.bury": "the delivery loop serves all projects; a message carries its own",
+    "Outbox.claim": "the delivery loop",
+    "Outbox.counts": "totals for /metrics",
+    "Outbox.due": "the delivery loop",
+    "Outbox.oldest_unsent": "totals for /metrics",
+    "Outbox.record": "the delivery loop",
     "RunStore.projects": "lists the projects",
+    "TokenStore.any_live": "whether the service may listen beyond loopback at all",
     "TokenStore.authenticate": "a token is what tells the project",
 }
 
