@@ -1,0 +1,69 @@
+/** From the service's series to the columns that uPlot draws. Pure. */
+
+import { num, type Series } from "./api";
+
+export interface Line {
+  key: string;
+  label: string;
+}
+
+export interface Columns {
+  /** x, then last, min, max for each line. Nulls are gaps. */
+  data: (number | null)[][];
+  /** Steps with a non-finite value in any of the lines. */
+  bad: number[];
+}
+
+/**
+ * Points sit in the middle of their step, as heatmap cells do. A gap is put before each of
+ * `breaks`, the first steps of later attempts: two lives of a run are never joined by a line.
+ * On a log axis what is not positive cannot be drawn and is left out.
+ */
+export function columns(series: Series, lines: Line[], log: boolean, breaks: number[]): Columns {
+  const bad = new Set<number>();
+  const x: number[] = [];
+  const data: (number | null)[][] = [x, ...lines.flatMap(() => [[], [], []])];
+  const cuts = [...breaks].sort((a, b) => a - b);
+  series.step.forEach((step, k) => {
+    while (cuts.length && cuts[0] <= step) {
+      const cut = cuts.shift()!;
+      if (k === 0) continue;
+      x.push(cut);
+      for (let c = 1; c < data.length; c++) data[c].push(null);
+    }
+    x.push(step + 0.5);
+    lines.forEach(({ key }, n) => {
+      const found = series.keys[key];
+      (["last", "min", "max"] as const).forEach((part, p) => {
+        const v = found ? num(found[part][k]) : null;
+        const fine = v !== null && Number.isFinite(v) && (!log || v > 0);
+        data[1 + n * 3 + p].push(fine ? v : null);
+        if (v !== null && !Number.isFinite(v)) bad.add(step);
+      });
+      if (found?.nonfinite[k]) bad.add(step);
+    });
+  });
+  return { data, bad: [...bad] };
+}
+
+/** What a line says at `step`, or at its last step when null. */
+export function reading(series: Series, key: string, step: number | null): number | null {
+  const found = series.keys[key];
+  if (!found) return null;
+  let at = series.step.length - 1;
+  if (step !== null) while (at > 0 && series.step[at] > step) at--;
+  for (; at >= 0; at--) {
+    const value = num(found.last[at]);
+    if (found.nonfinite[at] && (value === null || Number.isFinite(value))) return NaN;
+    if (value !== null || step !== null) return value;
+  }
+  return null;
+}
+
+/** Whether any of the keys has a value at all. */
+export function speaks(series: Series, ...keys: string[]): boolean {
+  return keys.some((key) => {
+    const found = series.keys[key];
+    return !!found && (found.last.some((v) => v !== null) || found.nonfinite.some((n) => n));
+  });
+}

@@ -1,0 +1,44 @@
+/** Colours of cell bytes, as little-endian RGBA words ready for ImageData. */
+
+type Rgb = [number, number, number];
+
+// Anchors of cividis: made for colour-blind readers, and furthest from the NaN magenta.
+const CIVIDIS: Rgb[] = [
+  [0, 34, 78], [18, 53, 112], [59, 73, 108], [87, 93, 109], [112, 113, 115],
+  [138, 134, 120], [165, 156, 116], [195, 179, 105], [225, 204, 85], [254, 232, 56],
+];
+const BLUE: Rgb = [44, 123, 182];
+const ORANGE: Rgb = [230, 97, 1];
+export const MAGENTA: Rgb = [255, 43, 214];
+
+function word([r, g, b]: Rgb): number {
+  return ((255 << 24) | (b << 16) | (g << 8) | r) >>> 0;
+}
+
+function between(a: Rgb, b: Rgb, t: number): Rgb {
+  return [0, 1, 2].map((k) => Math.round(a[k] + (b[k] - a[k]) * t)) as Rgb;
+}
+
+function ramp(anchors: Rgb[]): Uint32Array {
+  const table = new Uint32Array(256);
+  for (let byte = 1; byte < 255; byte++) {
+    const at = ((byte - 1) / 253) * (anchors.length - 1);
+    const k = Math.min(anchors.length - 2, Math.floor(at));
+    table[byte] = word(between(anchors[k], anchors[k + 1], at - k));
+  }
+  table[255] = word(MAGENTA);
+  return table; // byte 0 stays transparent: the hatch behind it shows
+}
+
+export const sequential = ramp(CIVIDIS);
+
+export function diverging(ground: string): Uint32Array {
+  const hex = [1, 3, 5].map((k) => parseInt(ground.slice(k, k + 2), 16)) as Rgb;
+  return ramp([BLUE, hex, ORANGE]);
+}
+
+/** The colour of one byte for CSS. */
+export function css(table: Uint32Array, byte: number): string {
+  const c = table[byte];
+  return `rgb(${c & 255} ${(c >> 8) & 255} ${(c >> 16) & 255})`;
+}

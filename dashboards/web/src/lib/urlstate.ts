@@ -1,0 +1,76 @@
+/** The view is the URL. Pure: text in, state out, and back; unknown keys are kept. */
+
+export type Metric = "l2" | "absmax" | "zero" | "nan";
+export type Mode = "abs" | "base";
+
+export interface RunView {
+  metric: Metric;
+  mode: Mode;
+  /** Absolute step range; null follows the run. */
+  range: [number, number] | null;
+  /** "auto", "all", "none", or the folded blocks by name. */
+  fold: "auto" | "all" | "none" | string[];
+  /** Index of the selected parameter, or null. */
+  row: number | null;
+}
+
+export const METRICS: Record<Metric, { label: string; unit: string }> = {
+  l2: { label: "gradient L2 norm", unit: "L2" },
+  absmax: { label: "largest |gradient|", unit: "max" },
+  zero: { label: "zero elements", unit: "zeros" },
+  nan: { label: "NaN elements", unit: "NaNs" },
+};
+
+function integer(text: string | null): number | null {
+  return text !== null && /^\d{1,15}$/.test(text) ? Number(text) : null;
+}
+
+export function parseRunView(search: string): RunView {
+  const q = new URLSearchParams(search);
+  const metric = q.get("m") ?? "l2";
+  const from = integer(q.get("from"));
+  const to = integer(q.get("to"));
+  const fold = q.get("fold") ?? "auto";
+  return {
+    metric: metric in METRICS ? (metric as Metric) : "l2",
+    mode: q.get("mode") === "base" ? "base" : "abs",
+    range: from !== null && to !== null && to > from ? [from, to] : null,
+    fold: fold === "auto" || fold === "all" || fold === "none" ? fold : fold.split(","),
+    row: integer(q.get("row")),
+  };
+}
+
+/** The query that says `view`, defaults left out, keys of others untouched. */
+export function writeRunView(search: string, view: RunView): string {
+  const q = new URLSearchParams(search);
+  const put = (key: string, value: string | null) =>
+    value === null ? q.delete(key) : q.set(key, value);
+  put("m", view.metric === "l2" ? null : view.metric);
+  put("mode", view.mode === "abs" ? null : view.mode);
+  put("from", view.range ? String(Math.round(view.range[0])) : null);
+  put("to", view.range ? String(Math.round(view.range[1])) : null);
+  put("fold", view.fold === "auto" ? null : String(view.fold));
+  put("row", view.row === null ? null : String(view.row));
+  const text = q.toString();
+  return text ? `?${text}` : "";
+}
+
+/** Zoom `range` around `centre` by `factor`, held inside `bounds`; never under four steps. */
+export function zoom(
+  range: [number, number],
+  bounds: [number, number],
+  factor: number,
+  centre = (range[0] + range[1]) / 2,
+): [number, number] {
+  const from = centre - (centre - range[0]) * factor;
+  const to = centre + (range[1] - centre) * factor;
+  const width = Math.min(Math.max(to - from, 4), bounds[1] - bounds[0]);
+  return hold([from, from + width], bounds);
+}
+
+/** Move `range` inside `bounds` without changing its width. */
+export function hold(range: [number, number], bounds: [number, number]): [number, number] {
+  const width = Math.min(range[1] - range[0], bounds[1] - bounds[0]);
+  const from = Math.min(Math.max(range[0], bounds[0]), bounds[1] - width);
+  return [from, from + width];
+}

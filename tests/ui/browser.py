@@ -1,0 +1,152 @@
+"""Headless Chromium over the DevTools protocol: enough of a browser for the dashboard's tests.
+
+One page, driven from Python through ``websockets`` (which uvicorn brings along), so that the
+tests of a Python package need neither Node nor a browser download.
+"""
+
+from __future__ import annotations
+
+import base64
+import itertools
+import json
+import shutil
+import subprocess
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+from urllib.request import Request, urlopen
+
+from websockets.sync.client import connect
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+FLAGS = (
+    "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
+    "--no-first-run", "--hide-scrollbars", "--force-color-profile=srgb",
+    "--disable-background-networking", "--remote-debugging-port=0",
+)
+ERRORS = ("Runtime.exceptionThrown", "Runtime.consoleAPICalled", "Log.entryAdded")
+
+
+def find() -> str | None:
+    """Path of an installed Chromium, or None."""
+    return next(filter(None, map(shutil.which, NAMES)), None)
+
+
+class Page:
+    """A tab: go, evaluate, wait for something to be true, take a picture, list complaints."""
+
+    def __init__(self, executable: str, profile: Path) -> None:
+        self.complaints: list[str] = []
+        self._ids = itertools.count(1)
+        self._process = subprocess.Popen(
+            [executable, *FLAGS, f"--user-data-dir={profile}", "about:blank"],
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )
+        try:
+            port = self._port(profile / "DevToolsActivePort")
+            request = Request(f"http://127.0.0.1:{port}/json/new?about:blank", method="PUT")
+            target = json.load(urlopen(request, timeout=10))
+            self._socket = connect(target["webSocketDebuggerUrl"], max_size=None, open_timeout=10)
+        except BaseException:
+            self._process.kill()
+            raise
+        for domain in ("Page", "Runtime", "Log"):
+            self.call(f"{domain}.enable")
+
+    def __enter__(self) -> Page:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        self._socket.close()
+        self._process.terminate()
+        try:
+            self._process.wait(10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def _port(self, file: Path, limit: float = 30) -> int:
+        end = time.monotonic() + limit
+        while time.monotonic() < end:
+            if file.exists() and (text := file.read_text()).count("\n"):
+                return int(text.split()[0])
+            if self._process.poll() is not None:
+                raise RuntimeError(f"Chromium ended at once with code {self._process.returncode}")
+            time.sleep(0.05)
+        raise TimeoutError("Chromium did not open its DevTools port")
+
+    def call(self, method: str, **params: Any) -> dict[str, Any]:
+        """One DevTools command and its result; events that arrive meanwhile are noted."""
+        number = next(self._ids)
+        self._socket.send(json.dumps({"id": number, "method": method, "params": params}))
+        while True:
+            message = json.loads(self._socket.recv(timeout=60))
+            if message.get("id") == number:
+                if "error" in message:
+                    raise RuntimeError(f"{method}: {message['error']['message']}")
+                result: dict[str, Any] = message["result"]
+                return result
+            self._note(message)
+
+    def _note(self, message: dict[str, Any]) -> None:
+        method, params = message.get("method"), message.get("params", {})
+        if method not in ERRORS:
+            return
+        kind = params.get("type") or params.get("entry", {}).get("level")
+        if method == "Runtime.exceptionThrown" or kind in ("error", "assert"):
+            self.complaints.append(json.dumps(params)[:600])
+
+    def size(self, width: int, height: int) -> None:
+        self.call(
+            "Emulation.setDeviceMetricsOverride",
+            width=width, height=height, deviceScaleFactor=1, mobile=width < 600,
+        )
+
+    def scheme(self, name: str) -> None:
+        feature = {"name": "prefers-color-scheme", "value": name}
+        self.call("Emulation.setEmulatedMedia", features=[feature])
+
+    def go(self, url: str) -> None:
+        self.call("Page.navigate", url=url)
+
+    def evaluate(self, expression: str) -> Any:
+        """The JSON value of an expression; promises are awaited."""
+        answer = self.call(
+            "Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True
+        )
+        if "exceptionDetails" in answer:
+            raise RuntimeError(json.dumps(answer["exceptionDetails"])[:600])
+        return answer["result"].get("value")
+
+    def wait(self, expression: str, limit: float = 30) -> Any:
+        """Poll until the expression is truthy; its value."""
+        end = time.monotonic() + limit
+        while True:
+            if value := self.evaluate(expression):
+                return value
+            if time.monotonic() > end:
+                body = self.evaluate("document.body.innerText.slice(0, 800)")
+                raise AssertionError(f"never true: {expression}\nThe page says:\n{body}")
+            time.sleep(0.1)
+
+    def mouse(self, kind: str, x: float, y: float, **more: Any) -> None:
+        self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, **more)
+
+    def press(self, key: str, code: str | None = None, text: str | None = None) -> None:
+        common = {"key": key, "code": code or key}
+        self.call("Input.dispatchKeyEvent", type="keyDown", **common, **({"text": text} if text else {}))
+        self.call("Input.dispatchKeyEvent", type="keyUp", **common)
+
+    def picture(self, file: Path, full: bool = True) -> Path:
+        """A PNG of the page, as a whole or as the window shows it."""
+        more: dict[str, Any] = {}
+        if full:
+            box = self.call("Page.getLayoutMetrics")["cssContentSize"]
+            more = {"captureBeyondViewport": True, "clip": {**box, "scale": 1}}
+        data = self.call("Page.captureScreenshot", format="png", **more)["data"]
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(base64.b64decode(data))
+        return file
