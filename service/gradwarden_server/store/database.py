@@ -23,14 +23,18 @@ from alembic import command
 from alembic.config import Config
 from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.engine import make_url
+from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from gradwarden_server import assets
-from gradwarden_server.store.errors import DatabaseInUse
+from gradwarden_server.store.errors import DatabaseInUse, Unavailable
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _JOBS_PER_COMMIT = 512
+# Gone, locked or full: the same write may succeed later, unlike one that broke a constraint.
+_AWAY = (OperationalError, InterfaceError, PoolTimeout)
 
 
 class Priority(IntEnum):
@@ -67,9 +71,16 @@ class Database:
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
-        """A short read transaction; hold it for milliseconds, not for a stream."""
-        with self.engine.connect() as connection, connection.begin():
-            yield connection
+        """A short read transaction; hold it for milliseconds, not for a stream.
+
+        Raises:
+            Unavailable: the database does not answer.
+        """
+        try:
+            with self.engine.connect() as connection, connection.begin():
+                yield connection
+        except _AWAY as error:
+            raise _unavailable(error) from error
 
     def write(
         self,
@@ -175,6 +186,12 @@ def _engine(url: str, kind: str, begin: str) -> Engine:
     return engine
 
 
+def _unavailable(error: BaseException) -> Unavailable:
+    unavailable = Unavailable(f"the database cannot be used now: {error.__class__.__name__}")
+    unavailable.__cause__ = error
+    return unavailable
+
+
 class _Job:
     def __init__(self, run: Callable[[Connection], Any], order: tuple[int, str, int]) -> None:
         self.run = run
@@ -238,8 +255,9 @@ class _Writer:
                     outcomes.append((job, *_attempt(connection, job)))
         except BaseException as error:
             log.exception("commit of %d writes failed", len(jobs))
+            reason = _unavailable(error) if isinstance(error, _AWAY) else error
             for job in jobs:
-                job.future.set_exception(error)
+                job.future.set_exception(reason)
             return
         for job, result, refusal in outcomes:
             if refusal is None:
@@ -254,6 +272,6 @@ def _attempt(connection: Connection, job: _Job) -> tuple[Any, BaseException | No
         result = job.run(connection)
     except Exception as error:
         savepoint.rollback()
-        return None, error
+        return None, _unavailable(error) if isinstance(error, _AWAY) else error
     savepoint.commit()
     return result, None

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 
 class StoreError(Exception):
-    """Root of the tree: UnknownStream, UnknownLayout, RunAlreadyLive, Fenced, DatabaseInUse."""
+    """Root of the tree.
+
+    UnknownStream, UnknownLayout, RunAlreadyLive, Fenced, DatabaseInUse, Unavailable.
+    """
 
 
 class UnknownStream(StoreError):
@@ -44,3 +47,7 @@ class Fenced(StoreError):
 
 class DatabaseInUse(StoreError):
     """A running server holds this SQLite file; writing beside it is refused."""
+
+
+class Unavailable(StoreError):
+    """The database does not answer or cannot write now; nothing was changed, try again."""

@@ -1,0 +1,195 @@
+"""Who watches the watchman: our own metrics and traces.
+
+Counters move where things happen. Everything that the database knows better (runs, alerts,
+the outbox, the latest gradient norms) is asked for at each scrape, through a snapshot.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from importlib.metadata import version
+
+from opentelemetry import trace
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
+
+MOST_RUNS = 50
+"""Live runs with series of their own on /metrics; the rest are counted, so it stays bounded."""
+
+disable_created_metrics()
+
+
+def package_version() -> str:
+    """The version of the installed distribution."""
+    return version("gradwarden")
+
+
+@dataclass(frozen=True, slots=True)
+class RunGauges:
+    """The latest of one live run."""
+
+    project: str
+    run: str
+    last_step: int | None
+    grad_norm: float | None
+    nonfinite: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What the stores know at the moment of a scrape."""
+
+    runs: Mapping[str, int] = field(default_factory=dict)
+    alerts: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    live: tuple[RunGauges, ...] = ()
+    outbox_waiting: int = 0
+    outbox_oldest_seconds: float = 0.0
+    writer_queue_depth: int = 0
+    evaluator_lag_seconds: float = 0.0
+
+
+class Telemetry:
+    """The metrics of one service; a registry of its own, so that tests can hold several."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.ingest_frames = Counter(
+            "gradwarden_ingest_frames",
+            "Frames stored durably, each counted once however often it was sent.",
+            registry=self.registry,
+        )
+        self.ingest_requests = Counter(
+            "gradwarden_ingest_requests",
+            "Requests to /v1/ingest by HTTP status.",
+            ["code"],
+            registry=self.registry,
+        )
+        self.ingest_commit_seconds = Histogram(
+            "gradwarden_ingest_commit_seconds",
+            "From a decoded batch to its durable commit.",
+            buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10),
+            registry=self.registry,
+        )
+        self.evaluator_errors = Counter(
+            "gradwarden_evaluator_errors",
+            "Evaluations that raised; the run is tried again at the next tick.",
+            registry=self.registry,
+        )
+        self.deliveries = Counter(
+            "gradwarden_deliveries",
+            "Tries to tell a receiver, by how they went.",
+            ["receiver", "result"],
+            registry=self.registry,
+        )
+        build = Gauge(
+            "gradwarden_build_info",
+            "1, with the version of the service as its label.",
+            ["version"],
+            registry=self.registry,
+        )
+        build.labels(package_version()).set(1)
+
+    def watch(self, source: Callable[[], Snapshot]) -> None:
+        """Ask ``source`` at every scrape."""
+        self.registry.register(_Scrape(source))
+
+    def exposition(self, accept: str) -> tuple[bytes, str]:
+        """The metrics in the format that the scraper accepts, and its media type."""
+        encode, media_type = choose_encoder(accept)
+        return encode(self.registry), media_type
+
+
+class _Scrape(Collector):
+    def __init__(self, source: Callable[[], Snapshot]) -> None:
+        self._source = source
+        self._lock = threading.Lock()
+
+    def describe(self) -> Iterable[Metric]:
+        return []  # registering must not ask the source
+
+    def collect(self) -> Iterator[Metric]:
+        with self._lock:  # two scrapers at once would read the same rows twice
+            now = self._source()
+        runs = GaugeMetricFamily("gradwarden_runs", "Runs known, by status.", labels=["status"])
+        for status, count in sorted(now.runs.items()):
+            runs.add_metric([status], count)
+        alerts = GaugeMetricFamily(
+            "gradwarden_alerts", "Alerts that are open.", labels=["severity", "state"]
+        )
+        for (severity, state), count in sorted(now.alerts.items()):
+            alerts.add_metric([severity, state], count)
+        yield from (runs, alerts)
+        yield GaugeMetricFamily(
+            "gradwarden_outbox_waiting",
+            "Notifications that wait for delivery.",
+            value=now.outbox_waiting,
+        )
+        yield GaugeMetricFamily(
+            "gradwarden_outbox_oldest_unsent_seconds",
+            "Age of the oldest notification not delivered yet; 0 when none waits.",
+            value=now.outbox_oldest_seconds,
+        )
+        yield GaugeMetricFamily(
+            "gradwarden_writer_queue_depth",
+            "Writes that wait for the next commit.",
+            value=now.writer_queue_depth,
+        )
+        yield GaugeMetricFamily(
+            "gradwarden_evaluator_lag_seconds",
+            "Age of the oldest stored frame that is not evaluated yet; 0 when none waits.",
+            value=now.evaluator_lag_seconds,
+        )
+        yield from _per_run(now.live)
+
+
+def _per_run(live: tuple[RunGauges, ...]) -> Iterator[Metric]:
+    labels = ["project", "run"]
+    norm = GaugeMetricFamily(
+        "gradwarden_run_grad_norm", "Latest global gradient norm of a live run.", labels=labels
+    )
+    bad = CounterMetricFamily(
+        "gradwarden_run_nonfinite",
+        "Non-finite gradient values that a live run reported.",
+        labels=labels,
+    )
+    step = GaugeMetricFamily(
+        "gradwarden_run_last_step", "Latest step that a live run reported.", labels=labels
+    )
+    for run in live[:MOST_RUNS]:
+        names = [run.project, run.run]
+        if run.grad_norm is not None:
+            norm.add_metric(names, run.grad_norm)
+        if run.nonfinite is not None:
+            bad.add_metric(names, run.nonfinite)
+        if run.last_step is not None:
+            step.add_metric(names, run.last_step)
+    yield from (norm, bad, step)
+    yield GaugeMetricFamily(
+        "gradwarden_metrics_truncated_runs",
+        f"Live runs left out above, beyond the {MOST_RUNS} newest.",
+        value=max(0, len(live) - MOST_RUNS),
+    )
+
+
+def start_tracing(endpoint: str) -> TracerProvider:
+    """Send spans to an OTLP/HTTP endpoint from now on; shut the provider down at the end."""
+    resource = Resource.create({"service.name": "gradwarden", "service.version": package_version()})
+    provider = TracerProvider(resource=resource)
+    exporter = OTLPSpanExporter(endpoint=endpoint.rstrip("/") + "/v1/traces")
+    provider.add_span_processor(BatchSpanProcessor(exporter))
+    trace.set_tracer_provider(provider)
+    return provider
+
+
+def span(name: str, **attributes: str | int | float) -> AbstractContextManager[trace.Span]:
+    """A span around a piece of work; costs next to nothing while tracing is off."""
+    return trace.get_tracer("gradwarden").start_as_current_span(name, attributes=attributes)
