@@ -1,0 +1,166 @@
+"""Alerts pushed to a real Alertmanager, as amtool and a receiver behind it see them."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gradwarden_server.alerting.lifecycle import advance, settle
+from gradwarden_server.model import Alert, Condition, Notification, Queued
+from gradwarden_server.notify.alertmanager import LIFETIME_NS, REPEAT_SECONDS
+from gradwarden_server.notify.message import Sender, Sent
+from gradwarden_server.notify.payload import rfc3339
+from gradwarden_server.notify.pipeline import build
+from gradwarden_server.notify.registry import connect
+from gradwarden_server.notify.spec import Receiver
+from tests.needs import needs
+from tests.server.pager import (
+    PATIENCE,
+    SECOND,
+    LocalReceiver,
+    local_receiver,
+    run_facts,
+    sick,
+    well,
+)
+
+CONFIG = """
+route: {{receiver: behind, group_wait: 0s, group_interval: 1s, group_by: ['...']}}
+receivers:
+  - name: behind
+    webhook_configs: [{{url: '{url}', send_resolved: true}}]
+"""
+
+
+@dataclass
+class Alertmanager:
+    """A running daemon and the receiver that it notifies."""
+
+    url: str
+    behind: LocalReceiver
+
+    def firing(self) -> list[dict[str, Any]]:
+        """What amtool says is firing."""
+        words = [needs("amtool"), f"--alertmanager.url={self.url}", "alert", "query", "-o", "json"]
+        done = subprocess.run(words, check=True, capture_output=True, text=True, timeout=PATIENCE)
+        found: list[dict[str, Any]] = json.loads(done.stdout)
+        return found
+
+
+@pytest.fixture
+def peer(tmp_path: Path) -> Iterator[Alertmanager]:
+    with local_receiver() as behind:
+        config = tmp_path / "alertmanager.yml"
+        config.write_text(CONFIG.format(url=behind.url))
+        daemon = subprocess.Popen(
+            [
+                needs("prometheus-alertmanager"),
+                f"--config.file={config}",
+                f"--storage.path={tmp_path / 'data'}",
+                "--web.listen-address=127.0.0.1:0",
+                "--cluster.listen-address=",
+            ],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=tmp_path,
+        )
+        assert daemon.stderr is not None
+        try:
+            for line in daemon.stderr:
+                if found := re.search(r"Listening on.*address=(127\.0\.0\.1:\d+)", line):
+                    break
+            else:
+                pytest.fail("Alertmanager ended before it listened")
+            yield Alertmanager(f"http://{found[1]}", behind)
+        finally:
+            daemon.terminate()
+            daemon.communicate(timeout=PATIENCE)
+
+
+class Desk:
+    """Sends what the line says straight to the sender."""
+
+    def __init__(self, peer: Alertmanager) -> None:
+        receiver = Receiver("am", "alertmanager", peer.url + "/", allow_private=True)
+        self.line = build([receiver], "http://gw.example")
+        self.sender: Sender = connect([receiver])["am"]
+        self.alerts: dict[str, Alert] = {}
+
+    def say(self, *conditions: Condition) -> list[Sent]:
+        now = time.time_ns()
+        changes = advance(self.alerts, run_facts(), conditions, now)
+        told = self.line.run(self.alerts, changes)
+        self.alerts = settle(self.alerts, changes)
+        return [self.send(notification, now) for notification in told]
+
+    def send(self, notification: Notification, now: int) -> Sent:
+        outcome = self.sender.send(Queued(1, notification, 1, 1, now), now)
+        assert isinstance(outcome, Sent), outcome
+        return outcome
+
+
+def test_an_alert_appears_and_resolves_in_a_real_alertmanager(peer: Alertmanager) -> None:
+    desk = Desk(peer)
+    (sent,) = desk.say(sick(step="40", layer="fc2", summary="NaN"))
+    assert sent.repeat_seconds == REPEAT_SECONDS
+    (alert,) = peer.firing()
+    assert alert["labels"] == {
+        "alertname": "NonFiniteGradient",
+        "severity": "page",
+        "project": "default",
+        "run": "r1",
+    }
+    assert alert["annotations"] == {"step": "40", "layer": "fc2", "summary": "NaN"}
+    assert alert["generatorURL"] == "http://gw.example"
+    (sent,) = desk.say(well())
+    assert sent.repeat_seconds is None, "a resolve is told once"
+    assert peer.firing() == []
+
+
+def test_a_real_alertmanager_notifies_of_both(peer: Alertmanager) -> None:
+    desk = Desk(peer)
+    desk.say(sick(step="40"))
+    fired = json.loads(peer.behind.wait(1)[0].body)
+    desk.say(well())
+    over = json.loads(peer.behind.wait(2)[1].body)
+    assert [(x["status"], x["alerts"][0]["annotations"]) for x in (fired, over)] == [
+        ("firing", {"step": "40"}),
+        ("resolved", {"step": "40"}),
+    ]
+    # Its body is the model of ours: the same keys, on top and in each alert.
+    (ours,) = build([Receiver("w", "webhook", "https://w.example")], "http://gw.example").run(
+        {}, advance({}, run_facts(), [sick()], time.time_ns())
+    )
+    assert set(fired) == set(ours.payload)
+    assert set(fired["alerts"][0]) == set(ours.payload["alerts"][0])
+
+
+def test_telling_it_again_pushes_the_end_of_the_same_alert(peer: Alertmanager) -> None:
+    desk = Desk(peer)
+    now = time.time_ns()
+    changes = advance({}, run_facts(), [sick()], now)
+    (told,) = desk.line.run({}, changes)
+    later = now + int(REPEAT_SECONDS) * SECOND
+    for at in (now, later):
+        desk.send(told, at)
+        (alert,) = peer.firing()
+        assert alert["endsAt"] == rfc3339(at + LIFETIME_NS)
+        assert alert["startsAt"] == rfc3339(now)
+
+
+def test_an_alertmanager_that_does_not_know_the_alert_takes_its_resolve(
+    peer: Alertmanager,
+) -> None:
+    desk = Desk(peer)
+    desk.alerts = settle({}, advance({}, run_facts(), [sick()], time.time_ns() - SECOND))
+    desk.say(well())
+    assert peer.firing() == []
