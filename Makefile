@@ -16,7 +16,7 @@ help: ## say what there is
 
 demo: ## train a network that falls ill, and see the pager name the layer (DEMO=healthy: it stays well)
 	@$(PYTHON) tools/bootstrap.py demo
-	@$(BIN)/gradwarden demo $(DEMO) $(ARGS)
+	@$(BIN)/gradwarden demo $(if $(DEMO),--$(DEMO)) $(ARGS)
 
 serve: ## run the service and the dashboard on this machine
 	@$(PYTHON) tools/bootstrap.py demo
