@@ -352,6 +352,7 @@ def upgrade() -> None:
         sa.Column("clock", sa.JSON(), nullable=True),
         sa.Column("last_time_ns", sa.BigInteger(), nullable=True),
         sa.Column("last_step", sa.BigInteger(), nullable=True),
+        sa.Column("last_step_ns", sa.BigInteger(), nullable=True),
         sa.Column("last_seen_ns", sa.BigInteger(), nullable=False),
         sa.Column("heartbeat_ns", sa.BigInteger(), nullable=True),
         sa.Column("phase", sa.String(length=64), nullable=True),

@@ -260,6 +260,7 @@ def _advance(
     last_time_ns: int | None,
 ) -> None:
     last_step = max(f.step for f in batch.frames)
+    moved = row.last_step is None or last_step > row.last_step
     finishes = [e for f in batch.frames for e in f.events if e["kind"] == "finish"]
     connection.execute(
         update(t.stream)
@@ -267,7 +268,8 @@ def _advance(
         .values(
             seqs=wire.merge(_held(row), batch.first_seq, batch.last_seq),
             last_time_ns=last_time_ns,
-            last_step=max(last_step, row.last_step or 0),
+            last_step=last_step if moved else row.last_step,
+            last_step_ns=received_ns if moved else row.last_step_ns,
             last_seen_ns=received_ns,
             ended=row.ended or bool(finishes),
         )

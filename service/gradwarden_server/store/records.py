@@ -154,6 +154,7 @@ class StreamRecord:
     pid: int
     place: Mapping[str, Any]
     last_step: int | None
+    last_step_ns: int | None
     last_seen_ns: int
     heartbeat_ns: int | None
     phase: str | None

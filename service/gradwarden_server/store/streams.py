@@ -230,8 +230,8 @@ def heartbeat(connection: Connection, project: str, beat: Heartbeat, received_ns
         "phase": beat.phase,
         "clock": _windowed_minimum(row.clock, received_ns - beat.sent_ns, received_ns),
     }
-    if beat.step is not None:
-        values["last_step"] = max(beat.step, row.last_step or 0)
+    if beat.step is not None and (row.last_step is None or beat.step > row.last_step):
+        values |= {"last_step": beat.step, "last_step_ns": received_ns}
     connection.execute(update(t.stream).where(t.stream.c.id == row.id).values(values))
     connection.execute(
         update(t.run).where(t.run.c.id == row.run_id).values(last_seen_ns=received_ns)

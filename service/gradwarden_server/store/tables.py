@@ -127,6 +127,8 @@ stream = Table(
     Column("clock", JSON),
     Column("last_time_ns", BigInteger),
     Column("last_step", BigInteger),
+    # When the last step first became known here.
+    Column("last_step_ns", BigInteger),
     Column("last_seen_ns", BigInteger, nullable=False),
     # Set by heartbeats alone: a spool sent later is no sign of life.
     Column("heartbeat_ns", BigInteger),

@@ -1,0 +1,1 @@
+"""The demo: a real network trains, falls ill, and the pager knows."""

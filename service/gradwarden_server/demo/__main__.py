@@ -1,0 +1,3 @@
+from gradwarden_server.demo.story import main
+
+raise SystemExit(main())
