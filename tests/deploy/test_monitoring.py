@@ -278,6 +278,8 @@ def house(metrics: str, tmp_path: Path) -> Iterator[tuple[str, str]]:
             f"--config.file={config}",
             f"--storage.tsdb.path={tmp_path / 'tsdb'}",
             f"--web.listen-address=127.0.0.1:{ports[0]}",
+            # The first send comes before Alertmanager is discovered; the next after a minute.
+            "--rules.alert.resend-delay=1s",
         ],
         [
             alertmanager,
