@@ -1,0 +1,403 @@
+"""Joins the frames of all ranks into steps, so that detectors never see arrival order.
+
+A rank has closed a step when its frames, in the order of their seq and without a gap, hold a
+final frame of that step or any frame of a later one. A step is released, in step order, when
+all expected ranks have closed it or the wait is over; frames that come later still are counted
+and left to storage. Frames that carry only events are no part of a step: they pass as steps
+without groups, in their place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from gradwarden import wire
+from gradwarden_server.detect.state import pack, unpack
+from gradwarden_server.detect.steps import GroupStep, Matrix, RankStep, Step, observed
+
+WAIT_NS = 2_000_000_000
+"""How long a step waits for its last rank (PROTOCOL 3)."""
+
+_STRICTEST: tuple[wire.Capture, ...] = ("post_clip", "pre_clip", "unclipped", "")
+
+
+@dataclass(slots=True)
+class _Heard:
+    """One frame as received, with what its batch says of it."""
+
+    rank: int
+    group: int
+    layout: str
+    parameters: int
+    quantities: tuple[str, ...]
+    frame: wire.Frame
+    received_ns: int
+    late: bool = False
+
+    @property
+    def factual(self) -> bool:
+        """Whether it reports a step, and does not just carry events."""
+        f = self.frame
+        return bool(not f.events or f.values or f.scalars or f.capture or f.stepped is not None)
+
+    @property
+    def ends(self) -> bool:
+        return any(e.get("kind") == "finish" for e in self.frame.events)
+
+    @property
+    def matrix(self) -> Matrix | None:
+        if not self.frame.values:
+            return None
+        shape = (self.parameters, len(self.quantities))
+        return np.frombuffer(self.frame.values, "<f4").astype(np.float32).reshape(shape)
+
+
+@dataclass(slots=True)
+class _Stream:
+    """How far one rank has spoken without a gap."""
+
+    next_seq: int = 1
+    closed: int = -1
+    ended: bool = False
+    ahead: dict[int, _Heard] = field(default_factory=dict)
+
+
+class AttemptAssembler:
+    """The assembler of one attempt; :class:`Assembler` holds one per attempt of a run."""
+
+    def __init__(self, attempt: int, world_size: int = 0, wait_ns: int = WAIT_NS) -> None:
+        self.attempt = attempt
+        self.world_size = world_size
+        self.late = 0
+        self._wait_ns = wait_ns
+        self._released = -1
+        self._streams: dict[int, _Stream] = {}
+        self._absent: set[int] = set()
+        self._open: dict[int, dict[tuple[int, int], _Heard]] = {}
+        self._events: list[tuple[int, int, _Heard]] = []
+        self._alarming: set[int] = set()
+        self._told: set[int] = set()
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing waits to be released."""
+        return not (self._open or self._events or any(s.ahead for s in self._streams.values()))
+
+    @property
+    def deadline_ns(self) -> int | None:
+        """When a wait ends next, or None."""
+        times = [min(h.received_ns for h in frames.values()) for frames in self._open.values()]
+        times += [h.received_ns for s in self._streams.values() for h in s.ahead.values()]
+        return min(times) + self._wait_ns if times else None
+
+    def add(self, batch: wire.Batch, received_ns: int, shift_ns: int = 0) -> None:
+        """Take a batch; ``shift_ns`` corrects its host's clock."""
+        key = batch.stream
+        self._absent.discard(key.rank)
+        stream = self._streams.setdefault(key.rank, _Stream())
+        for frame in batch.frames:
+            if frame.seq < stream.next_seq or frame.seq in stream.ahead:
+                continue  # delivered twice
+            heard = _Heard(
+                rank=key.rank,
+                group=key.group,
+                layout=batch.layout,
+                parameters=batch.parameters,
+                quantities=batch.quantities,
+                frame=replace(frame, time_ns=frame.time_ns + shift_ns) if shift_ns else frame,
+                received_ns=received_ns,
+            )
+            heard.late = heard.factual and frame.step <= self._released
+            stream.ahead[frame.seq] = heard
+            if heard.late:
+                self.late += 1
+            elif heard.factual:
+                self._open.setdefault(frame.step, {})[key.rank, frame.seq] = heard
+                if _alarming(heard):
+                    self._alarming.add(frame.step)
+        self._follow(stream)
+
+    def urgent(self) -> list[Step]:
+        """Early looks at steps with a non-finite fact that still wait for other ranks.
+
+        Each such step is told once, when the speaker's own word on it is final: before that it
+        is open whether the bad gradient was applied or skipped.
+        """
+        told = []
+        for number in sorted(self._alarming - self._told):
+            frames = self._open.get(number)
+            if frames is not None and _decided(frames.values()):
+                self._told.add(number)
+                told.append(self._build(number, frames, partial=True))
+        return told
+
+    def release(self, now_ns: int) -> list[Step]:
+        """The steps that are complete, or have waited long enough, in step order."""
+        for stream in self._streams.values():
+            if stream.ahead and _oldest(stream.ahead.values()) + self._wait_ns <= now_ns:
+                stream.next_seq = min(stream.ahead)  # what is missing will not come in time
+                self._follow(stream)
+        frontier = self._frontier(now_ns)
+        ready = [n for n in self._open if n <= frontier]
+        waiting = min((n for n in self._open if n > frontier), default=None)
+        rows: list[tuple[int, int, int, Step]] = []
+        for number in ready:
+            built = self._build(number, self._open.pop(number))
+            self._absent.update(r for r in built.missing if self._closed(r) < number)
+            rows.append((number, 1, 0, built))
+        held = []
+        for at, (number, side, heard) in enumerate(self._events):
+            if waiting is not None and (number, side) > (waiting, 1):
+                held.append((number, side, heard))
+            else:
+                rows.append((number, side, at, _carrier(self.attempt, heard)))
+        self._events = held
+        if ready:
+            self._released = max(ready)
+            self._alarming = {n for n in self._alarming if n > self._released}
+            self._told &= self._alarming
+        return [row[3] for row in sorted(rows, key=lambda row: row[:3])]
+
+    def _follow(self, stream: _Stream) -> None:
+        while (heard := stream.ahead.pop(stream.next_seq, None)) is not None:
+            frame = heard.frame
+            stream.next_seq += 1
+            if frame.events and (heard.late or not heard.factual):
+                side = 2 if stream.closed >= frame.step else 0
+                self._events.append((frame.step, side, heard))
+            if heard.factual:
+                closed = frame.step - 1 if frame.open else frame.step
+                stream.closed = max(stream.closed, closed)
+            stream.ended = stream.ended or heard.ends
+
+    def _living(self) -> set[int]:
+        ranks = set(range(self.world_size)) | set(self._streams)
+        return ranks - {r for r, s in self._streams.items() if s.ended}
+
+    def _closed(self, rank: int) -> int:
+        return self._streams[rank].closed if rank in self._streams else -1
+
+    def _frontier(self, now_ns: int) -> int:
+        """The last step that may go: closed by all, or overdue."""
+        if not self._open:
+            return self._released
+        overdue = [
+            n for n, frames in self._open.items()
+            if _oldest(frames.values()) + self._wait_ns <= now_ns
+        ]  # fmt: skip
+        # A rank that let one step wait in vain is not waited for again until it speaks.
+        expected = self._living() - self._absent
+        closed = min(map(self._closed, expected), default=max(self._open))
+        return max([closed, *overdue])
+
+    def _build(
+        self, number: int, frames: Mapping[tuple[int, int], _Heard], partial: bool = False
+    ) -> Step:
+        ranks: dict[int, RankStep] = {}
+        matrices: dict[int, list[tuple[int, GroupStep]]] = {}
+        events: list[tuple[int, wire.Event]] = []
+        by_rank: dict[int, list[_Heard]] = {}
+        for key in sorted(frames):
+            by_rank.setdefault(key[0], []).append(frames[key])
+        for rank, spoken in by_rank.items():
+            scalars: dict[str, float] = {}
+            for heard in spoken:
+                scalars.update(heard.frame.scalars)
+                events += [(rank, event) for event in heard.frame.events]
+            known = [h.frame.stepped for h in spoken if h.frame.stepped is not None]
+            stepped = any(known) if known else None
+            said = {h.frame.capture for h in spoken}
+            capture = next(c for c in _STRICTEST if c in said or not c)
+            group = spoken[0].group
+            matrix = _overlay(spoken, rank, capture, stepped)
+            bad = matrix is not None and bool(matrix.bad.any())
+            ranks[rank] = RankStep(
+                group=group,
+                time_ns=min(h.frame.time_ns for h in spoken),
+                scalars=scalars,
+                stepped=stepped,
+                capture=capture,
+                bad_gradient=bad,
+            )
+            if matrix is not None:
+                seen = int(matrix.observed.sum())
+                matrices.setdefault(group, []).append((seen, matrix))
+        # The fullest matrix of a group wins; between equals the lowest rank, for then the
+        # answer does not depend on who arrived first.
+        groups = {
+            group: max(held, key=lambda pair: (pair[0], -pair[1].rank))[1]
+            for group, held in sorted(matrices.items())
+        }
+        return Step(
+            attempt=self.attempt,
+            step=number,
+            time_ns=min(r.time_ns for r in ranks.values()),
+            first_received_ns=_oldest(frames.values()),
+            groups=groups,
+            ranks=ranks,
+            events=tuple(events),
+            missing=() if partial else tuple(sorted(self._living() - set(ranks))),
+            partial=partial,
+        )
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "attempt": self.attempt,
+            "world_size": self.world_size,
+            "late": self.late,
+            "released": self._released,
+            "absent": sorted(self._absent),
+            "told": sorted(self._told),
+            "alarming": sorted(self._alarming),
+            "open": [_freeze(h) for frames in self._open.values() for h in frames.values()],
+            "events": [[n, side, _freeze(h)] for n, side, h in self._events],
+            "streams": [
+                [r, s.next_seq, s.closed, s.ended, [_freeze(h) for h in s.ahead.values()]]
+                for r, s in self._streams.items()
+            ],
+        }
+
+    @classmethod
+    def restored(cls, state: Mapping[str, Any], wait_ns: int = WAIT_NS) -> AttemptAssembler:
+        made = cls(state["attempt"], state["world_size"], wait_ns)
+        made.late = state["late"]
+        made._released = state["released"]
+        made._absent = set(state["absent"])
+        made._told = set(state["told"])
+        made._alarming = set(state["alarming"])
+        for heard in map(_thaw, state["open"]):
+            made._open.setdefault(heard.frame.step, {})[heard.rank, heard.frame.seq] = heard
+        made._events = [(n, side, _thaw(h)) for n, side, h in state["events"]]
+        for rank, next_seq, closed, ended, ahead in state["streams"]:
+            frames = {h.frame.seq: h for h in map(_thaw, ahead)}
+            made._streams[rank] = _Stream(next_seq, closed, ended, frames)
+        return made
+
+
+class Assembler:
+    """The assemblers of one run: a new attempt opens a new one, an old one drains."""
+
+    def __init__(self, world_size: int = 0, wait_ns: int = WAIT_NS) -> None:
+        self.world_size = world_size
+        self._wait_ns = wait_ns
+        self._late = 0
+        self._attempts: dict[int, AttemptAssembler] = {}
+
+    @property
+    def late(self) -> int:
+        """Frames that came after their step was judged."""
+        return self._late + sum(a.late for a in self._attempts.values())
+
+    @property
+    def deadline_ns(self) -> int | None:
+        """When to call :meth:`release` next, even if nothing arrives."""
+        times = [a.deadline_ns for a in self._attempts.values()]
+        return min((t for t in times if t is not None), default=None)
+
+    def start(self, attempt: int, world_size: int) -> None:
+        """Tell how many ranks an attempt has, before or after its first frame."""
+        self.world_size = world_size
+        if attempt in self._attempts:
+            self._attempts[attempt].world_size = world_size
+
+    def add(self, batch: wire.Batch, attempt: int, received_ns: int, shift_ns: int = 0) -> None:
+        """Take a batch of the attempt with this ordinal."""
+        if attempt not in self._attempts and attempt < max(self._attempts, default=0):
+            self._late += len(batch.frames)  # a superseded attempt that was already let go
+            return
+        if attempt not in self._attempts:
+            self._attempts[attempt] = AttemptAssembler(attempt, self.world_size, self._wait_ns)
+        self._attempts[attempt].add(batch, received_ns, shift_ns)
+
+    def urgent(self) -> list[Step]:
+        """See :meth:`AttemptAssembler.urgent`; call it after :meth:`release`."""
+        return [step for at in sorted(self._attempts) for step in self._attempts[at].urgent()]
+
+    def release(self, now_ns: int) -> list[Step]:
+        """Joined steps, attempt by attempt, in step order."""
+        steps = []
+        for at in sorted(self._attempts):
+            steps += self._attempts[at].release(now_ns)
+        for at in sorted(self._attempts)[:-1]:
+            if self._attempts[at].idle:
+                self._late += self._attempts.pop(at).late
+        return steps
+
+    def state(self) -> bytes:
+        attempts = [a.state() for a in self._attempts.values()]
+        return pack({"world_size": self.world_size, "late": self._late, "attempts": attempts})
+
+    def restore(self, data: bytes) -> None:
+        state = unpack(data)
+        self.world_size = state["world_size"]
+        self._late = state["late"]
+        made = [AttemptAssembler.restored(a, self._wait_ns) for a in state["attempts"]]
+        self._attempts = {a.attempt: a for a in made}
+
+
+def _overlay(
+    spoken: Iterable[_Heard], rank: int, capture: wire.Capture, stepped: bool | None
+) -> GroupStep | None:
+    """One rank's matrices of a step laid over each other; unobserved rows cover nothing."""
+    base: Matrix | None = None
+    last: _Heard | None = None
+    for heard in spoken:
+        rows = heard.matrix
+        if rows is None:
+            continue
+        if base is None or last is None or base.shape != rows.shape or last.layout != heard.layout:
+            base = rows
+        else:
+            seen = observed(rows, heard.quantities)
+            base[seen] = rows[seen]
+        last = heard
+    if base is None or last is None:
+        return None
+    return GroupStep(base, last.quantities, last.layout, rank, capture, stepped)
+
+
+def _alarming(heard: _Heard) -> bool:
+    if not np.isfinite(heard.frame.scalars.get("loss", 0.0)):
+        return True
+    rows = heard.matrix
+    return rows is not None and bool(
+        GroupStep(rows, heard.quantities, heard.layout, heard.rank).bad.any()
+    )
+
+
+def _decided(frames: Iterable[_Heard]) -> bool:
+    held = list(frames)
+    ranks = {h.rank for h in held if _alarming(h)}
+    return any(h.rank in ranks and (not h.frame.open or h.frame.stepped is not None) for h in held)
+
+
+def _oldest(frames: Iterable[_Heard]) -> int:
+    return min(h.received_ns for h in frames)
+
+
+def _carrier(attempt: int, heard: _Heard) -> Step:
+    return Step(
+        attempt=attempt,
+        step=heard.frame.step,
+        time_ns=heard.frame.time_ns,
+        first_received_ns=heard.received_ns,
+        events=tuple((heard.rank, event) for event in heard.frame.events),
+    )
+
+
+def _freeze(heard: _Heard) -> list[Any]:
+    f = heard.frame
+    frame = [f.seq, f.step, f.time_ns, f.scalars, [dict(e) for e in f.events]]
+    frame += [f.capture, f.stepped, f.open, f.values]
+    batch = [heard.rank, heard.group, heard.layout, heard.parameters, list(heard.quantities)]
+    return [*batch, heard.received_ns, heard.late, frame]
+
+
+def _thaw(row: list[Any]) -> _Heard:
+    rank, group, layout, parameters, quantities, received_ns, late, f = row
+    frame = wire.Frame(f[0], f[1], f[2], f[3], tuple(f[4]), f[5], f[6], f[7], f[8])
+    return _Heard(rank, group, layout, parameters, tuple(quantities), frame, received_ns, late)

@@ -1,0 +1,203 @@
+"""All detectors of one run, advanced over joined steps. Live and replay are this same code."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+
+import numpy as np
+
+from gradwarden_server.detect.base import Coverage, Detector, Liveness, Rule, rank_of
+from gradwarden_server.detect.baseline import BaselineSettings
+from gradwarden_server.detect.context import Layouts, RunContext
+from gradwarden_server.detect.registry import build
+from gradwarden_server.detect.state import BadState, pack, unpack
+from gradwarden_server.detect.steps import Step
+from gradwarden_server.model import Condition, RunFacts, Severity
+
+_VERSION = 1
+_Said = dict[tuple[str, Severity], Condition]
+
+
+@dataclass(frozen=True, slots=True)
+class DerivedPoint:
+    """One value of a derived series."""
+
+    name: str
+    labels: Mapping[str, str]
+    time_ns: int
+    value: float
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What the detectors said of one step.
+
+    Conditions that did not change since the last verdict of the same call are left out.
+    """
+
+    attempt: int
+    step: int
+    time_ns: int
+    conditions: tuple[Condition, ...] = ()
+    points: tuple[DerivedPoint, ...] = field(default=())
+
+
+class RunDetectors:
+    """The detectors of one run and what they share.
+
+    Args:
+        layouts: Finds a layout by its hash.
+        rules: One detector each; see :class:`gradwarden_server.detect.base.Rule`.
+        baseline: The numbers of the baseline.
+        world_size: Ranks of the run, as far as known.
+    """
+
+    def __init__(
+        self,
+        layouts: Layouts,
+        rules: Iterable[Rule],
+        baseline: BaselineSettings,
+        environment: str = "",
+        world_size: int = 1,
+    ) -> None:
+        held = list(rules)
+        self._caps = {rule.alert: rule.severity for rule in held}
+        self._detectors: dict[str, Detector] = {rule.alert: build(rule) for rule in held}
+        self._context = RunContext(layouts, baseline, environment, world_size)
+        self._early: dict[str, int] = {}
+
+    @property
+    def judged(self) -> tuple[int, int]:
+        """Attempt ordinal and number of captured steps of it that were judged."""
+        return self._context.attempt, self._context.steps
+
+    def start(self, world_size: int) -> None:
+        """Tell how many ranks the newest attempt has."""
+        self._context.world_size = world_size
+
+    def peek(self, steps: Iterable[Step]) -> list[Verdict]:
+        """Judge partial steps early, learning nothing; they come again in full."""
+        verdicts = []
+        for step in steps:
+            if step.attempt < self._context.attempt:
+                continue
+            said: list[Condition] = []
+            for alert, detector in self._detectors.items():
+                conditions = detector.peek(step, self._context)
+                if any(c.active for c in conditions):
+                    self._early.setdefault(alert, step.step)
+                said += conditions
+            if said:
+                conditions = tuple(self._capped(said).values())
+                verdicts.append(Verdict(step.attempt, step.step, step.time_ns, conditions))
+        return verdicts
+
+    def advance(self, steps: Iterable[Step]) -> list[Verdict]:
+        """Judge released steps in order and learn from them.
+
+        Returns:
+            One verdict a step; steps of attempts older than the newest give none.
+        """
+        verdicts = []
+        before: _Said = {}
+        for step in steps:
+            if step.attempt < self._context.attempt:
+                continue
+            self._context.observe(step)
+            if self._context.new_attempt:
+                self._early.clear()
+            said: list[Condition] = []
+            for alert, detector in self._detectors.items():
+                said += self._unless_early(alert, step, detector.advance(step, self._context))
+            now = self._capped(said)
+            fresh = tuple(c for key, c in now.items() if before.get(key) != c)
+            before |= now
+            points = () if step.eventful else self._points(step)
+            verdicts.append(Verdict(step.attempt, step.step, step.time_ns, fresh, points))
+        return verdicts
+
+    def tick(self, now_ns: int, facts: RunFacts, liveness: Liveness) -> list[Condition]:
+        """Judge what only time can tell."""
+        said: list[Condition] = []
+        for detector in self._detectors.values():
+            said += detector.tick(now_ns, facts, liveness)
+        return list(self._capped(said).values())
+
+    def coverage(self) -> list[Coverage]:
+        """Per alert, whether this run gives it what it needs."""
+        return [detector.coverage(self._context) for detector in self._detectors.values()]
+
+    def state(self) -> bytes:
+        """All that :meth:`restore` needs to go on as if never stopped."""
+        return pack(
+            {
+                "version": _VERSION,
+                "baseline": asdict(self._context.settings),
+                "context": self._context.state(),
+                "early": self._early,
+                "detectors": {
+                    alert: [d.name, asdict(d.params), d.state()]
+                    for alert, d in self._detectors.items()
+                },
+            }
+        )
+
+    def restore(self, data: bytes) -> None:
+        """Go on from a snapshot.
+
+        Raises:
+            BadState: it is of another version or of other rules; advance from the log's start.
+        """
+        state = unpack(data)
+        if state.get("version") != _VERSION:
+            raise BadState(f"snapshot version {state.get('version')}, this is {_VERSION}")
+        mine = {a: [d.name, asdict(d.params)] for a, d in self._detectors.items()}
+        theirs = {alert: held[:2] for alert, held in state["detectors"].items()}
+        if mine != theirs or state["baseline"] != asdict(self._context.settings):
+            raise BadState("the rules changed since the snapshot")
+        self._context.restore(state["context"])
+        self._early = state["early"]
+        for alert, held in state["detectors"].items():
+            self._detectors[alert].restore(held[2])
+
+    def _unless_early(
+        self, alert: str, step: Step, conditions: Sequence[Condition]
+    ) -> Sequence[Condition]:
+        """Steps from before an early finding cannot take it back; its own step can."""
+        early = self._early.get(alert)
+        if early is None or step.eventful:
+            return conditions
+        if step.step >= early:
+            del self._early[alert]
+            return conditions
+        return [c for c in conditions if c.active]
+
+    def _capped(self, conditions: Iterable[Condition]) -> _Said:
+        """By identity, with the rule's cap on severity; one that sees the sickness wins."""
+        said: _Said = {}
+        for condition in conditions:
+            cap = self._caps[condition.alertname]
+            if cap is not None and rank_of(condition.severity) < rank_of(cap):
+                condition = replace(condition, severity=cap)
+            key = condition.alertname, condition.severity
+            if key not in said or (condition.active and not said[key].active):
+                said[key] = condition
+        return said
+
+    def _points(self, step: Step) -> tuple[DerivedPoint, ...]:
+        labels = {"attempt": str(step.attempt)}
+        points = []
+        for group, view in self._context.groups.items():
+            own = labels | {"group": str(group)}
+            norm, bad = view.norms, 0.0
+            if not view.clean:
+                counts = view.step.column("nan"), view.step.column("inf")
+                bad = float(sum(np.nansum(c, dtype=np.float64) for c in counts))
+            total = math.sqrt(float(np.nansum(np.square(norm)))) if view.clean else math.nan
+            points.append(DerivedPoint("gradwarden_gradient_norm", own, step.time_ns, total))
+            points.append(DerivedPoint("gradwarden_nonfinite_gradients", own, step.time_ns, bad))
+        if self._context.loss is not None:
+            points.append(DerivedPoint("gradwarden_loss", labels, step.time_ns, self._context.loss))
+        return tuple(points)

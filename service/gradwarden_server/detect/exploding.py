@@ -1,0 +1,215 @@
+"""3 ExplodingGradient: the norm leaves its baseline upwards, once, often, or for good.
+
+Judged before clipping only; data captured after it reads 1.0 whatever happens. Not captured
+yet, and so judged without: the update ratio (a page needs the smoothed loss to rise with the
+norm, or unclipped steps far above the baseline) and weight norms (from birth, a parameter's
+norm is taken as the square root of its rows, which is what unit-gain initialisation gives,
+and an embedding's as the square root of its size).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from gradwarden_server.detect.base import Coverage, Detector, Incident
+from gradwarden_server.detect.baseline import Flags
+from gradwarden_server.detect.context import GroupView, LayoutView, RunContext
+from gradwarden_server.detect.steps import Step
+from gradwarden_server.model import Condition, Severity
+
+
+@dataclass(frozen=True, slots=True)
+class Params:
+    """Values and sources: alert_rules/exploding.yaml."""
+
+    z: float
+    ratio: float
+    ticket_steps: int
+    ticket_window_steps: int
+    page_steps: int
+    page_window_steps: int
+    loss_z: float
+    page_ratio: float
+    page_ratio_steps: int
+    birth_ratio: float
+    birth_steps: int
+    birth_window_steps: int
+    clean_steps: int
+
+
+class ExplodingGradient(Detector):
+    """See the module."""
+
+    name: ClassVar[str] = "exploding_gradient"
+    severities: ClassVar[tuple[Severity, ...]] = ("page", "ticket", "note")
+    parameters: ClassVar[type[Any]] = Params
+
+    def __init__(self, alert: str, params: Params) -> None:
+        super().__init__(alert, params)
+        self.params: Params = params
+        self._incident = Incident()
+        self._reset()
+
+    def _reset(self) -> None:
+        self._high: list[bool] = []
+        self._layers: dict[int, Flags] = {}
+        self._row = 0
+        self._births = 0
+
+    def advance(self, step: Step, ctx: RunContext) -> Sequence[Condition]:
+        if ctx.new_attempt or ctx.restarted:
+            births = 0 if ctx.new_attempt else self._births
+            self._reset()
+            self._births = births
+        judged = ctx.norm_judged
+        if not ctx.groups or judged is None or ctx.capture == "post_clip":
+            return ()
+        p = self.params
+        high = bool(judged.high(p.z, p.ratio)[0])
+        self._high = [*self._high, high][-p.page_window_steps :]
+        layers = {g: self._layer_signs(g, view) for g, view in ctx.groups.items()}
+        far = bool(judged.ratio[0] > p.page_ratio) and step.stepped is not False
+        self._row = self._row + 1 if far and ctx.capture == "unclipped" else 0
+        severity = self._weigh(ctx, high, layers)
+        born = self._from_birth(ctx)
+        if severity is not None:
+            if not self._incident.worse_than(severity):
+                self._incident.sign(severity, self._words(step, ctx))
+            self._incident.clean = 0
+        elif born:
+            if not self._incident.worse_than("ticket"):
+                self._incident.sign("ticket", self._birth_words(step, ctx))
+            self._incident.clean = 0
+        elif judged.releveled[0]:
+            self._incident.sign("note", self._relevel_words(step, ctx))
+        else:
+            self._incident.healthy_step(p.clean_steps)
+        return self._incident.conditions(self)
+
+    def _layer_signs(self, group: int, view: GroupView) -> tuple[bool, bool]:
+        """Whether any layer is high now, and whether any one is often."""
+        p = self.params
+        assert view.judged is not None
+        now = view.judged.high(p.z, p.ratio)
+        held = self._layers.get(group)
+        if held is None or held.shape[1] != len(now):
+            held = np.zeros((0, len(now)), np.bool_)
+        held = self._layers[group] = np.vstack([held, now])[-p.ticket_window_steps :]
+        often = held.sum(axis=0) >= p.ticket_steps
+        return bool(now.any()), bool((often & now).any())
+
+    def _weigh(
+        self, ctx: RunContext, high: bool, layers: Mapping[int, tuple[bool, bool]]
+    ) -> Severity | None:
+        p = self.params
+        loss = ctx.loss_judged
+        loss_up = loss is not None and bool(loss.z[0] > p.loss_z)
+        if self._row >= p.page_ratio_steps:
+            return "page"
+        if high and sum(self._high) >= p.page_steps and loss_up:
+            return "page"
+        often = high and sum(self._high[-p.ticket_window_steps :]) >= p.ticket_steps
+        if often or any(single for _, single in layers.values()):
+            return "ticket"
+        return "note" if high or any(now for now, _ in layers.values()) else None
+
+    def _from_birth(self, ctx: RunContext) -> bool:
+        p = self.params
+        if ctx.steps > p.birth_window_steps or not math.isfinite(ctx.norm):
+            return False
+        weights = math.sqrt(sum(_weight_square(v.layout) for v in ctx.groups.values()))
+        huge = ctx.norm > p.birth_ratio * weights
+        self._births += huge
+        return huge and self._births >= p.birth_steps
+
+    def _words(self, step: Step, ctx: RunContext) -> dict[str, str]:
+        p = self.params
+        judged = ctx.norm_judged
+        assert judged is not None
+        ratio = float(judged.ratio[0])
+        start, shares = "", ""
+        for view in ctx.groups.values():
+            assert view.judged is not None
+            high = view.judged.high(p.z, p.ratio)
+            walk = [int(r) for r in view.layout.backward if high[r]]
+            if walk:
+                start = view.layout.layer(walk[0])
+                shares = f"{len(walk)} of {len(high)} parameters above {p.ratio:g}x"
+                ratio = ratio if judged.high(p.z, p.ratio)[0] else view.judged.ratio[walk[0]]
+                break
+        where = f", growth starts at {start}" if start else ", over all layers alike"
+        lr = "" if ctx.lr is None else f" (now {ctx.lr:g})"
+        return _common(step, ctx) | {
+            "summary": f"gradient {ratio:.3g}x its baseline at step {step.step}{where}",
+            "layer": start or "all layers alike",
+            "cause": f"norm {ctx.norm:.3g}, {ratio:.3g}x the median of the steps before"
+            + (f"; {shares}" if shares else ""),
+            "first_action": f"Lower the learning rate{lr} or turn on gradient clipping, from the "
+            "last good checkpoint; if one batch did it, look at that batch.",
+        }
+
+    def _birth_words(self, step: Step, ctx: RunContext) -> dict[str, str]:
+        view = max(ctx.groups.values(), key=lambda v: float(np.nansum(v.norms)))
+        walk = view.layout.backward[np.isfinite(view.norms[view.layout.backward])]
+        norms = np.maximum(view.norms[walk], np.finfo(np.float32).tiny)
+        start = int(walk[int(np.argmax(norms[1:] / norms[:-1])) + 1] if len(walk) > 1 else walk[0])
+        return _common(step, ctx) | {
+            "summary": f"gradient norm {ctx.norm:.3g} from the first steps on",
+            "layer": view.layout.layer(start),
+            "cause": f"more than {self.params.birth_ratio:g}x the weights' own norm: "
+            "initialisation too large, or a loss that is summed and not averaged",
+            "first_action": "Scale the initialisation down (Xavier, Kaiming, orthogonal), average "
+            "the loss, or clip the gradient.",
+        }
+
+    def _relevel_words(self, step: Step, ctx: RunContext) -> dict[str, str]:
+        return _common(step, ctx) | {
+            "summary": f"gradient norm {ctx.norm:.3g} became the new baseline",
+            "cause": f"it stayed away from the old one for {ctx.settings.excluded_steps} steps",
+            "first_action": "Nothing, if the change was meant; monitor.mark() says so next time.",
+        }
+
+    def coverage(self, ctx: RunContext) -> Coverage:
+        if ctx.capture == "post_clip":
+            return Coverage(
+                self.alert,
+                "blind",
+                "captured after clipping: clip with torch.nn.utils.clip_grad_norm_, or call "
+                "gradwarden.watch(model, optimizer) before clipping is wrapped",
+            )
+        if ctx.armed:
+            return Coverage(self.alert, "armed")
+        hint = "" if "lr" in ctx.logged or ctx.steps == 0 else "; monitor.log(lr=lr) arms it sooner"
+        return Coverage(self.alert, "waiting", ctx.waiting + hint)
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "incident": self._incident.state(),
+            "high": self._high,
+            "layers": self._layers,
+            "row": self._row,
+            "births": self._births,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self._incident.restore(state["incident"])
+        self._high, self._row, self._births = state["high"], state["row"], state["births"]
+        self._layers = {int(group): held for group, held in state["layers"].items()}
+
+
+def _common(step: Step, ctx: RunContext) -> dict[str, str]:
+    return {"step": str(step.step), "attempt": str(step.attempt)}
+
+
+def _weight_square(layout: LayoutView) -> float:
+    return float(
+        sum(
+            math.prod(p.shape) if p.kind == "embedding" else (p.shape[0] if p.shape else 1)
+            for p in layout.layout.parameters
+        )
+    )

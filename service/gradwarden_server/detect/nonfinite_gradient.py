@@ -1,0 +1,178 @@
+"""1 NonFiniteGradient: NaN or Inf in a gradient, applied or skipped, with its origin.
+
+An applied one poisons the weights: page at once. A skipped one is a note; several are a
+ticket, many in a row a page. Where a loss scale governs (``loss_scale`` is logged), skips are
+how it finds its level: only a run of them counts, and before the first applied step only one
+longer than calibration needs. The layer is not named from data that clipping changed, since
+one NaN makes all of it NaN.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from gradwarden_server.detect import origin
+from gradwarden_server.detect.base import Coverage, Detector, Incident
+from gradwarden_server.detect.context import GroupView, RunContext
+from gradwarden_server.detect.steps import Step
+from gradwarden_server.model import Condition, Severity
+
+UNKNOWN_RANK = "rank unknown: local attribution off"
+
+
+@dataclass(frozen=True, slots=True)
+class Params:
+    """Values and sources: alert_rules/nonfinite.yaml."""
+
+    clean_steps: int
+    skipped_ticket: int
+    skipped_window_steps: int
+    skipped_in_a_row: int
+    calibration_skips: int
+    overflow_share: float
+
+
+class NonFiniteGradient(Detector):
+    """See the module."""
+
+    name: ClassVar[str] = "nonfinite_gradient"
+    severities: ClassVar[tuple[Severity, ...]] = ("page", "ticket", "note")
+    parameters: ClassVar[type[Any]] = Params
+
+    def __init__(self, alert: str, params: Params) -> None:
+        super().__init__(alert, params)
+        self.params: Params = params
+        self._incident = Incident()
+        self._skips: list[bool] = []
+        self._row = 0
+        self._applied_before = False
+        self._scaled = False
+
+    def peek(self, step: Step, ctx: RunContext) -> Sequence[Condition]:
+        if self._incident.worse_than("page"):
+            return ()
+        views = _bad(ctx.look(step))
+        if not views or step.stepped is False:
+            return ()
+        return self.say("page", self._words(step, ctx, views, applied=True))
+
+    def advance(self, step: Step, ctx: RunContext) -> Sequence[Condition]:
+        if not ctx.groups:
+            return ()
+        views = _bad(ctx.groups)
+        applied = step.stepped is not False
+        self._scaled = self._scaled or step.scalar("loss_scale") is not None
+        skipped = bool(views) and not applied
+        self._skips = [*self._skips, skipped][-self.params.skipped_window_steps :]
+        if not views:
+            self._row = 0
+            self._incident.healthy_step(self.params.clean_steps)
+        else:
+            self._row = 0 if applied else self._row + 1
+            severity: Severity = "page" if applied else self._weigh_skips()
+            if not self._incident.worse_than(severity):
+                self._incident.sign(severity, self._words(step, ctx, views, applied))
+            self._incident.clean = 0
+        self._applied_before = self._applied_before or (applied and not views)
+        return self._incident.conditions(self)
+
+    def _weigh_skips(self) -> Severity:
+        p = self.params
+        calibrating = self._scaled and not self._applied_before
+        if self._row > p.calibration_skips if calibrating else self._row >= p.skipped_in_a_row:
+            return "page"
+        often = sum(self._skips) > p.skipped_ticket
+        return "ticket" if often and not self._scaled else "note"
+
+    def _words(
+        self, step: Step, ctx: RunContext, views: Mapping[int, GroupView], applied: bool
+    ) -> dict[str, str]:
+        view = next(iter(views.values()))
+        rank = _rank(step, ctx)
+        words = {"step": str(step.step), "attempt": str(step.attempt)}
+        if rank is not None:
+            words["rank"] = rank
+        at = origin.find(view.bad, view.observed, view.layout.backward.tolist())
+        losses = [r.bad_loss for r in step.ranks.values() if "loss" in r.scalars]
+        scale = step.scalar("loss_scale")
+        if view.step.capture == "post_clip":
+            where = "layer unknown"
+            words |= {
+                "layer": "post_clip: layer unknown",
+                "bracket": "post_clip: clipping spread it over all layers",
+                "cause": "non-finite before clipping; captured after it",
+            }
+            action = "Resume from the last good checkpoint; let gradwarden watch before clipping."
+        else:
+            cause = origin.explain(
+                at, view, any(losses) if losses else None, self.params.overflow_share, scale
+            )
+            layer = view.layout.layer(at.first_bad)
+            where = "all layers" if at.everywhere else f"layer {layer}"
+            words |= {
+                "layer": layer,
+                "parameter": view.layout.name(at.first_bad),
+                "bracket": origin.bracket(at, view),
+                "cause": cause.words,
+                "values_before": origin.values_before(at, view),
+            }
+            action = cause.first_action
+        if applied:
+            words["summary"] = f"NaN or Inf applied to the weights at step {step.step}, {where}"
+            words["first_action"] = f"Stop the run: weights are poisoned. {action}"
+        elif self._row > 1:
+            words["summary"] = f"{self._row} steps in a row skipped up to {step.step}, {where}"
+            words["first_action"] = f"The weights are unharmed. {action}"
+        else:
+            words["summary"] = f"NaN or Inf in the gradient of skipped step {step.step}, {where}"
+            words["first_action"] = (
+                "Nothing now: the step was skipped and the weights are unharmed."
+            )
+        return words
+
+    def coverage(self, ctx: RunContext) -> Coverage:
+        if ctx.steps == 0:
+            return Coverage(self.alert, "waiting", "0 of 1 steps")
+        if ctx.capture == "post_clip":
+            return Coverage(
+                self.alert,
+                "armed",
+                "layer unknown: captured after clipping; call gradwarden.watch(model, optimizer) "
+                "before clip_grad_norm_ is wrapped",
+            )
+        return Coverage(self.alert, "armed")
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "incident": self._incident.state(),
+            "skips": self._skips,
+            "row": self._row,
+            "applied_before": self._applied_before,
+            "scaled": self._scaled,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self._incident.restore(state["incident"])
+        self._skips, self._row = state["skips"], state["row"]
+        self._applied_before, self._scaled = state["applied_before"], state["scaled"]
+
+
+def _bad(views: Mapping[int, GroupView]) -> dict[int, GroupView]:
+    return {group: view for group, view in views.items() if not view.clean}
+
+
+def _rank(step: Step, ctx: RunContext) -> str | None:
+    """The rank that local evidence names: alone in the run, or with a bad loss of its own.
+
+    None from an early look: the other ranks' losses are not in yet.
+    """
+    if max(ctx.world_size, len(step.ranks)) == 1:
+        return str(next(iter(step.ranks)))
+    if step.partial:
+        return None
+    bad = [rank for rank, said in step.ranks.items() if said.bad_loss]
+    if len(bad) == len(step.ranks):
+        return "rank unknown: the loss is non-finite on every rank"
+    return ", ".join(map(str, bad)) or UNKNOWN_RANK

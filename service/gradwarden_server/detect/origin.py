@@ -1,0 +1,148 @@
+"""Where it broke: the origin of a non-finite gradient, not its aftermath. Pure.
+
+Gradients flow from the loss down, and a NaN poisons everything behind it. So the fault lies
+between the last clean layer on the loss side and the first bad one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradwarden_server.detect.context import GroupView
+
+_LARGEST = {
+    "float16": 65504.0,
+    "float8_e4m3fn": 448.0,
+    "float8_e5m2": 57344.0,
+    "float64": 1.797e308,
+}
+_LARGEST_FLOAT32 = 3.4028e38
+"""Also bfloat16's, whose exponent is as wide."""
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """The bracket of a fault: rows of the layout, or None where there is none on that side."""
+
+    first_bad: int
+    last_clean: int | None
+    bad: int
+    observed: int
+    behind_clean: bool
+
+    @property
+    def everywhere(self) -> bool:
+        """All bad: it came from the loss or the input."""
+        return self.bad == self.observed
+
+
+def find(bad: NDArray[np.bool_], seen: NDArray[np.bool_], backward: Sequence[int]) -> Origin:
+    """The origin among rows of which at least one is bad, walking from the loss down."""
+    walk = [int(row) for row in backward if seen[row] or bad[row]]
+    at = next(i for i, row in enumerate(walk) if bad[row])
+    return Origin(
+        first_bad=walk[at],
+        last_clean=walk[at - 1] if at else None,
+        bad=int(bad.sum()),
+        observed=len(walk),
+        behind_clean=not any(bad[row] for row in walk[at + 1 :]) and at + 1 < len(walk),
+    )
+
+
+def largest(dtype: str) -> float:
+    """The largest finite number of a dtype."""
+    return _LARGEST.get(dtype.removeprefix("torch."), _LARGEST_FLOAT32)
+
+
+@dataclass(frozen=True, slots=True)
+class Cause:
+    """What probably happened, and the first thing to do that can do no harm."""
+
+    words: str
+    first_action: str
+
+
+def explain(
+    origin: Origin,
+    view: GroupView,
+    bad_loss: bool | None,
+    overflow_share: float,
+    loss_scale: float | None = None,
+) -> Cause:
+    """The likely cause of a non-finite gradient.
+
+    Args:
+        origin: Where it broke.
+        view: The group's step and the values before it.
+        bad_loss: Whether the loss of this step was non-finite; None if none was logged.
+        overflow_share: Share of the dtype's maximum from which a value before counts as near.
+        loss_scale: The scale that gradients carried in half precision, if any.
+    """
+    layer = view.layout.layer(origin.first_bad)
+    peak = _peak_before(origin, view) * (loss_scale or 1.0)
+    dtype = "float16" if loss_scale else view.layout.layout.parameters[origin.first_bad].dtype
+    if peak >= overflow_share * largest(dtype):
+        return Cause(
+            f"overflow: abs-max reached {peak:.3g} just before, of {largest(dtype):.3g} that "
+            f"{dtype} can hold",
+            "Resume from the last good checkpoint with gradient clipping on or a lower "
+            "learning rate.",
+        )
+    if origin.everywhere:
+        if bad_loss:
+            words = "the loss itself is non-finite, so every gradient is: a bad batch or input"
+        elif bad_loss is None:
+            words = "every gradient is non-finite at once: the loss or the input"
+        else:
+            words = (
+                "every gradient is non-finite though the loss is finite: the derivative of the "
+                "loss (log, sqrt or division at zero), or the input"
+            )
+        return Cause(
+            words,
+            "Resume from the last good checkpoint past the batch of this step; check that batch "
+            "and the loss for zeros, log and division.",
+        )
+    if origin.behind_clean:
+        words = f"fault inside {layer} alone: the gradients on both sides of it are finite"
+    elif origin.last_clean is None:
+        words = f"fault inside {layer}, the layer next to the loss, or in what follows it"
+    else:
+        above = view.layout.layer(origin.last_clean)
+        words = f"fault inside {layer}, or between it and {above}: forward is finite, backward not"
+    return Cause(
+        words,
+        f"Resume from the last good checkpoint; look in {layer} for sqrt, log, division or norm "
+        "at zero (torch.autograd.detect_anomaly names the operation).",
+    )
+
+
+def bracket(origin: Origin, view: GroupView) -> str:
+    """The bracket in words, loss side first."""
+    bad = view.layout.layer(origin.first_bad)
+    count = f"{origin.bad} of {origin.observed} parameters bad"
+    if origin.everywhere:
+        return f"the loss or the input ({count})"
+    if origin.last_clean is None:
+        return f"from the loss side on, first {bad} ({count})"
+    clean = view.layout.layer(origin.last_clean)
+    return f"between {clean} (clean) and {bad} (bad) ({count})"
+
+
+def values_before(origin: Origin, view: GroupView) -> str:
+    """Abs-max of the first bad parameter in the steps before, against what its dtype holds."""
+    row = origin.first_bad
+    dtype = view.layout.layout.parameters[row].dtype
+    values = [f"{at}: {absmax[row]:.3g}" for at, absmax in view.before]
+    if not values:
+        return "no step before it was seen"
+    return f"abs-max by step {', '.join(values)} (largest {dtype}: {largest(dtype):.3g})"
+
+
+def _peak_before(origin: Origin, view: GroupView) -> float:
+    values = [float(absmax[origin.first_bad]) for _, absmax in view.before]
+    return max((v for v in values if np.isfinite(v)), default=0.0)

@@ -1,0 +1,40 @@
+"""Detectors by the name that rules call them by. Adding one is one file and one line here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from gradwarden_server.detect.base import Detector, Rule
+from gradwarden_server.detect.baseline import SETTING_TYPES
+from gradwarden_server.detect.exploding import ExplodingGradient
+from gradwarden_server.detect.nonfinite_gradient import NonFiniteGradient
+from gradwarden_server.detect.nonfinite_loss import NonFiniteLoss
+from gradwarden_server.detect.rank_silent import RankSilent
+from gradwarden_server.detect.run_failed import RunFailed
+from gradwarden_server.detect.stalled import RunStalled
+from gradwarden_server.detect.vanishing import VanishingGradient
+
+DETECTORS: Mapping[str, type[Detector]] = {
+    kind.name: kind
+    for kind in (
+        NonFiniteGradient,
+        NonFiniteLoss,
+        ExplodingGradient,
+        VanishingGradient,
+        RunStalled,
+        RankSilent,
+        RunFailed,
+    )
+}
+BASELINE_SCHEMA = SETTING_TYPES
+
+
+def schemas() -> dict[str, dict[str, str]]:
+    """Parameter names and types of every detector, for the rules loader."""
+    return {name: kind.schema() for name, kind in DETECTORS.items()}
+
+
+def build(rule: Rule) -> Detector:
+    """The detector of one rule for one run; the loader has checked its parameters."""
+    kind = DETECTORS[rule.detector]
+    return kind(rule.alert, kind.parameters(**rule.params))

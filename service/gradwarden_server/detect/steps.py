@@ -1,0 +1,110 @@
+"""What detectors read: one joined step of one attempt, over all ranks that reported it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradwarden import wire
+
+Matrix = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class GroupStep:
+    """The matrix of one replica group: a row per parameter, a column per quantity."""
+
+    values: Matrix
+    quantities: tuple[str, ...]
+    layout: str
+    rank: int
+    capture: wire.Capture = ""
+    stepped: bool | None = None
+
+    def column(self, quantity: str) -> Matrix:
+        """One quantity of every parameter; all NaN where the speaker did not send it."""
+        if quantity in self.quantities:
+            return self.values[:, self.quantities.index(quantity)]
+        return np.full(len(self.values), np.nan, np.float32)
+
+    @property
+    def observed(self) -> NDArray[np.bool_]:
+        """Rows with a gradient: their counts are numbers."""
+        return observed(self.values, self.quantities)
+
+    @property
+    def bad(self) -> NDArray[np.bool_]:
+        """Rows whose gradient holds a NaN or an Inf."""
+        if "nan" in self.quantities or "inf" in self.quantities:
+            return (self.column("nan") > 0) | (self.column("inf") > 0)
+        return self.observed & ~np.isfinite(self.column("l2"))
+
+
+@dataclass(frozen=True, slots=True)
+class RankStep:
+    """What one rank itself said of the step, before any reduction."""
+
+    group: int
+    time_ns: int
+    scalars: Mapping[str, float] = field(default_factory=dict)
+    stepped: bool | None = None
+    capture: wire.Capture = ""
+    bad_gradient: bool = False
+
+    @property
+    def bad_loss(self) -> bool:
+        return not math.isfinite(self.scalars.get("loss", 0.0))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Step:
+    """One step of one attempt. Steps without groups and ranks carry events alone.
+
+    ``partial`` marks an early look at a step that is still being joined.
+    """
+
+    attempt: int
+    step: int
+    time_ns: int
+    first_received_ns: int
+    groups: Mapping[int, GroupStep] = field(default_factory=dict)
+    ranks: Mapping[int, RankStep] = field(default_factory=dict)
+    events: tuple[tuple[int, wire.Event], ...] = ()
+    missing: tuple[int, ...] = ()
+    partial: bool = False
+
+    @property
+    def eventful(self) -> bool:
+        """Whether this is a carrier of events, not a training step."""
+        return not self.ranks
+
+    @property
+    def stepped(self) -> bool | None:
+        """True where any rank applied the step, False where all that know skipped it."""
+        known = [r.stepped for r in self.ranks.values() if r.stepped is not None]
+        return None if not known else any(known)
+
+    def scalar(self, name: str) -> float | None:
+        """The mean over the ranks that logged it, or None."""
+        values = [r.scalars[name] for r in self.ranks.values() if name in r.scalars]
+        return math.fsum(values) / len(values) if _summable(values) else _first_bad(values)
+
+
+def observed(values: Matrix, quantities: tuple[str, ...]) -> NDArray[np.bool_]:
+    """Rows of a matrix that hold an observation."""
+    counts = [quantities.index(q) for q in ("nan", "inf", "zero") if q in quantities]
+    if counts:
+        return np.asarray(~np.isnan(values[:, counts]).all(axis=1), np.bool_)
+    return np.asarray(~np.isnan(values).all(axis=1), np.bool_)
+
+
+def _summable(values: list[float]) -> bool:
+    return bool(values) and all(map(math.isfinite, values))
+
+
+def _first_bad(values: list[float]) -> float | None:
+    return next((v for v in values if not math.isfinite(v)), None)
