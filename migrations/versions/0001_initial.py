@@ -133,24 +133,6 @@ def upgrade() -> None:
         )
 
     op.create_table(
-        "series",
-        sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
-        sa.Column("project", sa.String(length=128), nullable=False),
-        sa.Column("name", sa.String(length=256), nullable=False),
-        sa.Column("labels", sa.JSON(), nullable=False),
-        sa.Column("fingerprint", sa.String(length=32), nullable=False),
-        sa.ForeignKeyConstraint(
-            ["project"], ["project.name"], name=op.f("fk_series_project_project")
-        ),
-        sa.PrimaryKeyConstraint("id", name=op.f("pk_series")),
-        sa.UniqueConstraint("project", "fingerprint", name=op.f("uq_series_project_fingerprint")),
-    )
-    with op.batch_alter_table("series", schema=None) as batch_op:
-        batch_op.create_index(
-            batch_op.f("ix_series_project_name"), ["project", "name"], unique=False
-        )
-
-    op.create_table(
         "token",
         sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
         sa.Column("project", sa.String(length=128), nullable=False),
@@ -263,27 +245,27 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("run_id", name=op.f("pk_detector_state")),
     )
     op.create_table(
-        "sample_chunk",
+        "series",
         sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
-        sa.Column(
-            "series_id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False
-        ),
-        sa.Column("t0_ns", sa.BigInteger(), nullable=False),
-        sa.Column("t1_ns", sa.BigInteger(), nullable=False),
-        sa.Column("codec", sa.String(length=16), nullable=False),
-        sa.Column("body", sa.LargeBinary(), nullable=False),
+        sa.Column("project", sa.String(length=128), nullable=False),
+        sa.Column("run_id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=True),
+        sa.Column("name", sa.String(length=256), nullable=False),
+        sa.Column("labels", sa.JSON(), nullable=False),
+        sa.Column("fingerprint", sa.String(length=32), nullable=False),
         sa.ForeignKeyConstraint(
-            ["series_id"],
-            ["series.id"],
-            name=op.f("fk_sample_chunk_series_id_series"),
-            ondelete="CASCADE",
+            ["project"], ["project.name"], name=op.f("fk_series_project_project")
         ),
-        sa.PrimaryKeyConstraint("id", name=op.f("pk_sample_chunk")),
+        sa.ForeignKeyConstraint(
+            ["run_id"], ["run.id"], name=op.f("fk_series_run_id_run"), ondelete="CASCADE"
+        ),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_series")),
+        sa.UniqueConstraint("project", "fingerprint", name=op.f("uq_series_project_fingerprint")),
     )
-    with op.batch_alter_table("sample_chunk", schema=None) as batch_op:
+    with op.batch_alter_table("series", schema=None) as batch_op:
         batch_op.create_index(
-            batch_op.f("ix_sample_chunk_series_id_t0_ns"), ["series_id", "t0_ns"], unique=False
+            batch_op.f("ix_series_project_name"), ["project", "name"], unique=False
         )
+        batch_op.create_index(batch_op.f("ix_series_run_id_name"), ["run_id", "name"], unique=False)
 
     op.create_table(
         "alert_transition",
@@ -333,6 +315,29 @@ def upgrade() -> None:
     with op.batch_alter_table("event", schema=None) as batch_op:
         batch_op.create_index(
             batch_op.f("ix_event_run_id_time_ns"), ["run_id", "time_ns"], unique=False
+        )
+
+    op.create_table(
+        "sample_chunk",
+        sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
+        sa.Column(
+            "series_id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False
+        ),
+        sa.Column("t0_ns", sa.BigInteger(), nullable=False),
+        sa.Column("t1_ns", sa.BigInteger(), nullable=False),
+        sa.Column("codec", sa.String(length=16), nullable=False),
+        sa.Column("body", sa.LargeBinary(), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["series_id"],
+            ["series.id"],
+            name=op.f("fk_sample_chunk_series_id_series"),
+            ondelete="CASCADE",
+        ),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_sample_chunk")),
+    )
+    with op.batch_alter_table("sample_chunk", schema=None) as batch_op:
+        batch_op.create_index(
+            batch_op.f("ix_sample_chunk_series_id_t0_ns"), ["series_id", "t0_ns"], unique=False
         )
 
     op.create_table(
@@ -423,6 +428,10 @@ def downgrade() -> None:
         batch_op.drop_index(batch_op.f("ix_stream_run_id_rank"))
 
     op.drop_table("stream")
+    with op.batch_alter_table("sample_chunk", schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f("ix_sample_chunk_series_id_t0_ns"))
+
+    op.drop_table("sample_chunk")
     with op.batch_alter_table("event", schema=None) as batch_op:
         batch_op.drop_index(batch_op.f("ix_event_run_id_time_ns"))
 
@@ -431,10 +440,11 @@ def downgrade() -> None:
         batch_op.drop_index(batch_op.f("ix_alert_transition_alert_id_at_ns"))
 
     op.drop_table("alert_transition")
-    with op.batch_alter_table("sample_chunk", schema=None) as batch_op:
-        batch_op.drop_index(batch_op.f("ix_sample_chunk_series_id_t0_ns"))
+    with op.batch_alter_table("series", schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f("ix_series_run_id_name"))
+        batch_op.drop_index(batch_op.f("ix_series_project_name"))
 
-    op.drop_table("sample_chunk")
+    op.drop_table("series")
     op.drop_table("detector_state")
     op.drop_table("cursor")
     with op.batch_alter_table("command", schema=None) as batch_op:
@@ -448,10 +458,6 @@ def downgrade() -> None:
 
     op.drop_table("alert")
     op.drop_table("token")
-    with op.batch_alter_table("series", schema=None) as batch_op:
-        batch_op.drop_index(batch_op.f("ix_series_project_name"))
-
-    op.drop_table("series")
     with op.batch_alter_table("run", schema=None) as batch_op:
         batch_op.drop_index(batch_op.f("ix_run_project_status_last_seen_ns"))
 

@@ -299,12 +299,18 @@ def test_a_single_nan_and_a_single_spike_are_visible_at_every_zoom(store: Store)
 
 def test_recorded_series_come_back_in_time_order(store: Store) -> None:
     store.start()
+    row = store.runs.get(PROJECT, "r").id  # type: ignore[union-attr]
     for piece in ([(1, 1.0), (2, float("nan"))], [(3, 3.0)]):
         store.database.write(
-            lambda c, p=piece: store.recorded.append(PROJECT, c, "gradwarden_loss", {"run": "r"}, p)
+            lambda c, p=piece: store.recorded.append(
+                PROJECT, c, row, "gradwarden_loss", {"attempt": "1"}, p
+            )
         ).result()
-    (loss,) = store.recorded.newest(PROJECT, ["gradwarden_loss"], "r", 10)
+    (loss,) = store.recorded.newest(PROJECT, row, ["gradwarden_loss"], 10)
     assert [t for t, _ in loss.points] == [1, 2, 3]
+    (loss,) = store.recorded.newest(PROJECT, row, ["gradwarden_loss"], 2)
+    assert loss.points[0][0] == 2
+    (loss,) = store.recorded.newest(PROJECT, row, ["gradwarden_loss"], 10)
     assert loss.points[2][1] == 3.0
 
 

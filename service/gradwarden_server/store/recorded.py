@@ -7,7 +7,7 @@ lists and dashboards never read layers.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,18 +40,19 @@ class RecordedSeries:
         self,
         project: str,
         connection: Connection,
+        run_row: int,
         name: str,
         labels: Mapping[str, str],
         points: Sequence[Point],
     ) -> None:
-        """Store points of one series in the caller's transaction."""
+        """Store points of one series of a run in the caller's transaction."""
         if not points:
             return
         body = np.array([p[0] for p in points], dtype="<i8").tobytes()
         body += np.array([p[1] for p in points], dtype="<f8").tobytes()
         connection.execute(
             insert(t.sample_chunk).values(
-                series_id=self._series_id(project, connection, name, labels),
+                series_id=_series_id(project, connection, run_row, name, labels),
                 t0_ns=min(p[0] for p in points),
                 t1_ns=max(p[0] for p in points),
                 codec="i8f8-deflate",
@@ -59,43 +60,59 @@ class RecordedSeries:
             )
         )
 
-    def newest(self, project: str, names: Iterable[str], run: str, chunks: int) -> list[Sampled]:
-        """The points in the newest ``chunks`` chunks of each named series of a run."""
-        found: list[Sampled] = []
-        with self._database.read() as connection:
-            for name in names:
-                labels = {"run": run}
-                row = connection.execute(
-                    select(t.series.c.id).where(
-                        t.series.c.project == project,
-                        t.series.c.fingerprint == _fingerprint(name, labels),
-                    )
-                ).scalar_one_or_none()
-                bodies = connection.execute(
-                    select(t.sample_chunk.c.body)
-                    .where(t.sample_chunk.c.series_id == row)
-                    .order_by(t.sample_chunk.c.t0_ns.desc(), t.sample_chunk.c.id.desc())
-                    .limit(chunks)
-                ).scalars()
-                points = [p for body in reversed(list(bodies)) for p in _points(body)]
-                found.append(Sampled(name, labels, points))
-        return found
-
-    def _series_id(
-        self, project: str, connection: Connection, name: str, labels: Mapping[str, str]
-    ) -> int:
-        digest = _fingerprint(name, labels)
-        connection.execute(
-            insert_or_ignore(connection, t.series).values(
-                project=project, name=name, labels=dict(labels), fingerprint=digest
+    def newest(
+        self, project: str, run_row: int, names: Sequence[str], points: int
+    ) -> list[Sampled]:
+        """The newest ``points`` points of each series of a run with one of these names."""
+        statement = (
+            select(t.series)
+            .where(
+                t.series.c.project == project,
+                t.series.c.run_id == run_row,
+                t.series.c.name.in_(names),
             )
+            .order_by(t.series.c.id)
         )
-        row = connection.execute(
-            select(t.series.c.id).where(
-                t.series.c.project == project, t.series.c.fingerprint == digest
-            )
-        ).scalar_one()
-        return int(row)
+        with self._database.read() as connection:
+            rows = connection.execute(statement).all()
+            return [
+                Sampled(row.name, row.labels, _tail(connection, row.id, points)) for row in rows
+            ]
+
+
+def _tail(connection: Connection, series_id: int, points: int) -> list[Point]:
+    """Chunks hold at least one point each, so as many chunks as points are enough."""
+    bodies = connection.execute(
+        select(t.sample_chunk.c.body)
+        .where(t.sample_chunk.c.series_id == series_id)
+        .order_by(t.sample_chunk.c.t0_ns.desc(), t.sample_chunk.c.id.desc())
+        .limit(points)
+    ).scalars()
+    found: list[Point] = []
+    for body in bodies:
+        found = _points(body) + found
+        if len(found) >= points:
+            break
+    return found[-points:]
+
+
+def _series_id(
+    project: str, connection: Connection, run_row: int, name: str, labels: Mapping[str, str]
+) -> int:
+    digest = _fingerprint(name, {**labels, "run_row": str(run_row)})
+    connection.execute(
+        insert_or_ignore(connection, t.series).values(
+            project=project,
+            run_id=run_row,
+            name=name,
+            labels=dict(labels),
+            fingerprint=digest,
+        )
+    )
+    row = connection.execute(
+        select(t.series.c.id).where(t.series.c.project == project, t.series.c.fingerprint == digest)
+    ).scalar_one()
+    return int(row)
 
 
 def _fingerprint(name: str, labels: Mapping[str, str]) -> str:

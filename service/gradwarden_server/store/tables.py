@@ -208,11 +208,14 @@ series = Table(
     metadata,
     Column("id", RowId, primary_key=True),
     Column("project", String(128), ForeignKey("project.name"), nullable=False),
+    # The run that it was derived from; it goes with its run.
+    Column("run_id", RowId, ForeignKey("run.id", ondelete="CASCADE")),
     Column("name", String(256), nullable=False),
     Column("labels", JSON, nullable=False),
     Column("fingerprint", String(32), nullable=False),
     UniqueConstraint("project", "fingerprint"),
     Index(None, "project", "name"),
+    Index(None, "run_id", "name"),
 )
 
 sample_chunk = Table(
