@@ -10,8 +10,8 @@ export interface Line {
 export interface Columns {
   /** x, then last, min, max for each line. Nulls are gaps. */
   data: (number | null)[][];
-  /** Steps with a non-finite value in any of the lines. */
-  bad: number[];
+  /** Runs of steps, first and last, with a non-finite value in any of the lines. */
+  bad: [number, number][];
 }
 
 /**
@@ -20,11 +20,13 @@ export interface Columns {
  * On a log axis what is not positive cannot be drawn and is left out.
  */
 export function columns(series: Series, lines: Line[], log: boolean, breaks: number[]): Columns {
-  const bad = new Set<number>();
+  const bad: [number, number][] = [];
   const x: number[] = [];
   const data: (number | null)[][] = [x, ...lines.flatMap(() => [[], [], []])];
   const cuts = [...breaks].sort((a, b) => a - b);
+  let wasBad = false;
   series.step.forEach((step, k) => {
+    let isBad = false;
     while (cuts.length && cuts[0] <= step) {
       const cut = cuts.shift()!;
       if (k === 0) continue;
@@ -38,12 +40,16 @@ export function columns(series: Series, lines: Line[], log: boolean, breaks: num
         const v = found ? num(found[part][k]) : null;
         const fine = v !== null && Number.isFinite(v) && (!log || v > 0);
         data[1 + n * 3 + p].push(fine ? v : null);
-        if (v !== null && !Number.isFinite(v)) bad.add(step);
+        if (v !== null && !Number.isFinite(v)) isBad = true;
       });
-      if (found?.nonfinite[k]) bad.add(step);
+      if (found?.nonfinite[k]) isBad = true;
     });
+    const last = (series.step[k + 1] ?? step + 1) - 1;
+    if (isBad && wasBad) bad[bad.length - 1][1] = last;
+    else if (isBad) bad.push([step, last]);
+    wasBad = isBad;
   });
-  return { data, bad: [...bad] };
+  return { data, bad };
 }
 
 /** What a line says at `step`, or at its last step when null. */

@@ -13,7 +13,7 @@ export function value(x: number | null | undefined): string {
   if (!Number.isFinite(x)) return x > 0 ? "Inf" : "-Inf";
   if (x === 0) return "0";
   const size = Math.abs(x);
-  if (size < 1e-3 || size >= 1e5) return x.toExponential(1).replace("e+", "e");
+  if (size < 1e-3 || size >= 1e5) return x.toExponential(1).replace("e+", "e").replace(".0e", "e");
   return size >= 1000 ? grouped.format(Math.round(x)) : String(Number(x.toPrecision(3)));
 }
 

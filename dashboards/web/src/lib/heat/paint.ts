@@ -114,6 +114,28 @@ export function paintMarks(
   }
 }
 
+/** Beside the first mark of a lane: its glyph and step, on whichever side has room. */
+export function onset(
+  g: CanvasRenderingContext2D,
+  mark: Mark,
+  frame: Frame,
+  text: string,
+  palette: Palette,
+) {
+  const at = span(mark, frame);
+  if (!at) return;
+  g.font = "11px system-ui";
+  const room = g.measureText(text).width + 22;
+  const left = at[0] > room;
+  if (!left && at[1] + room > frame.width) return;
+  const y = frame.tops[1] / 2;
+  glyph(g, mark, left ? at[0] - 9 : at[1] + 9, y, 7, palette.bad);
+  g.fillStyle = palette.text;
+  g.textBaseline = "middle";
+  g.textAlign = left ? "right" : "left";
+  g.fillText(text, left ? at[0] - 17 : at[1] + 17, y + 0.5);
+}
+
 /** A cross says NaN, a triangle says Inf. */
 export function glyph(
   g: CanvasRenderingContext2D,

@@ -81,27 +81,50 @@ export interface Mark {
 
 /** Non-finite cells joined into runs of neighbouring columns, per row group. */
 export function marks(heat: HeatHeader, groups: number[][]): Mark[] {
-  const byRow = new Map<number, [number, number, number, number][]>();
-  for (const cell of heat.nonfinite) {
-    const list = byRow.get(cell[0]);
-    if (list) list.push(cell);
-    else byRow.set(cell[0], [cell]);
+  const groupsOf = Array.from({ length: heat.rows }, () => [] as number[]);
+  groups.forEach((rows, group) => rows.forEach((row) => groupsOf[row].push(group)));
+  const nans = new Float64Array(groups.length * heat.cols);
+  const infs = new Float64Array(groups.length * heat.cols);
+  for (const [row, col, nan, inf] of heat.nonfinite) {
+    for (const group of groupsOf[row]) {
+      nans[group * heat.cols + col] += nan;
+      infs[group * heat.cols + col] += inf;
+    }
   }
   const out: Mark[] = [];
-  groups.forEach((rows, group) => {
-    const cells = rows.flatMap((row) => byRow.get(row) ?? []).sort((a, b) => a[1] - b[1]);
-    let open: (Mark & { col: number }) | null = null;
-    for (const [, col, nan, inf] of cells) {
-      if (open && col <= open.col + 1) {
-        open.nan += nan;
-        open.inf += inf;
-      } else {
-        open = { group, from: heat.step[col], to: 0, nan, inf, col };
-        out.push(open);
+  for (let group = 0; group < groups.length; group++) {
+    let open: Mark | null = null;
+    for (let col = 0; col < heat.cols; col++) {
+      const nan = nans[group * heat.cols + col];
+      const inf = infs[group * heat.cols + col];
+      if (!nan && !inf) {
+        open = null;
+        continue;
       }
-      open.col = col;
+      if (!open) out.push((open = { group, from: heat.step[col], to: 0, nan: 0, inf: 0 }));
+      open.nan += nan;
+      open.inf += inf;
       open.to = heat.step_last[col] + 1;
     }
-  });
+  }
   return out;
+}
+
+export interface Onset {
+  row: number;
+  step: number;
+  nan: number;
+  inf: number;
+}
+
+/** The first non-finite cell of each row, earliest first: where it broke before where it spread. */
+export function onsets(heat: HeatHeader): Onset[] {
+  const first = new Map<number, HeatHeader["nonfinite"][number]>();
+  for (const cell of heat.nonfinite) {
+    const known = first.get(cell[0]);
+    if (!known || cell[1] < known[1]) first.set(cell[0], cell);
+  }
+  return [...first.values()]
+    .map(([row, col, nan, inf]) => ({ row, step: heat.step[col], nan, inf }))
+    .sort((a, b) => a.step - b.step || a.row - b.row);
 }
