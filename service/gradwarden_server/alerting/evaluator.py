@@ -1,0 +1,196 @@
+"""The thread that evaluates: which runs are due, under whose lease, and the Watchdog's beat."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from sqlalchemy import Connection
+
+from gradwarden_server.alerting.watch import Rooms, RunWatch
+from gradwarden_server.detect.base import Coverage
+from gradwarden_server.model import Notification
+from gradwarden_server.notify.spec import Receiver
+from gradwarden_server.notify.watchdog import watchdog, watchdogs
+from gradwarden_server.store.database import Priority
+from gradwarden_server.store.errors import Fenced
+from gradwarden_server.store.evaluation import Due
+from gradwarden_server.store.outbox import Outbox
+
+log = logging.getLogger(__name__)
+
+SECOND_NS = 1_000_000_000
+LEASE_NS = 15 * SECOND_NS
+TICK_NS = 1 * SECOND_NS
+_POLL_SECONDS = 0.25
+_ACTIVE_NS = 3600 * SECOND_NS
+_SYSTEM = "gradwarden"
+
+
+@dataclass(slots=True)
+class _Held:
+    watch: RunWatch
+    renew_ns: int
+    tick_ns: int = 0
+
+
+class Evaluator:
+    """Wakes on every append and each quarter second; one per serve process."""
+
+    def __init__(
+        self,
+        rooms: Rooms,
+        outbox: Outbox,
+        receivers: Sequence[Receiver],
+        holder: str,
+        clock: Callable[[], int],
+        changed: Callable[[], None] = lambda: None,
+    ) -> None:
+        """``changed`` is called after each round in which something may wait for delivery."""
+        self._rooms = rooms
+        self._outbox = outbox
+        self._dogs = watchdogs(receivers)
+        self._holder = holder
+        self._clock = clock
+        self._changed = changed
+        self._held: dict[tuple[str, str], _Held] = {}
+        self._beats: dict[str, int] = {}
+        self._wake = threading.Event()
+        self._stopping = False
+        self._lock = threading.Lock()
+        self._thread = threading.Thread(target=self._loop, name="evaluator", daemon=True)
+        self.errors = 0
+        self.lag_seconds = 0.0
+        self.last_round_ns = 0
+
+    def start(self) -> None:
+        """Begin evaluating."""
+        self._thread.start()
+
+    def wake(self) -> None:
+        """Something was appended."""
+        self._wake.set()
+
+    def stop(self) -> None:
+        """Finish the round under way and give the leases back."""
+        self._stopping = True
+        self._wake.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        for project in {project for project, _ in self._held}:
+            self._rooms.evaluation.release(project, self._holder)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread runs and had a round within the last minute."""
+        fresh = self._clock() - self.last_round_ns < 60 * SECOND_NS
+        return self._thread.is_alive() and fresh
+
+    def coverage(self, project: str, run: str) -> list[Coverage] | None:
+        """What watches a run; None where another process evaluates it."""
+        with self._lock:
+            held = self._held.get((project, run))
+            return None if held is None else list(held.watch.detectors.coverage())
+
+    def _loop(self) -> None:
+        while not self._stopping:
+            self._wake.wait(_POLL_SECONDS)
+            self._wake.clear()
+            try:
+                self.round(self._clock())
+            except Exception:
+                self.errors += 1
+                log.exception("evaluation round failed; the log is kept and read again")
+
+    def round(self, now_ns: int) -> None:
+        """Evaluate every due run once."""
+        lag = 0.0
+        due_now: set[tuple[str, str]] = set()
+        for project in self._rooms.runs.projects():
+            for due in self._rooms.evaluation.due(project, now_ns - _ACTIVE_NS):
+                due_now.add((project, due.run))
+                try:
+                    self._run(project, due, now_ns)
+                except Fenced as error:
+                    log.info("run %s: %s", due.run, error)
+                    self._drop(project, due.run)
+                except Exception:
+                    # What was half done in memory is rebuilt from the last commit.
+                    self.errors += 1
+                    log.exception("run %s: evaluation failed and is tried again", due.run)
+                    self._drop(project, due.run)
+                behind = self._held.get((project, due.run))
+                if behind is not None:
+                    lag = max(lag, behind.watch.lag_seconds(now_ns))
+        for project, run in [key for key in self._held if key not in due_now]:
+            self._drop(project, run)
+        self._beat(now_ns)
+        self.lag_seconds = lag
+        self.last_round_ns = now_ns
+        self._changed()
+
+    def _run(self, project: str, due: Due, now_ns: int) -> None:
+        held = self._held.get((project, due.run))
+        if held is None or now_ns >= held.renew_ns:
+            held = self._acquire(project, due, held, now_ns)
+        if held is None:
+            return
+        tick = now_ns - held.tick_ns >= TICK_NS
+        waiting = held.watch.deadline_ns
+        overdue = waiting is not None and waiting <= now_ns
+        if not (tick or overdue or due.position > held.watch.position):
+            return
+        run = self._rooms.runs.get(project, due.run)
+        if run is None:
+            return
+        if tick:
+            held.tick_ns = now_ns
+        if held.watch.evaluate(run, now_ns, tick):
+            self._wake.set()
+
+    def _acquire(self, project: str, due: Due, held: _Held | None, now_ns: int) -> _Held | None:
+        lease = self._rooms.evaluation.acquire(project, f"run:{due.run}", self._holder, LEASE_NS)
+        if lease is None or (held is not None and held.watch.lease.epoch != lease.epoch):
+            self._drop(project, due.run)
+            held = None
+        if lease is None:
+            return None
+        renew_ns = now_ns + LEASE_NS // 2
+        if held is not None:
+            held.renew_ns = renew_ns
+            return held
+        run = self._rooms.runs.get(project, due.run)
+        if run is None:
+            return None
+        held = _Held(RunWatch(self._rooms, project, run, lease), renew_ns)
+        with self._lock:
+            self._held[project, due.run] = held
+        return held
+
+    def _drop(self, project: str, run: str) -> None:
+        with self._lock:
+            self._held.pop((project, run), None)
+
+    def _beat(self, now_ns: int) -> None:
+        """Let the Watchdog speak: only a process whose evaluator runs gets here."""
+        for dog in self._dogs:
+            interval_ns = (dog.watchdog_seconds or 0) * SECOND_NS
+            if now_ns - self._beats.get(dog.name, 0) < interval_ns:
+                continue
+            lease = self._rooms.evaluation.acquire(
+                _SYSTEM, f"watchdog:{dog.name}", self._holder, max(2 * interval_ns, LEASE_NS)
+            )
+            self._beats[dog.name] = now_ns
+            if lease is None:
+                continue
+            since_ns = self._rooms.service_started_ns
+            message = watchdog(dog, _SYSTEM, since_ns, self._rooms.external_url)
+            self._rooms.database.write(
+                partial(self._enqueue, message=message, now_ns=now_ns), Priority.ALERT
+            ).result()
+
+    def _enqueue(self, connection: Connection, message: Notification, now_ns: int) -> None:
+        self._outbox.beat(_SYSTEM, connection, message, now_ns)
