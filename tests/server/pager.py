@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from sqlalchemy import Connection, insert
+from sqlalchemy import Connection, insert, select
 
 from gradwarden_server.model import Alert, Condition, Notification, RunFacts, Severity
+from gradwarden_server.notify.delivery import Courier
+from gradwarden_server.notify.message import Sender
 from gradwarden_server.store import tables
 from gradwarden_server.store.database import Database
+from gradwarden_server.store.outbox import Outbox, enqueue
 
+T = TypeVar("T")
 SECOND = 1_000_000_000
 PATIENCE = 60.0  # how long a test waits before it calls a thing hung; never a thing it measures
 
@@ -195,3 +200,88 @@ def add_run(conn: Connection, run: str = "r1", project: str = "default") -> int:
         .returning(tables.run.c.id)
     )
     return int(added.scalar_one())
+
+
+class Desk:
+    """A courier on a real database, with a clock in the test's hand and eyes on every commit."""
+
+    def __init__(self, url: str, new: bool = True) -> None:
+        self.database = open_database(url) if new else Database(url)
+        self.outbox = Outbox(self.database.engine)
+        self.now_ns = 86_400 * SECOND
+        self.broken = False
+        self._committed = threading.Condition()
+        self._couriers: list[Courier] = []
+
+    def write(self, job: Callable[[Any], T]) -> Future[T]:
+        if self.broken:
+            raise OSError("the disk is away")
+        future = self.database.write(job)
+        future.add_done_callback(self._note)
+        return future
+
+    def clock(self) -> int:
+        return self.now_ns
+
+    def courier(self, senders: dict[str, Sender], jitter: float = 1.0) -> Courier:
+        courier = Courier(self, self.outbox, senders, self.clock, lambda: jitter)
+        self._couriers.append(courier)
+        courier.start()
+        return courier
+
+    def post(self, *texts: str, receiver: str = "pager", key: str = "g1") -> None:
+        self.send(*(message(receiver, key, text) for text in texts))
+
+    def send(self, *notifications: Notification) -> None:
+        def job(conn: Connection) -> None:
+            for notification in notifications:
+                enqueue(notification.project, conn, notification, self.now_ns)
+
+        self.write(job).result(PATIENCE)
+        for courier in self._couriers:
+            courier.wake()
+
+    def later(self, seconds: float) -> None:
+        self.now_ns += int(seconds * SECOND)
+        for courier in self._couriers:
+            courier.wake()
+
+    def until(self, **states: int) -> None:
+        """Wait for the commit after which the outbox looks like this."""
+        with self._committed:
+            seen = self._committed.wait_for(lambda: self.outbox.counts() == states, PATIENCE)
+        assert seen, f"{self.outbox.counts()} is not {states}"
+
+    def until_tried(self, times: int) -> None:
+        """Wait for so many receipts."""
+        with self._committed:
+            assert self._committed.wait_for(lambda: len(self.receipts()) >= times, PATIENCE)
+
+    def quiet(self) -> Desk:
+        """Wait until nothing is due and nothing is on its way."""
+        leased = select(tables.outbox.c.id).where(tables.outbox.c.lease_until_ns > self.now_ns)
+
+        def still() -> bool:
+            with self.database.read() as conn:
+                on_the_way = conn.execute(leased).first() is not None
+            return not on_the_way and not self.outbox.due(self.now_ns)
+
+        with self._committed:
+            assert self._committed.wait_for(still, PATIENCE)
+        return self
+
+    def receipts(self) -> list[tuple[bool, str]]:
+        query = select(tables.delivery.c.ok, tables.delivery.c.detail).order_by(
+            tables.delivery.c.id
+        )
+        with self.database.read() as conn:
+            return [(row.ok, row.detail) for row in conn.execute(query)]
+
+    def close(self) -> None:
+        for courier in self._couriers:
+            courier.stop()
+        self.database.close()
+
+    def _note(self, _future: Future[Any]) -> None:
+        with self._committed:
+            self._committed.notify_all()

@@ -7,7 +7,6 @@ import re
 import subprocess
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +24,12 @@ from tests.needs import needs
 from tests.server.pager import (
     PATIENCE,
     SECOND,
+    Desk,
     LocalReceiver,
     local_receiver,
     run_facts,
     sick,
+    sqlite_url,
     well,
 )
 
@@ -40,12 +41,45 @@ receivers:
 """
 
 
-@dataclass
 class Alertmanager:
-    """A running daemon and the receiver that it notifies."""
+    """A real daemon, which can die and come back, and the receiver that it notifies."""
 
-    url: str
-    behind: LocalReceiver
+    def __init__(self, folder: Path, behind: LocalReceiver) -> None:
+        self.behind = behind
+        self._folder = folder
+        self._address = "127.0.0.1:0"
+        self._daemon: subprocess.Popen[str] | None = None
+        (folder / "alertmanager.yml").write_text(CONFIG.format(url=behind.url))
+
+    @property
+    def url(self) -> str:
+        return f"http://{self._address}"
+
+    def start(self) -> None:
+        self._daemon = subprocess.Popen(
+            [
+                needs("prometheus-alertmanager"),
+                f"--config.file={self._folder / 'alertmanager.yml'}",
+                f"--storage.path={self._folder / 'data'}",
+                f"--web.listen-address={self._address}",
+                "--cluster.listen-address=",
+            ],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=self._folder,
+        )
+        assert self._daemon.stderr is not None
+        for line in self._daemon.stderr:
+            if found := re.search(r"Listening on.*address=(127\.0\.0\.1:\d+)", line):
+                self._address = found[1]
+                return
+        pytest.fail("Alertmanager ended before it listened")
+
+    def stop(self) -> None:
+        if self._daemon is not None:
+            self._daemon.terminate()
+            self._daemon.communicate(timeout=PATIENCE)
 
     def firing(self) -> list[dict[str, Any]]:
         """What amtool says is firing."""
@@ -58,35 +92,15 @@ class Alertmanager:
 @pytest.fixture
 def peer(tmp_path: Path) -> Iterator[Alertmanager]:
     with local_receiver() as behind:
-        config = tmp_path / "alertmanager.yml"
-        config.write_text(CONFIG.format(url=behind.url))
-        daemon = subprocess.Popen(
-            [
-                needs("prometheus-alertmanager"),
-                f"--config.file={config}",
-                f"--storage.path={tmp_path / 'data'}",
-                "--web.listen-address=127.0.0.1:0",
-                "--cluster.listen-address=",
-            ],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-            cwd=tmp_path,
-        )
-        assert daemon.stderr is not None
+        daemon = Alertmanager(tmp_path, behind)
         try:
-            for line in daemon.stderr:
-                if found := re.search(r"Listening on.*address=(127\.0\.0\.1:\d+)", line):
-                    break
-            else:
-                pytest.fail("Alertmanager ended before it listened")
-            yield Alertmanager(f"http://{found[1]}", behind)
+            daemon.start()
+            yield daemon
         finally:
-            daemon.terminate()
-            daemon.communicate(timeout=PATIENCE)
+            daemon.stop()
 
 
-class Desk:
+class Caller:
     """Sends what the line says straight to the sender."""
 
     def __init__(self, peer: Alertmanager) -> None:
@@ -109,8 +123,8 @@ class Desk:
 
 
 def test_an_alert_appears_and_resolves_in_a_real_alertmanager(peer: Alertmanager) -> None:
-    desk = Desk(peer)
-    (sent,) = desk.say(sick(step="40", layer="fc2", summary="NaN"))
+    caller = Caller(peer)
+    (sent,) = caller.say(sick(step="40", layer="fc2", summary="NaN"))
     assert sent.repeat_seconds == REPEAT_SECONDS
     (alert,) = peer.firing()
     assert alert["labels"] == {
@@ -121,16 +135,16 @@ def test_an_alert_appears_and_resolves_in_a_real_alertmanager(peer: Alertmanager
     }
     assert alert["annotations"] == {"step": "40", "layer": "fc2", "summary": "NaN"}
     assert alert["generatorURL"] == "http://gw.example"
-    (sent,) = desk.say(well())
+    (sent,) = caller.say(well())
     assert sent.repeat_seconds is None, "a resolve is told once"
     assert peer.firing() == []
 
 
 def test_a_real_alertmanager_notifies_of_both(peer: Alertmanager) -> None:
-    desk = Desk(peer)
-    desk.say(sick(step="40"))
+    caller = Caller(peer)
+    caller.say(sick(step="40"))
     fired = json.loads(peer.behind.wait(1)[0].body)
-    desk.say(well())
+    caller.say(well())
     over = json.loads(peer.behind.wait(2)[1].body)
     assert [(x["status"], x["alerts"][0]["annotations"]) for x in (fired, over)] == [
         ("firing", {"step": "40"}),
@@ -145,13 +159,13 @@ def test_a_real_alertmanager_notifies_of_both(peer: Alertmanager) -> None:
 
 
 def test_telling_it_again_pushes_the_end_of_the_same_alert(peer: Alertmanager) -> None:
-    desk = Desk(peer)
+    caller = Caller(peer)
     now = time.time_ns()
     changes = advance({}, run_facts(), [sick()], now)
-    (told,) = desk.line.run({}, changes)
+    (told,) = caller.line.run({}, changes)
     later = now + int(REPEAT_SECONDS) * SECOND
     for at in (now, later):
-        desk.send(told, at)
+        caller.send(told, at)
         (alert,) = peer.firing()
         assert alert["endsAt"] == rfc3339(at + LIFETIME_NS)
         assert alert["startsAt"] == rfc3339(now)
@@ -160,7 +174,43 @@ def test_telling_it_again_pushes_the_end_of_the_same_alert(peer: Alertmanager) -
 def test_an_alertmanager_that_does_not_know_the_alert_takes_its_resolve(
     peer: Alertmanager,
 ) -> None:
-    desk = Desk(peer)
-    desk.alerts = settle({}, advance({}, run_facts(), [sick()], time.time_ns() - SECOND))
-    desk.say(well())
+    caller = Caller(peer)
+    caller.alerts = settle({}, advance({}, run_facts(), [sick()], time.time_ns() - SECOND))
+    caller.say(well())
     assert peer.firing() == []
+
+
+def test_a_resolve_from_a_clock_that_is_ahead_is_believed(peer: Alertmanager) -> None:
+    caller = Caller(peer)
+    caller.say(sick())
+    ahead = time.time_ns() + 30 * SECOND
+    (told,) = caller.line.run(caller.alerts, advance(caller.alerts, run_facts(), [well()], ahead))
+    caller.send(told, ahead)
+    assert peer.firing() == []
+
+
+def test_an_alertmanager_that_forgot_is_told_again_within_a_minute(
+    peer: Alertmanager, tmp_path: Path
+) -> None:
+    receiver = Receiver("am", "alertmanager", peer.url, allow_private=True)
+    line = build([receiver], "http://gw.example")
+    desk = Desk(sqlite_url(tmp_path))
+    desk.now_ns = time.time_ns()
+    fired = advance({}, run_facts(), [sick()], desk.now_ns)
+    over = advance(settle({}, fired), run_facts(), [well()], desk.now_ns + SECOND)
+    try:
+        desk.courier(connect([receiver]))
+        desk.send(*line.run({}, fired))
+        desk.until(standing=1)
+        assert len(peer.firing()) == 1
+        peer.stop()
+        peer.start()
+        assert peer.firing() == []
+        desk.later(REPEAT_SECONDS)
+        assert len(desk.quiet().receipts()) == 1, "repeats are not written down each time"
+        assert len(peer.firing()) == 1
+        desk.send(*line.run(settle({}, fired), over))
+        desk.until(sent=2)
+        assert peer.firing() == []
+    finally:
+        desk.close()

@@ -11,6 +11,7 @@ import random
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 
 from gradwarden_server.model import Alert, Notification, Queued, Receipt
@@ -81,29 +82,35 @@ def receipt_for(
 
 
 def trial(sender: Sender, receiver: str, project: str, clock: Clock) -> Receipt:
-    """Send a test alert past the outbox, once: ``gradwarden receivers test``."""
+    """Send a test alert past the outbox, firing and then resolved: ``gradwarden receivers test``.
+
+    It fires, so that something is seen to arrive, and resolves, so that nothing stays open.
+    """
     began_ns = clock()
-    labels = {"alertname": "GradwardenTest", "severity": "note", "project": project}
+    group = {"alertname": "GradwardenTest", "project": project}
     alert = Alert(
         id=None,
         project=project,
         run=None,
-        labels=labels,
+        labels={**group, "severity": "note"},
         annotations={"summary": "A test message from gradwarden. Nothing is wrong."},
-        # Resolved at once, so that no receiver opens an incident that nobody closes.
-        state="resolved",
+        state="firing",
         active_ns=began_ns,
         fired_ns=began_ns,
-        resolved_ns=began_ns,
         reason="test",
     )
-    group = {"alertname": "GradwardenTest", "project": project}
-    message = Notification(
-        project, receiver, group_key(group), "note", body(receiver, group, [alert], "")
-    )
-    queued = Queued(id=0, notification=message, seq=0, attempts=1, created_ns=began_ns)
-    outcome = _send(sender, queued, began_ns)
-    return receipt_for(outcome, len(PATIENT_SECONDS) + QUICK_TRIES, began_ns, clock(), lambda: 0.0)
+    over = replace(alert, state="resolved", resolved_ns=began_ns)
+    outcome: Outcome = Sent("")
+    for seq, told in enumerate((alert, over), start=1):
+        message = Notification(
+            project, receiver, group_key(group), "note", body(receiver, group, [told], "")
+        )
+        outcome = _send(sender, Queued(0, message, seq, 1, began_ns), began_ns)
+        if isinstance(outcome, Failed):
+            break
+    ended_ns = clock()
+    seconds = max(0, ended_ns - began_ns) / SECOND_NS
+    return Receipt(isinstance(outcome, Sent), outcome.detail, ended_ns, seconds)
 
 
 class Courier:
@@ -154,7 +161,7 @@ class Courier:
             hands.shutdown(wait=True)
 
     def test(self, name: str, project: str) -> Receipt:
-        """Send a test alert to a receiver; raises KeyError for a name that is not configured."""
+        """Send a test alert; raises KeyError for a name that is not configured."""
         return trial(self._senders[name], name, project, self._clock)
 
     def _loop(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from datetime import UTC
 from email.utils import parsedate_to_datetime
@@ -10,6 +11,10 @@ import httpx
 
 from gradwarden_server.notify.guard import Refused, Resolve, Unresolved, admit, system_resolve
 from gradwarden_server.notify.message import Failed, Outcome, Sent
+
+# Both write whole URLs and headers into the log, and a receiver's may be credentials.
+for _name in ("httpx", "httpcore"):
+    logging.getLogger(_name).setLevel(logging.WARNING)
 
 RETRIED = frozenset({408, 425, 429})
 
@@ -63,10 +68,6 @@ class Poster:
             return read_answer(response, now_ns)
         finally:
             response.close()
-
-    def close(self) -> None:
-        """Let go of the kept connections."""
-        self._client.close()
 
     def _redacted(self, text: str) -> str:
         url = httpx.URL(self._url)

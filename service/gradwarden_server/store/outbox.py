@@ -9,6 +9,7 @@ again until the group says something new, for receivers that forget.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import (
@@ -142,7 +143,7 @@ class Outbox:
         if values:
             conn.execute(update(outbox).where(mine).values(**values))
 
-    def bury(self, conn: Connection, known: list[str] | tuple[str, ...], now_ns: int) -> int:
+    def bury(self, conn: Connection, known: Sequence[str], now_ns: int) -> int:
         """Give up on messages to receivers that no longer exist; returns how many waited."""
         gone = and_(outbox.c.state.in_(OPEN), outbox.c.receiver.not_in(known))
         rows = conn.execute(select(outbox.c.id).where(gone, outbox.c.state == "waiting")).all()
