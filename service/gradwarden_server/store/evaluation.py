@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, delete, insert, select, update
+from sqlalchemy import Connection, delete, func, insert, select, update
 
 from gradwarden_server.store import tables as t
 from gradwarden_server.store.database import Database, Priority, clock_ns
@@ -75,6 +75,16 @@ class EvaluationStore:
         with self._database.read() as connection:
             rows = connection.execute(statement).all()
         return [Due(row.run, row.position, row.judged or 0) for row in rows]
+
+    def unjudged(self, project: str, run: str) -> int:
+        """Batches of a run that were received and not yet judged."""
+        statement = (
+            select(t.run.c.position - func.coalesce(t.cursor.c.position, 0))
+            .outerjoin(t.cursor, t.cursor.c.run_id == t.run.c.id)
+            .where(t.run.c.project == project, t.run.c.run == run)
+        )
+        with self._database.read() as connection:
+            return int(connection.execute(statement).scalar_one_or_none() or 0)
 
     def acquire(self, project: str, scope: str, holder: str, ttl_ns: int) -> Lease | None:
         """Take or renew the lease; None while another holder's has not expired."""
