@@ -70,6 +70,7 @@ LONG_BY_DESIGN = {
 # Public methods of store classes that take no project, each with its reason.
 WITHOUT_PROJECT = {
     "Database": "the engine itself: connections, migrations and the writer, no tenant's rows",
+    "Overview.totals": "totals for /metrics",
     "Outbox.bury": "the delivery loop serves all projects; a message carries its own",
     "Outbox.claim": "the delivery loop",
     "Outbox.counts": "totals for /metrics",

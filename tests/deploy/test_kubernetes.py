@@ -153,6 +153,7 @@ def test_the_trainer_example_names_what_the_sdk_reads(
     assert fields == {
         "GRADWARDEN_RUN_ID": "metadata.labels['batch.kubernetes.io/controller-uid']",
         "GRADWARDEN_POD": "metadata.name",
+        "GRADWARDEN_NAMESPACE": "metadata.namespace",
         "GRADWARDEN_NODE": "spec.nodeName",
     }
     assert wire.is_identifier("0a7ff0ed-6f3e-4c0e-9b0a-3c9e0f1d2b3c"), "a uid names a run"
