@@ -67,12 +67,21 @@ class Book:
     def write(self, job: Callable[[Connection], T]) -> T:
         return self.database.write(job).result(PATIENCE)
 
-    def moment(self, row: int, run: str, conditions: list[Condition], now_ns: int) -> list[Any]:
+    def moment(
+        self,
+        row: int,
+        run: str,
+        conditions: list[Condition],
+        now_ns: int,
+        written_ns: int | None = None,
+    ) -> list[Any]:
         def job(conn: Connection) -> list[Any]:
             alerts = self.ledger.open_alerts("default", conn, row)
             changes = advance(alerts, run_facts(run, row), conditions, now_ns)
             messages = self.line.run(alerts, changes)
-            touched = self.ledger.apply("default", conn, row, changes, messages, now_ns)
+            touched = self.ledger.apply(
+                "default", conn, row, changes, messages, written_ns or now_ns
+            )
             assert {k: v for k, v in touched.items() if v.state != "resolved"} == {
                 k: v
                 for k, v in self.ledger.open_alerts("default", conn, row).items()
@@ -134,9 +143,9 @@ def test_an_alert_is_one_row_from_pending_to_resolved_with_its_timeline(book: Bo
 def test_a_relapse_is_a_new_row_and_each_has_its_own_deliveries(book: Book) -> None:
     row = book.write(add_run)
     for now_ns, said in ((10, sick()), (20, well()), (30, sick())):
-        book.moment(row, "r1", [said], now_ns)
-    (first,) = book.claim(40)
-    book.record(first, ok(41))
+        book.moment(row, "r1", [said], now_ns * SECOND, written_ns=40 * SECOND)
+    (first,) = book.claim(40 * SECOND)
+    book.record(first, ok(41 * SECOND))
     again, before = book.ledger.list("default").items
     assert (again.state, before.state) == ("firing", "resolved")
     assert before.id is not None

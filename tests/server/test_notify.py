@@ -168,6 +168,20 @@ def test_an_alert_that_fired_and_resolved_in_one_evaluation_is_told_as_both() ->
     ]
 
 
+def test_news_of_one_alert_at_one_time_is_told_in_order() -> None:
+    alerts: dict[str, Alert] = {}
+    changes: list[Change] = []
+    for said in (sick(), well(), sick()):
+        new = advance(alerts, run_facts(), [said], NOW)
+        alerts = settle(alerts, new)
+        changes += new
+    assert brief(build([PAGER], URL).run({}, changes)) == [
+        ("pager", "firing", ["NonFiniteGradient:firing"]),
+        ("pager", "resolved", ["NonFiniteGradient:resolved"]),
+        ("pager", "firing", ["NonFiniteGradient:firing"]),
+    ]
+
+
 def test_runs_and_projects_of_one_name_stay_apart() -> None:
     keys = {
         group_key({"alertname": "X", "project": project, "run": run})

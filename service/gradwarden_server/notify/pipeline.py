@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from itertools import groupby
+from collections.abc import Iterator, Mapping, Sequence
 
 from gradwarden_server.model import Alert, Change, Notification
 from gradwarden_server.notify.payload import body, group_key
@@ -29,8 +28,7 @@ class Pipeline:
         """
         standing = {key: alert for key, alert in alerts.items() if alert.state == "firing"}
         notifications: list[Notification] = []
-        for _, moment in groupby(changes, key=lambda change: change.at_ns):
-            news = tuple(moment)
+        for news in _moments(changes):
             resolved: dict[str, Alert] = {}
             for change in news:
                 key = change.alert.fingerprint
@@ -60,6 +58,22 @@ class Pipeline:
             severity=first.severity,
             payload=body(bundle.receiver, bundle.group, bundle.alerts, self._external_url),
         )
+
+
+def _moments(changes: Sequence[Change]) -> Iterator[tuple[Change, ...]]:
+    """The changes by moment; never two pieces of news of one alert in one, even at one time."""
+    moment: list[Change] = []
+    told: set[str] = set()
+    for change in changes:
+        again = is_news(change) and change.alert.fingerprint in told
+        if moment and (again or change.at_ns != moment[-1].at_ns):
+            yield tuple(moment)
+            moment, told = [], set()
+        moment.append(change)
+        if is_news(change):
+            told.add(change.alert.fingerprint)
+    if moment:
+        yield tuple(moment)
 
 
 def build(receivers: Sequence[Receiver], external_url: str) -> Pipeline:

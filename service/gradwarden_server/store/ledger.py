@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from sqlalchemy import (
@@ -26,6 +27,7 @@ from gradwarden_server.store.outbox import enqueue
 from gradwarden_server.store.tables import alert, alert_transition, delivery, outbox, run
 
 OPEN = ("pending", "firing")
+_EPOCH = datetime.fromtimestamp(0, UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,16 +260,9 @@ def _read_cursor(text: str) -> tuple[int, int]:
 
 
 def _deliveries(project: str, conn: Connection, of: Alert) -> tuple[Delivery, ...]:
-    """The messages that named this incident: from its beginning to that of the next one."""
-    following = conn.execute(
-        select(func.min(alert.c.active_ns)).where(
-            alert.c.project == project,
-            alert.c.fingerprint == of.fingerprint,
-            alert.c.active_ns > of.active_ns,
-        )
-    ).scalar_one()
+    """The messages that spoke of this incident, told from others of its name by its start."""
     query = (
-        select(outbox.c.id, outbox.c.receiver, outbox.c.state, outbox.c.attempts)
+        select(outbox.c.id, outbox.c.receiver, outbox.c.state, outbox.c.attempts, outbox.c.payload)
         .where(
             outbox.c.project == project,
             outbox.c.created_ns >= of.active_ns,
@@ -275,12 +270,26 @@ def _deliveries(project: str, conn: Connection, of: Alert) -> tuple[Delivery, ..
         )
         .order_by(outbox.c.id)
     )
-    if following is not None:
-        query = query.where(outbox.c.created_ns < following)
-    return tuple(_delivery(conn, row) for row in conn.execute(query).all())
+    return tuple(
+        _delivery(conn, row) for row in conn.execute(query).all() if _names(row.payload, of)
+    )
 
 
-def _delivery(conn: Connection, row: Row[int, str, str, int]) -> Delivery:
+def _names(payload: Mapping[str, Any], of: Alert) -> bool:
+    if of.fired_ns is None:
+        return False
+    fired = of.fired_ns // 1_000_000
+    return any(
+        told["fingerprint"] == of.fingerprint and _milliseconds(told["startsAt"]) == fired
+        for told in payload["alerts"]
+    )
+
+
+def _milliseconds(text: str) -> int:
+    return (datetime.fromisoformat(text) - _EPOCH) // timedelta(milliseconds=1)
+
+
+def _delivery(conn: Connection, row: Row[int, str, str, int, Any]) -> Delivery:
     last = conn.execute(
         select(delivery)
         .where(delivery.c.outbox_id == row.id)
