@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
 from gradwarden_server.detect.base import Coverage, Detector, Liveness, Rule, rank_of
-from gradwarden_server.detect.baseline import BaselineSettings
+from gradwarden_server.detect.baseline import settings_from
 from gradwarden_server.detect.context import Layouts, RunContext
 from gradwarden_server.detect.registry import build
 from gradwarden_server.detect.state import BadState, pack, unpack
@@ -35,6 +36,7 @@ class Verdict:
     """What the detectors said of one step.
 
     Conditions that did not change since the last verdict of the same call are left out.
+    ``eventful`` marks a carrier of events, which may share its number with a step.
     """
 
     attempt: int
@@ -42,6 +44,7 @@ class Verdict:
     time_ns: int
     conditions: tuple[Condition, ...] = ()
     points: tuple[DerivedPoint, ...] = field(default=())
+    eventful: bool = False
 
 
 class RunDetectors:
@@ -50,7 +53,7 @@ class RunDetectors:
     Args:
         layouts: Finds a layout by its hash.
         rules: One detector each; see :class:`gradwarden_server.detect.base.Rule`.
-        baseline: The numbers of the baseline.
+        baseline: The numbers of the baseline, as the rules files give them.
         world_size: Ranks of the run, as far as known.
     """
 
@@ -58,14 +61,14 @@ class RunDetectors:
         self,
         layouts: Layouts,
         rules: Iterable[Rule],
-        baseline: BaselineSettings,
+        baseline: Mapping[str, Any],
         environment: str = "",
         world_size: int = 1,
     ) -> None:
         held = list(rules)
         self._caps = {rule.alert: rule.severity for rule in held}
         self._detectors: dict[str, Detector] = {rule.alert: build(rule) for rule in held}
-        self._context = RunContext(layouts, baseline, environment, world_size)
+        self._context = RunContext(layouts, settings_from(baseline), environment, world_size)
         self._early: dict[str, int] = {}
 
     @property
@@ -115,7 +118,9 @@ class RunDetectors:
             fresh = tuple(c for key, c in now.items() if before.get(key) != c)
             before |= now
             points = () if step.eventful else self._points(step)
-            verdicts.append(Verdict(step.attempt, step.step, step.time_ns, fresh, points))
+            verdicts.append(
+                Verdict(step.attempt, step.step, step.time_ns, fresh, points, step.eventful)
+            )
         return verdicts
 
     def tick(self, now_ns: int, facts: RunFacts, liveness: Liveness) -> list[Condition]:

@@ -37,7 +37,11 @@ class RulesError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class DetectorRule:
-    """One native rule. ``severity``, if set, is the most urgent that it may raise."""
+    """One native rule.
+
+    ``severity``, if set, is the most urgent that it may raise; ``runbook`` names a page of
+    ``docs/runbooks``.
+    """
 
     alert: str
     detector: str
