@@ -1,0 +1,105 @@
+import { describe, expect, it } from "vitest";
+import { num, v1, type Alert, type Attempt, type RunEvent, type Series } from "./api";
+import { columns, reading, speaks } from "./chart";
+import { clusters, flags } from "./flags";
+import * as f from "./format";
+import { hold, parseRunView, writeRunView, zoom } from "./urlstate";
+
+describe("the view in the URL", () => {
+  it("survives writing and reading", () => {
+    const view = {
+      metric: "absmax", mode: "base", range: [100, 900], fold: ["blocks.0", "head"], row: 3,
+    } as const;
+    const text = writeRunView("", { ...view, range: [100, 900], fold: [...view.fold] });
+    expect(parseRunView(text)).toEqual(view);
+  });
+  it("keeps defaults out and foreign keys in", () => {
+    const view = parseRunView("?project=a&m=nonsense&from=9&to=3&row=-1");
+    expect(view).toEqual({ metric: "l2", mode: "abs", range: null, fold: "auto", row: null });
+    expect(writeRunView("?project=a&m=nan&from=1&to=5", view)).toBe("?project=a");
+  });
+  it("zooms around a step and stays inside the run", () => {
+    expect(zoom([0, 100], [0, 100], 0.5, 50)).toEqual([25, 75]);
+    expect(zoom([0, 100], [0, 100], 0.5, 0)).toEqual([0, 50]);
+    expect(zoom([25, 75], [0, 100], 10)).toEqual([0, 100]);
+    expect(zoom([50, 54], [0, 100], 0.1)[1] - zoom([50, 54], [0, 100], 0.1)[0]).toBe(4);
+    expect(hold([-10, 20], [0, 100])).toEqual([0, 30]);
+  });
+});
+
+describe("numbers in words", () => {
+  it("have three digits, and exponents where they are small or large", () => {
+    expect([0, 1.23456, 0.012345, 1.2e-7, 41_777, 3e-4, 1e7, NaN, -Infinity, null].map(f.value)).toEqual(
+      ["0", "1.23", "0.0123", "1.2e-7", "41,777", "3e-4", "1e7", "NaN", "-Inf", "–"],
+    );
+  });
+  it("tell an age in one word", () => {
+    expect([-3, 4, 600, 7200, 200_000].map(f.age)).toEqual(["0s", "4s", "10m", "2h", "2d"]);
+  });
+  it("turn the words for non-finite values back", () => {
+    expect([num("NaN"), num("-Infinity"), num(null), num(0)]).toEqual([NaN, -Infinity, null, 0]);
+  });
+  it("leave empty values out of a query", () => {
+    expect(v1("runs", { q: "", project: null, limit: 5 })).toBe("/v1/runs?limit=5");
+  });
+});
+
+const series: Series = {
+  step: [0, 1, 2, 3],
+  time_ns: [0, 1, 2, 3],
+  keys: {
+    loss: {
+      min: [1, 2, null, 4], max: [1, 2, null, 4], last: [1, 2, "NaN", 4],
+      nonfinite: [0, 0, 1, 0],
+    },
+    lr: { min: [null, null, null, null], max: [null, null, null, null], last: [null, null, null, null], nonfinite: [0, 0, 0, 0] },
+  },
+};
+const line = [{ key: "loss", label: "loss" }];
+
+describe("chart columns", () => {
+  it("make a gap and an event of what is not finite", () => {
+    const { data, bad } = columns(series, line, false, []);
+    expect(data[0]).toEqual([0.5, 1.5, 2.5, 3.5]);
+    expect(data[1]).toEqual([1, 2, null, 4]);
+    expect(bad).toEqual([[2, 2]]);
+  });
+  it("never join two attempts by a line", () => {
+    const { data } = columns(series, line, false, [1]);
+    expect(data[0]).toEqual([0.5, 1, 1.5, 2.5, 3.5]);
+    expect(data[1]).toEqual([1, null, 2, null, 4]);
+  });
+  it("leave out of a log axis what it cannot show", () => {
+    const zero = { ...series, keys: { loss: { ...series.keys.loss, last: [0, -1, 2, 4] } } };
+    expect(columns(zero, line, true, []).data[1]).toEqual([null, null, 2, 4]);
+  });
+  it("read a value under the cursor, and the last one without", () => {
+    expect([reading(series, "loss", 1), reading(series, "loss", 2), reading(series, "loss", null)]).toEqual([2, NaN, 4]);
+    expect(reading(series, "missing", null)).toBeNull();
+  });
+  it("know whether a key says anything", () => {
+    expect([speaks(series, "loss"), speaks(series, "lr"), speaks(series, "none", "loss")]).toEqual([true, false, true]);
+  });
+});
+
+describe("flags", () => {
+  const alert = {
+    id: 1, alertname: "NonFiniteGradient", severity: "page", state: "firing", labels: {},
+    annotations: { step: "500" }, active_at: "", fired_at: null, resolved_at: null, reason: "",
+  } as Alert;
+  const event = { time_ns: 0, rank: 0, attempt: 1, text: "", data: { ok: false } };
+  const events = [
+    { ...event, step: 501, kind: "checkpoint" },
+    { ...event, step: 900, kind: "mark", text: "tokenizer" },
+    { ...event, step: 10, kind: "phase" },
+  ] as RunEvent[];
+  const attempts = [{ ordinal: 2, attempt: "b", status: "", first_step: 300, last_step: null, superseded_after: null }] as Attempt[];
+
+  it("come from alerts, later attempts and events, not from noise", () => {
+    expect(flags([alert], attempts, events).map((flag) => flag.kind)).toEqual(["alert", "restart", "failed", "mark"]);
+  });
+  it("join where they would overlap, and the loudest is seen", () => {
+    const out = clusters(flags([alert], attempts, events), 0, 1000, 500);
+    expect(out.map((c) => [c.kind, c.more.length])).toEqual([["restart", 1], ["alert", 2], ["mark", 1]]);
+  });
+});
