@@ -7,10 +7,10 @@ import os
 import pwd
 import socket
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field, field_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
 DEFAULT_PORT = 8321
 
@@ -51,8 +51,8 @@ class Settings(BaseSettings):
     receivers: Path | None = None
     """The YAML file that says who is told; without it alerts are recorded and nobody is told."""
 
-    rules: Annotated[tuple[Path, ...], NoDecode] = ()
-    """Folders of alert rules in place of the shipped ones, separated by colons."""
+    rules: Path | None = None
+    """A folder of alert rules in place of the shipped ones."""
 
     external_url: str = ""
     """The address under which people reach the service; alerts link to it."""
@@ -86,11 +86,6 @@ class Settings(BaseSettings):
     def _ignore_service_links(cls, value: object) -> object:
         # Kubernetes sets GRADWARDEN_PORT=tcp://10.0.0.1:8321 beside a Service of our name.
         return DEFAULT_PORT if isinstance(value, str) and "://" in value else value
-
-    @field_validator("rules", mode="before")
-    @classmethod
-    def _split_folders(cls, value: object) -> object:
-        return tuple(filter(None, value.split(os.pathsep))) if isinstance(value, str) else value
 
     @field_validator("external_url")
     @classmethod

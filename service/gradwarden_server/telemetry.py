@@ -51,10 +51,12 @@ class Snapshot:
     runs: Mapping[str, int] = field(default_factory=dict)
     alerts: Mapping[tuple[str, str], int] = field(default_factory=dict)
     live: tuple[RunGauges, ...] = ()
+    live_count: int = 0
     outbox_waiting: int = 0
     outbox_oldest_seconds: float = 0.0
     writer_queue_depth: int = 0
     evaluator_lag_seconds: float = 0.0
+    evaluator_errors: int = 0
 
 
 class Telemetry:
@@ -77,11 +79,6 @@ class Telemetry:
             "gradwarden_ingest_commit_seconds",
             "From a decoded batch to its durable commit.",
             buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10),
-            registry=self.registry,
-        )
-        self.evaluator_errors = Counter(
-            "gradwarden_evaluator_errors",
-            "Evaluations that raised; the run is tried again at the next tick.",
             registry=self.registry,
         )
         self.deliveries = Counter(
@@ -148,10 +145,15 @@ class _Scrape(Collector):
             "Age of the oldest stored frame that is not evaluated yet; 0 when none waits.",
             value=now.evaluator_lag_seconds,
         )
-        yield from _per_run(now.live)
+        yield CounterMetricFamily(
+            "gradwarden_evaluator_errors",
+            "Evaluations that raised; the run is tried again at the next tick.",
+            value=now.evaluator_errors,
+        )
+        yield from _per_run(now)
 
 
-def _per_run(live: tuple[RunGauges, ...]) -> Iterator[Metric]:
+def _per_run(now: Snapshot) -> Iterator[Metric]:
     labels = ["project", "run"]
     norm = GaugeMetricFamily(
         "gradwarden_run_grad_norm", "Latest global gradient norm of a live run.", labels=labels
@@ -164,7 +166,7 @@ def _per_run(live: tuple[RunGauges, ...]) -> Iterator[Metric]:
     step = GaugeMetricFamily(
         "gradwarden_run_last_step", "Latest step that a live run reported.", labels=labels
     )
-    for run in live[:MOST_RUNS]:
+    for run in now.live[:MOST_RUNS]:
         names = [run.project, run.run]
         if run.grad_norm is not None:
             norm.add_metric(names, run.grad_norm)
@@ -176,7 +178,7 @@ def _per_run(live: tuple[RunGauges, ...]) -> Iterator[Metric]:
     yield GaugeMetricFamily(
         "gradwarden_metrics_truncated_runs",
         f"Live runs left out above, beyond the {MOST_RUNS} newest.",
-        value=max(0, len(live) - MOST_RUNS),
+        value=max(0, now.live_count - MOST_RUNS),
     )
 
 

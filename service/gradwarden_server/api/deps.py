@@ -1,0 +1,130 @@
+"""What routes are handed: the parts of the service, and who asks."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Annotated, Literal, Protocol, TypeVar
+
+from fastapi import Depends, Path, Request
+from fastapi.security import APIKeyCookie, HTTPBearer
+
+from gradwarden_server import logs
+from gradwarden_server.api.access import COOKIE, Doorman, Principal
+from gradwarden_server.api.summary import Summaries
+from gradwarden_server.api.throttle import Throttle
+from gradwarden_server.model import Receipt
+from gradwarden_server.settings import Settings
+from gradwarden_server.store.commands import CommandStore
+from gradwarden_server.store.database import Database
+from gradwarden_server.store.frames import FrameLog
+from gradwarden_server.store.history import History
+from gradwarden_server.store.ledger import AlertLedger
+from gradwarden_server.store.runs import RunStore
+from gradwarden_server.store.tokens import TokenStore
+from gradwarden_server.telemetry import Telemetry
+
+T = TypeVar("T")
+
+
+class ReceiverFace(Protocol):
+    """What the api tells of a receiver; its URL may be a credential and stays out."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def type(self) -> str: ...
+    @property
+    def severities(self) -> tuple[str, ...]: ...
+
+
+class Messenger(Protocol):
+    """The courier, as far as the api needs it."""
+
+    def test(self, name: str, project: str) -> Receipt: ...
+
+
+class Coverage(Protocol):
+    """Whether one kind of sickness could be seen in a run."""
+
+    @property
+    def alert(self) -> str: ...
+    @property
+    def state(self) -> Literal["armed", "waiting", "blind"]: ...
+    @property
+    def detail(self) -> str: ...
+
+
+class Judge(Protocol):
+    """The evaluator, as far as the api needs it."""
+
+    @property
+    def alive(self) -> bool: ...
+    def coverage(self, project: str, run: str) -> Sequence[Coverage] | None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Everything that routes work with; ``create_app`` is where it is put together."""
+
+    settings: Settings
+    database: Database
+    runs: RunStore
+    frames: FrameLog
+    history: History
+    ledger: AlertLedger
+    tokens: TokenStore
+    commands: CommandStore
+    telemetry: Telemetry
+    doorman: Doorman
+    throttle: Throttle
+    receivers: tuple[ReceiverFace, ...]
+    messenger: Messenger
+    judge: Judge
+    summaries: Summaries
+
+    @staticmethod
+    async def written(write: Future[T]) -> T:
+        """The result of a write, once it is durable."""
+        return await asyncio.wrap_future(write)
+
+
+def _parts(request: Request) -> Parts:
+    parts: Parts = request.app.state.parts
+    return parts
+
+
+PartsDep = Annotated[Parts, Depends(_parts)]
+
+# These two only describe the credentials in the OpenAPI document; the doorman reads them.
+_bearer = HTTPBearer(auto_error=False, description="A token: gw_...")
+_cookie = APIKeyCookie(name=COOKIE, auto_error=False, description="A login at /v1/session")
+CREDENTIALS = [Depends(_bearer), Depends(_cookie)]
+
+
+async def _ingester(request: Request, parts: PartsDep) -> AsyncIterator[Principal]:
+    principal = await parts.doorman.admit(request, "ingest")
+    with parts.throttle.slot(f"{principal.actor} of project {principal.project}"):
+        logs.bind(project=principal.project)
+        yield principal
+
+
+async def _reader(request: Request, parts: PartsDep) -> Principal:
+    return await parts.doorman.admit(request, "read")
+
+
+async def _admin(request: Request, parts: PartsDep) -> Principal:
+    return await parts.doorman.admit(request, "admin")
+
+
+async def _somebody(request: Request, parts: PartsDep) -> Principal | None:
+    return await parts.doorman.identify(request)
+
+
+Ingester = Annotated[Principal, Depends(_ingester)]
+Reader = Annotated[Principal, Depends(_reader)]
+Admin = Annotated[Principal, Depends(_admin)]
+Somebody = Annotated[Principal | None, Depends(_somebody)]
+RunId = Annotated[str, Path(max_length=128, description="The run's identifier")]

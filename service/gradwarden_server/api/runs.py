@@ -1,0 +1,172 @@
+"""Runs as people read them: the list, one run, its events, and commands to its ranks."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Query
+
+from gradwarden_server.api import schemas
+from gradwarden_server.api.deps import CREDENTIALS, Admin, Parts, PartsDep, Reader, RunId
+from gradwarden_server.api.problems import Problem
+from gradwarden_server.api.schemas import plain, rfc3339
+from gradwarden_server.store.records import RunRecord
+
+router = APIRouter(prefix="/v1", tags=["runs"], dependencies=CREDENTIALS)
+
+Status = Literal["running", "finished", "failed", "cancelled", "preempted"]
+Limit = Annotated[int, Query(ge=1, le=200)]
+
+
+@router.get("/runs", summary="Runs of the project, newest first")
+def list_runs(
+    who: Reader,
+    parts: PartsDep,
+    state: Annotated[str, Query(max_length=200, description="Statuses, comma-separated")] = "",
+    q: Annotated[
+        str, Query(max_length=200, description="Part of run, name, job, model, owner")
+    ] = "",
+    cursor: Annotated[str | None, Query(pattern=r"^\d{1,18}$")] = None,
+    limit: Limit = 50,
+) -> schemas.RunList:
+    """One page; ``next_cursor`` asks for the next."""
+    states = tuple(filter(None, state.split(",")))
+    query = q.replace("\x00", "")
+    page = parts.runs.list(who.project, status=states, query=query, before=cursor, limit=limit)
+    items = parts.summaries.faces(who.project, page.items, time.time_ns())
+    return schemas.RunList(items=items, next_cursor=page.next_cursor)
+
+
+@router.get("/runs/{run}", summary="One run")
+def get_run(run: RunId, who: Reader, parts: PartsDep) -> schemas.RunDetail:
+    """Everything that the run's page shows, but for heatmap, series and events."""
+    record = known_run(parts, who.project, run)
+    face = parts.summaries.faces(who.project, [record], time.time_ns())[0]
+    layout = parts.history.layers(who.project, run)
+    streams = parts.runs.streams(who.project, run)
+    newest = max((s.ordinal for s in streams), default=0)
+    return schemas.RunDetail(
+        **face.model_dump(),
+        layers=[
+            schemas.LayerFace(
+                i=i,
+                name=p.name,
+                layer=p.layer,
+                block=p.block,
+                kind=p.kind,
+                params=math.prod(p.shape),
+                dtype=p.dtype,
+            )
+            for i, p in enumerate(layout.parameters if layout else ())
+        ],
+        backward=list(layout.backward) if layout else [],
+        attempts=[
+            schemas.AttemptFace.model_validate(a, from_attributes=True)
+            for a in parts.runs.attempts(who.project, run)
+        ],
+        ranks=[
+            schemas.RankFace(
+                rank=s.rank,
+                group=s.group,
+                host=s.host,
+                place=dict(s.place),
+                last_step=s.last_step,
+                last_seen_at=rfc3339(s.last_seen_ns),
+                ended=s.ended,
+            )
+            for s in streams
+            if s.ordinal == newest
+        ],
+        steps=parts.frames.span(who.project, run),
+        coverage=[
+            schemas.CoverageFace(alert=c.alert, state=c.state, detail=c.detail)
+            for c in parts.judge.coverage(who.project, run) or ()
+        ],
+        config=dict(record.config),
+    )
+
+
+@router.get("/runs/{run}/events", summary="What happened in a run, in time order")
+def list_events(
+    run: RunId,
+    who: Reader,
+    parts: PartsDep,
+    first: Annotated[int | None, Query(alias="from", ge=0, le=2**62)] = None,
+    last: Annotated[int | None, Query(alias="to", ge=0, le=2**62)] = None,
+) -> schemas.EventList:
+    """The newest thousand within the steps asked for."""
+    known_run(parts, who.project, run)
+    return schemas.EventList(
+        items=[
+            schemas.EventFace(
+                step=e.step,
+                time_ns=e.time_ns,
+                rank=e.rank,
+                attempt=e.ordinal,
+                kind=e.kind,
+                text=describe(e.kind, e.data),
+                data=plain(dict(e.data)),
+            )
+            for e in parts.runs.events(who.project, run, first, last)
+        ]
+    )
+
+
+@router.post("/runs/{run}/commands", status_code=201, summary="Ask something of a rank")
+async def issue_command(
+    run: RunId, body: schemas.CommandBody, who: Admin, parts: PartsDep
+) -> schemas.CommandAnswer:
+    """It rides on the next answer to that rank, expires after ten minutes, and is audited."""
+    issued = await parts.written(
+        parts.commands.issue(
+            who.project,
+            run,
+            body.rank,
+            body.kind,
+            body.args,
+            now_ns=time.time_ns(),
+            actor=who.actor,
+        )
+    )
+    if issued is None:
+        raise _unknown(run)
+    return schemas.CommandAnswer(id=issued)
+
+
+def known_run(parts: Parts, project: str, run: str) -> RunRecord:
+    """The run, or the problem that there is none."""
+    record = parts.runs.get(project, run) if "\x00" not in run else None
+    if record is None:
+        raise _unknown(run)
+    return record
+
+
+def describe(kind: str, data: Mapping[str, Any]) -> str:
+    """An event in words."""
+    match kind, data:
+        case _, {"text": str(text)}:
+            words = text
+        case "finish", {"status": status, "error": str(error)} if error:
+            words = f"{status}: {error}"
+        case "finish", {"status": status}:
+            words = str(status)
+        case "checkpoint", {"path": path, "ok": ok}:
+            words = f"{path}" if ok else f"{path}: failed"
+        case "lr", {"from": before, "to": after}:
+            words = f"learning rate {before} -> {after}"
+        case "mark", {"name": name, "value": value}:
+            words = f"{name} = {value}"
+        case (("skip" | "dropped"), {"reason": reason}):
+            words = f"{data['frames']} frames: {reason}" if "frames" in data else str(reason)
+        case "phase", {"name": name, "seconds": seconds}:
+            words = f"{name}: {seconds} s"
+        case _:
+            words = kind
+    return str(plain(words))[:500]
+
+
+def _unknown(run: str) -> Problem:
+    return Problem("not-found", f"run: {run[:128]!r}; this project has no run of that name")

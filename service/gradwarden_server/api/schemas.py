@@ -1,0 +1,423 @@
+"""The HTTP faces of what the house knows: requests checked, answers shaped, all in OpenAPI."""
+
+from __future__ import annotations
+
+import json
+import math
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+
+from gradwarden import wire
+from gradwarden_server.store.commands import CommandKind
+from gradwarden_server.store.tokens import Scope, TokenRecord
+
+_MOST_NS = 2**62
+Number = float | Literal["NaN", "Infinity", "-Infinity"]
+
+
+def number(value: float | None) -> Number | None:
+    """A number as JSON can carry it: non-finite ones as text."""
+    if value is None or math.isfinite(value):
+        return value
+    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+
+
+def rfc3339(ns: int | None) -> str | None:
+    """Nanoseconds since the epoch as UTC text with microseconds."""
+    if ns is None:
+        return None
+    try:
+        moment = datetime.fromtimestamp(ns // 1_000_000_000, UTC)
+    except (OverflowError, ValueError, OSError):  # a hostile clock, beyond the year 9999
+        return None
+    return f"{moment:%Y-%m-%dT%H:%M:%S}.{ns % 1_000_000_000 // 1000:06d}Z"
+
+
+def plain(value: Any) -> Any:
+    """Foreign JSON made safe to store and to send: no bare NaN, no half characters, no NUL."""
+    text = json.dumps(value, ensure_ascii=False, default=str).replace("\\u0000", "")
+    return json.loads(text.encode(errors="replace"), parse_constant=str)
+
+
+def _identifier(value: str) -> str:
+    if not wire.is_identifier(value):
+        raise ValueError("use letters, digits and . _ : + - only, at most 128 of them")
+    return value
+
+
+def _no_nul(value: str) -> str:
+    if "\x00" in value:
+        raise ValueError("leave out the NUL character")
+    return value
+
+
+Identifier = Annotated[str, AfterValidator(_identifier)]
+Text = Annotated[str, StringConstraints(max_length=256), AfterValidator(_no_nul)]
+Short = Annotated[str, StringConstraints(max_length=64), AfterValidator(_no_nul)]
+Rank = Annotated[int, Field(ge=0, le=10_000_000)]
+Step = Annotated[int, Field(ge=0, le=_MOST_NS)]
+Moment = Annotated[int, Field(ge=0, le=_MOST_NS, description="UTC nanoseconds")]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Facts = Annotated[dict[str, Any], AfterValidator(plain)]
+
+
+class _Body(BaseModel):
+    # Members that a newer SDK sends are ignored: an upgrade of the trainers must not stop them.
+    model_config = ConfigDict(extra="ignore", strict=False)
+
+
+class StartBody(_Body):
+    """One process announces itself as one rank of one attempt of one run."""
+
+    run: Identifier
+    attempt: Identifier
+    rank: Rank
+    nonce: Identifier
+    host: Text
+    pid: Annotated[int, Field(ge=0, le=_MOST_NS)]
+    world_size: Annotated[int, Field(ge=1, le=10_000_000)] = 1
+    group: Rank = 0
+    first_step: Step = 0
+    parent: Identifier | None = None
+    started_ns: Moment | None = None
+    takeover: bool = False
+    name: Text | None = None
+    training_job: Text | None = None
+    model: Text | None = None
+    dataset: Text | None = None
+    cluster: Text | None = None
+    queue: Text | None = None
+    owner: Text | None = None
+    team: Text | None = None
+    environment: Short | None = None
+    git_commit: Short | None = None
+    config: Facts = Field(default_factory=dict)
+    page: bool = False
+    cost_per_hour: Finite | None = None
+    target_loss: Finite | None = None
+    place: Facts = Field(default_factory=dict)
+
+
+class HeartbeatBody(_Body):
+    """A sign of life between frames."""
+
+    run: Identifier
+    attempt: Identifier
+    rank: Rank
+    nonce: Identifier
+    step: Step | None = None
+    phase: Short | None = None
+    sent_ns: Moment
+
+
+class CommandAckBody(_Body):
+    """The rank that did what a command asked."""
+
+    run: Identifier
+    attempt: Identifier
+    rank: Rank
+    nonce: Identifier
+
+
+class CommandFace(BaseModel):
+    """Something asked of a rank; doing it twice does no harm."""
+
+    id: int
+    kind: str
+    args: dict[str, Any]
+
+
+class CommandsAnswer(BaseModel):
+    """Open commands of the asking rank."""
+
+    commands: list[CommandFace]
+
+
+class StartAnswer(CommandsAnswer):
+    """The stream as the service knows it."""
+
+    run: str
+    attempt: str
+    ordinal: int = Field(description="The attempt's number on this server, from 1")
+    url: str = Field(description="The run's page")
+
+
+class LayoutAnswer(BaseModel):
+    """The layout is kept."""
+
+    hash: str
+
+
+class IngestAnswer(CommandsAnswer):
+    """What is durable now."""
+
+    stored: int
+    duplicate: int
+
+
+class AlertCounts(BaseModel):
+    """Open alerts of a run."""
+
+    pending: int
+    firing: int
+
+
+class RunFace(BaseModel):
+    """One run in a list."""
+
+    run: str
+    name: str
+    project: str
+    owner: str | None
+    training_job: str | None
+    environment: str
+    status: str
+    health: Literal["ok", "warn", "crit", "silent"]
+    reason: str
+    attempt: int = Field(description="The newest attempt's number")
+    step: int | None
+    loss: Number | None
+    spark: list[float | None] = Field(description="Recent global gradient norms")
+    worst_layer: str | None
+    alerts: AlertCounts
+    world_size: int
+    started_at: str | None
+    last_seen_at: str | None
+    ended_at: str | None
+
+
+class RunList(BaseModel):
+    """Runs, newest first."""
+
+    items: list[RunFace]
+    next_cursor: str | None
+
+
+class LayerFace(BaseModel):
+    """One watched parameter."""
+
+    i: int
+    name: str
+    layer: str
+    block: str
+    kind: str
+    params: int
+    dtype: str
+
+
+class AttemptFace(BaseModel):
+    """One attempt of a run."""
+
+    ordinal: int
+    attempt: str
+    status: str
+    first_step: int
+    last_step: int | None
+    superseded_after: int | None
+
+
+class RankFace(BaseModel):
+    """One rank of the newest attempt, and where it runs."""
+
+    rank: int
+    group: int
+    host: str
+    place: dict[str, Any]
+    last_step: int | None
+    last_seen_at: str | None
+    ended: bool
+
+
+class CoverageFace(BaseModel):
+    """Whether one kind of sickness could be seen in this run."""
+
+    alert: str
+    state: Literal["armed", "waiting", "blind"]
+    detail: str
+
+
+class RunDetail(RunFace):
+    """One run with all that its page shows."""
+
+    layers: list[LayerFace]
+    backward: list[int]
+    attempts: list[AttemptFace]
+    ranks: list[RankFace]
+    steps: tuple[int, int] | None
+    coverage: list[CoverageFace]
+    config: dict[str, Any]
+
+
+class EventFace(BaseModel):
+    """Something that happened at a step."""
+
+    step: int
+    time_ns: int
+    rank: int
+    attempt: int
+    kind: str
+    text: str
+    data: dict[str, Any]
+
+
+class EventList(BaseModel):
+    """Events in time order."""
+
+    items: list[EventFace]
+
+
+class CommandBody(_Body):
+    """Ask something of a rank."""
+
+    rank: Rank
+    kind: CommandKind
+    args: Facts = Field(default_factory=dict)
+
+
+class CommandAnswer(BaseModel):
+    """The command as issued."""
+
+    id: int
+
+
+class AlertFace(BaseModel):
+    """One incident."""
+
+    id: int
+    alertname: str
+    severity: str
+    state: str
+    labels: dict[str, str]
+    annotations: dict[str, str]
+    active_at: str | None
+    fired_at: str | None
+    resolved_at: str | None
+    reason: str
+    fingerprint: str
+
+
+class AlertList(BaseModel):
+    """Alerts, newest first."""
+
+    items: list[AlertFace]
+    next_cursor: str | None
+
+
+class TransitionFace(BaseModel):
+    """One line of an alert's timeline."""
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    at: str | None
+    from_: str = Field(serialization_alias="from", validation_alias="from_")
+    to: str
+    reason: str
+    annotations: dict[str, str]
+
+
+class DeliveryFace(BaseModel):
+    """Who was told, and how it went."""
+
+    receiver: str
+    state: str
+    attempts: int
+    at: str | None
+    ok: bool | None
+    detail: str | None
+
+
+class AlertDetail(AlertFace):
+    """One incident with all that happened to it."""
+
+    timeline: list[TransitionFace]
+    deliveries: list[DeliveryFace]
+
+
+class ReceiverFace(BaseModel):
+    """Somebody who is told; the URL may be a credential and is not shown."""
+
+    name: str
+    type: str
+    severities: list[str]
+
+
+class ReceiverList(BaseModel):
+    """Every receiver of the file."""
+
+    items: list[ReceiverFace]
+    next_cursor: str | None = None
+
+
+class ReceiverTest(BaseModel):
+    """How a test message went."""
+
+    ok: bool
+    latency_ms: float
+    detail: str
+
+
+class TokenBody(_Body):
+    """A token to make."""
+
+    name: Annotated[Text, StringConstraints(min_length=1, max_length=128)]
+    scope: Scope
+    expires_in_days: Annotated[float, Field(gt=0, le=36500)] | None = None
+
+
+class TokenFace(BaseModel):
+    """A token as listed, without its secret."""
+
+    id: int
+    name: str
+    prefix: str
+    scope: Scope
+    created_at: str | None
+    expires_at: str | None
+    last_used_at: str | None
+    revoked_at: str | None
+
+
+def token_face(token: TokenRecord) -> TokenFace:
+    """A token as listed."""
+    return TokenFace(
+        id=token.id,
+        name=token.name,
+        prefix=token.prefix,
+        scope=token.scope,
+        created_at=rfc3339(token.created_ns),
+        expires_at=rfc3339(token.expires_ns),
+        last_used_at=rfc3339(token.last_used_ns),
+        revoked_at=rfc3339(token.revoked_ns),
+    )
+
+
+class TokenList(BaseModel):
+    """Every token of the project, newest first."""
+
+    items: list[TokenFace]
+    next_cursor: str | None = None
+
+
+class TokenCreated(TokenFace):
+    """A new token; the secret is shown here and never again."""
+
+    secret: str
+
+
+class LoginBody(_Body):
+    """A token to exchange for a session."""
+
+    token: Annotated[str, StringConstraints(min_length=1, max_length=256)]
+
+
+class SessionFace(BaseModel):
+    """Who asks, as the dashboard needs to know it."""
+
+    authenticated: bool
+    project: str | None
+    scope: Scope | None
+    login_required: bool
+    projects: list[str]
+    version: str

@@ -1,0 +1,108 @@
+"""A run's numbers: layers x steps as a byte matrix, and single series."""
+
+from __future__ import annotations
+
+import json
+import struct
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Query
+from fastapi.responses import Response
+from pydantic import BaseModel
+
+from gradwarden import wire
+from gradwarden_server.api.deps import CREDENTIALS, PartsDep, Reader, RunId
+from gradwarden_server.api.problems import Problem
+from gradwarden_server.api.runs import known_run
+
+router = APIRouter(prefix="/v1/runs/{run}", tags=["series"], dependencies=CREDENTIALS)
+
+_MOST_KEYS = 64
+First = Annotated[int | None, Query(alias="from", ge=0, le=2**62)]
+Last = Annotated[int | None, Query(alias="to", ge=0, le=2**62)]
+Metric = Literal["l2", "absmax", "nan", "inf", "zero"]
+Columns = Annotated[int, Query(ge=1, le=10_000)]
+
+
+class SeriesColumns(BaseModel):
+    """One series: per bucket of steps the finite extremes and last, and the non-finite count."""
+
+    min: list[float | None]
+    max: list[float | None]
+    last: list[float | None]
+    nonfinite: list[int]
+
+
+class SeriesFace(BaseModel):
+    """Series over the same buckets of steps."""
+
+    step: list[int]
+    time_ns: list[int]
+    keys: dict[str, SeriesColumns]
+
+
+@router.get(
+    "/heatmap",
+    summary="Layers x steps as bytes",
+    response_class=Response,
+    responses={
+        200: {
+            "content": {
+                "application/octet-stream": {"schema": {"type": "string", "format": "binary"}}
+            }
+        }
+    },
+)
+def heatmap(
+    run: RunId,
+    who: Reader,
+    parts: PartsDep,
+    metric: Metric = "l2",
+    first: First = None,
+    last: Last = None,
+    cols: Columns = 2000,
+    agg: Annotated[Literal["max"], Query(description="How steps of a column join")] = "max",
+) -> Response:
+    """u32 little-endian header length, JSON header, then rows x cols bytes, row by row.
+
+    A cell is 0 for no data, 1 to 254 linear in log10 between ``lo`` and ``hi``, 255 for
+    non-finite.
+    """
+    known_run(parts, who.project, run)
+    picture = parts.history.heatmap(who.project, run, metric, first, last, cols)
+    if picture is None:
+        empty = {"rows": 0, "cols": 0, "layers": [], "step": [], "step_last": [], "time_ns": []}
+        rest = {"lo": 0.0, "hi": 0.0, "bucket": 1, "nonfinite": [], "metric": metric}
+        header, cells = {**empty, **rest}, b""
+    else:
+        header, cells = picture.header, picture.cells
+    text = json.dumps(header, separators=(",", ":"), allow_nan=False).encode()
+    body = struct.pack("<I", len(text)) + text + cells
+    return Response(body, media_type="application/octet-stream")
+
+
+@router.get("/series", summary="Scalars and single layers over steps")
+def series(
+    run: RunId,
+    who: Reader,
+    parts: PartsDep,
+    keys: Annotated[
+        str, Query(max_length=8000, description="loss,lr,grad_norm,layer:3:l2 and the like")
+    ] = "loss,grad_norm",
+    first: First = None,
+    last: Last = None,
+    points: Columns = 2000,
+) -> SeriesFace:
+    """At most ``points`` buckets; each keeps its extremes, so no spike is lost."""
+    known_run(parts, who.project, run)
+    wanted = list(dict.fromkeys(filter(None, keys.split(","))))
+    if not 0 < len(wanted) <= _MOST_KEYS:
+        raise Problem("malformed", f"keys: {len(wanted)}; name 1 to {_MOST_KEYS}", field="keys")
+    try:
+        table = parts.history.series(who.project, run, wanted, first, last, points)
+    except ValueError as error:
+        known = ", ".join(wire.QUANTITIES)
+        detail = f"keys: {error}; layer keys are layer:<row>:<quantity>, one of {known}"
+        raise Problem("malformed", detail, field="keys") from None
+    columns = {key: SeriesColumns.model_validate(c) for key, c in table.keys.items()}
+    return SeriesFace(step=table.step, time_ns=table.time_ns, keys=columns)

@@ -1,0 +1,134 @@
+"""One run in one line: its health and why, its loss, its recent gradient norms."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from gradwarden_server.api.schemas import AlertCounts, Number, RunFace, rfc3339
+from gradwarden_server.model import Alert
+from gradwarden_server.store.history import History
+from gradwarden_server.store.ledger import OPEN, AlertLedger
+from gradwarden_server.store.records import RunRecord
+from gradwarden_server.store.runs import RunStore
+
+Health = Literal["ok", "warn", "crit", "silent"]
+
+SILENT_NS = 60 * 1_000_000_000
+_SPARK_POINTS = 48
+_SPARK_STEPS = 480
+_RECOUNT_SECONDS = 2.0
+_MOST_KEPT = 2000
+_MOST_ALERTS = 1000
+_RANK = {"page": 0, "ticket": 1, "note": 2}
+
+
+@dataclass(frozen=True, slots=True)
+class _Recent:
+    """The recent past of a run as of a log position."""
+
+    position: int
+    read_at: float
+    loss: Number | None
+    spark: tuple[float | None, ...]
+
+
+class Summaries:
+    """Lines for the list of runs. What the log says is read again when the log has moved."""
+
+    def __init__(self, runs: RunStore, history: History, ledger: AlertLedger) -> None:
+        self._runs = runs
+        self._history = history
+        self._ledger = ledger
+        self._recent: dict[tuple[str, str], _Recent] = {}
+        self._lock = threading.Lock()
+
+    def faces(self, project: str, records: Sequence[RunRecord], now_ns: int) -> list[RunFace]:
+        """The lines of some runs of a project."""
+        only = records[0].run if len(records) == 1 else None
+        opened = self._ledger.list(project, OPEN, only, limit=_MOST_ALERTS).items
+        of_run: dict[str, list[Alert]] = {}
+        for alert in opened:
+            if alert.run is not None:
+                of_run.setdefault(alert.run, []).append(alert)
+        return [self._face(project, run, of_run.get(run.run, []), now_ns) for run in records]
+
+    def _face(self, project: str, run: RunRecord, alerts: Sequence[Alert], now_ns: int) -> RunFace:
+        firing = sorted(
+            (a for a in alerts if a.state == "firing"),
+            key=lambda a: (_RANK.get(a.severity, 3), a.active_ns),
+        )
+        health, reason = judge(run, firing, now_ns)
+        attempts = self._runs.attempts(project, run.run)
+        recent = self._past(project, run)
+        layers = (a.annotations.get("layer") for a in firing)
+        return RunFace(
+            run=run.run,
+            name=run.name,
+            project=run.project,
+            owner=run.owner,
+            training_job=run.training_job,
+            environment=run.environment,
+            status=run.status,
+            health=health,
+            reason=reason,
+            attempt=attempts[-1].ordinal if attempts else 1,
+            step=run.last_step,
+            loss=recent.loss,
+            spark=list(recent.spark),
+            worst_layer=next((layer for layer in layers if layer), None),
+            alerts=AlertCounts(pending=len(alerts) - len(firing), firing=len(firing)),
+            world_size=run.world_size,
+            started_at=rfc3339(run.started_ns),
+            last_seen_at=rfc3339(run.last_seen_ns),
+            ended_at=rfc3339(run.ended_ns),
+        )
+
+    def _past(self, project: str, run: RunRecord) -> _Recent:
+        key = (project, run.run)
+        held = self._recent.get(key)
+        now = time.monotonic()
+        if held is not None and (
+            held.position == run.position or now - held.read_at < _RECOUNT_SECONDS
+        ):
+            return held
+        if run.position == 0 or run.last_step is None:
+            return _Recent(run.position, now, None, ())
+        first = max(0, run.last_step - _SPARK_STEPS + 1)
+        table = self._history.series(
+            project, run.run, ("loss", "grad_norm"), first, None, _SPARK_POINTS
+        )
+        spark = tuple(table.keys["grad_norm"]["last"])[-_SPARK_POINTS:]
+        recent = _Recent(run.position, now, _latest(table.keys["loss"]), spark)
+        with self._lock:
+            while len(self._recent) >= _MOST_KEPT:
+                self._recent.pop(next(iter(self._recent)))
+            self._recent[key] = recent
+        return recent
+
+
+def judge(run: RunRecord, firing: Sequence[Alert], now_ns: int) -> tuple[Health, str]:
+    """Health and its reason in words; ``firing`` has the worst alert first."""
+    worst = firing[0] if firing else None
+    summary = "" if worst is None else worst.annotations.get("summary") or worst.alertname
+    if worst is not None and worst.severity == "page":
+        return "crit", summary
+    if worst is not None and worst.severity == "ticket":
+        return "warn", summary
+    quiet_ns = now_ns - run.last_seen_ns
+    if run.status == "running" and quiet_ns > SILENT_NS:
+        return "silent", f"nothing heard for {quiet_ns // 1_000_000_000} s"
+    return "ok", summary
+
+
+def _latest(column: Mapping[str, Sequence[Any]]) -> Number | None:
+    """The newest value; NaN as soon as the newest bucket holds one."""
+    for last, bad in zip(reversed(column["last"]), reversed(column["nonfinite"]), strict=True):
+        if bad:
+            return "NaN"
+        if last is not None:
+            return float(last)
+    return None

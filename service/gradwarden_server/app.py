@@ -1,0 +1,283 @@
+"""The one place where parts meet. Nothing here serves yet: ``cli`` does."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import socket
+import time
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Future
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+
+from fastapi import FastAPI
+from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor
+from starlette.concurrency import run_in_threadpool
+
+from gradwarden_server import assets, telemetry
+from gradwarden_server.alerting.evaluator import Evaluator
+from gradwarden_server.alerting.watch import Rooms
+from gradwarden_server.api import alerts, health, ingest, pages, problems, runs, series, tokens
+from gradwarden_server.api.access import DEFAULT_PROJECT, Doorman
+from gradwarden_server.api.deps import Parts
+from gradwarden_server.api.front import Front
+from gradwarden_server.api.summary import Summaries
+from gradwarden_server.api.throttle import Throttle
+from gradwarden_server.detect import registry as detectors
+from gradwarden_server.model import Queued
+from gradwarden_server.notify import pipeline, registry
+from gradwarden_server.notify import spec as receivers_spec
+from gradwarden_server.notify.delivery import Courier
+from gradwarden_server.notify.message import Outcome, Sender, Sent
+from gradwarden_server.rules import spec as rules_spec
+from gradwarden_server.settings import Settings
+from gradwarden_server.store.commands import CommandStore
+from gradwarden_server.store.database import Database, Priority
+from gradwarden_server.store.evaluation import EvaluationStore
+from gradwarden_server.store.frames import FrameLog
+from gradwarden_server.store.history import History
+from gradwarden_server.store.ledger import AlertLedger
+from gradwarden_server.store.outbox import Outbox
+from gradwarden_server.store.overview import Overview
+from gradwarden_server.store.recorded import RecordedSeries
+from gradwarden_server.store.runs import RunStore
+from gradwarden_server.store.tokens import TokenStore
+from gradwarden_server.telemetry import RunGauges, Snapshot, Telemetry, span
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+DESCRIPTION = (
+    "Trainers send frames of per-layer gradient numbers; people read runs and alerts. "
+    "Every refusal is an RFC 9457 problem document."
+)
+
+
+class StartRefused(Exception):
+    """The service must not start like this; the text says what to do."""
+
+
+class House:
+    """All parts of one service, put together; ``open`` prepares, ``start`` sets in motion."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Build every part without touching the database.
+
+        Raises:
+            ReceiversError, RulesError: a file is wrong; all mistakes are told.
+        """
+        self.settings = settings
+        now_ns = time.time_ns()
+        self.telemetry = Telemetry()
+        receivers = (
+            receivers_spec.load(settings.receivers, os.environ) if settings.receivers else ()
+        )
+        rules = rules_spec.load(
+            settings.rules or assets.ALERT_RULES, detectors.schemas(), detectors.BASELINE_SCHEMA
+        )
+        self.database = database = Database(settings.db)
+        self.outbox = Outbox(database.engine)
+        self.overview = Overview(database)
+        self.recorded = RecordedSeries(database)
+        run_store = RunStore(database)
+        frames = FrameLog(database, lambda project: self.evaluator.wake())
+        ledger = AlertLedger(database.engine)
+        history = History(frames, run_store)
+        self.tokens = TokenStore(database)
+        senders = {
+            name: _Counted(name, sender, self.telemetry)
+            for name, sender in registry.connect(receivers).items()
+        }
+        self.courier = Courier(_Urgent(database), self.outbox, senders, time.time_ns)
+        rooms = Rooms(
+            database=database,
+            runs=run_store,
+            frames=frames,
+            evaluation=EvaluationStore(database),
+            ledger=ledger,
+            recorded=self.recorded,
+            rules=rules,
+            pipeline=pipeline.build(receivers, settings.url),
+            external_url=settings.url,
+            service_started_ns=now_ns,
+        )
+        holder = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
+        self.evaluator = Evaluator(
+            rooms, self.outbox, receivers, holder, time.time_ns, self.courier.wake
+        )
+        self.parts = Parts(
+            settings=settings,
+            database=database,
+            runs=run_store,
+            frames=frames,
+            history=history,
+            ledger=ledger,
+            tokens=self.tokens,
+            commands=CommandStore(database),
+            telemetry=self.telemetry,
+            doorman=Doorman(self.tokens, settings),
+            throttle=Throttle(settings.rate_per_second, settings.max_in_flight),
+            receivers=receivers,
+            messenger=self.courier,
+            judge=self.evaluator,
+            summaries=Summaries(run_store, history, ledger),
+        )
+        self.telemetry.watch(self.snapshot)
+        self._tracing: Callable[[], None] | None = None
+        self._opened = False
+
+    def open(self) -> None:
+        """Hold the file, migrate, register the admin token, and check who could log in.
+
+        Raises:
+            DatabaseInUse: another process holds the SQLite file.
+            StartRefused: the bind address is not loopback and no token exists.
+        """
+        if self._opened:
+            return
+        settings = self.settings
+        self.database.hold_lock(f"gradwarden serve at {settings.url}")
+        self.database.migrate()
+        now_ns = time.time_ns()
+        if settings.admin_token_file is not None:
+            secret = _read_secret(settings)
+            self.tokens.register(DEFAULT_PROJECT, "admin token file", secret, now_ns).result()
+        if settings.on_loopback:
+            log.warning("no token is asked for: only this machine can connect to %s", settings.host)
+        elif not self.tokens.any_live(now_ns):
+            raise StartRefused(
+                f"{settings.host} can be reached from outside and no token exists yet. "
+                f"Make one first:\n  gradwarden token create --name admin --scope admin "
+                f"--db {settings.db}"
+            )
+        self._opened = True
+
+    def start(self) -> None:
+        """Begin to evaluate and to deliver."""
+        self.courier.start()
+        self.evaluator.start()
+
+    def stop(self) -> None:
+        """Finish what is under way, in order, and let go of everything."""
+        if self._opened:
+            self.evaluator.stop()
+            self.courier.stop()
+        self.database.close()
+        if self._tracing is not None:
+            self._tracing()
+
+    def trace(self, app: FastAPI) -> None:
+        """Send spans of every request, commit, evaluation and delivery, where asked to."""
+        if self.settings.otlp_endpoint:
+            provider = telemetry.start_tracing(self.settings.otlp_endpoint)
+            FastAPIInstrumentor.instrument_app(
+                app, tracer_provider=provider, excluded_urls="-/,metrics,assets/"
+            )
+            self._tracing = provider.shutdown
+
+    def snapshot(self) -> Snapshot:
+        """What a scrape tells beyond the counters."""
+        totals = self.overview.totals(telemetry.MOST_RUNS)
+        oldest_ns = self.outbox.oldest_unsent()
+        age = 0.0 if oldest_ns is None else max(0.0, (time.time_ns() - oldest_ns) / 1e9)
+        return Snapshot(
+            runs=totals.runs,
+            alerts=totals.alerts,
+            live=tuple(
+                RunGauges(live.project, live.run, live.last_step, None, None)
+                for live in totals.live
+            ),
+            live_count=totals.runs.get("running", 0),
+            outbox_waiting=self.outbox.counts().get("waiting", 0),
+            outbox_oldest_seconds=age,
+            writer_queue_depth=self.database.queue_depth,
+            evaluator_lag_seconds=self.evaluator.lag_seconds,
+            evaluator_errors=self.evaluator.errors,
+        )
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The service as an ASGI app; its lifespan opens, starts and stops the house."""
+    house = House(settings)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        await run_in_threadpool(house.open)
+        await run_in_threadpool(house.start)
+        yield
+        await run_in_threadpool(house.stop)
+
+    app = FastAPI(
+        title="gradwarden",
+        version=telemetry.package_version(),
+        description=DESCRIPTION,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        responses={
+            "default": {
+                "description": "A refusal, as a problem document",
+                "model": problems.ProblemDocument,
+            }
+        },
+    )
+    app.state.house = house
+    app.state.parts = house.parts
+    app.add_middleware(
+        Front, max_body_bytes=settings.max_body_bytes, answered=_count(house.telemetry)
+    )
+    problems.install(app)
+    for room in (ingest, runs, series, alerts, tokens, health, pages):
+        app.include_router(room.router)
+    house.trace(app)
+    return app
+
+
+def _count(numbers: Telemetry) -> Callable[[str, int], None]:
+    def answered(path: str, status: int) -> None:
+        if path == "/v1/ingest":
+            numbers.ingest_requests.labels(str(status)).inc()
+
+    return answered
+
+
+def _read_secret(settings: Settings) -> str:
+    assert settings.admin_token_file is not None
+    try:
+        secret = settings.admin_token_file.read_text(encoding="utf-8").strip()
+    except OSError as error:
+        raise StartRefused(f"admin_token_file: {error}") from None
+    if len(secret) < 20:
+        raise StartRefused(
+            f"admin_token_file: {settings.admin_token_file} holds {len(secret)} characters; "
+            "write at least 20 random ones, for example: openssl rand -base64 32"
+        )
+    return secret
+
+
+class _Urgent:
+    """The writer as the courier sees it: deliveries go before acks."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def write(self, job: Callable[[Any], T]) -> Future[T]:
+        return self._database.write(job, Priority.ALERT)
+
+
+class _Counted:
+    """A sender whose tries are counted and traced."""
+
+    def __init__(self, name: str, sender: Sender, numbers: Telemetry) -> None:
+        self._name = name
+        self._sender = sender
+        self._numbers = numbers
+
+    def send(self, queued: Queued, now_ns: int) -> Outcome:
+        with span("deliver", receiver=self._name, attempt=queued.attempts):
+            outcome = self._sender.send(queued, now_ns)
+        result = "ok" if isinstance(outcome, Sent) else "failed"
+        self._numbers.deliveries.labels(self._name, result).inc()
+        return outcome

@@ -1,0 +1,263 @@
+"""The ``gradwarden`` command. Only the standard library is imported before a command is chosen.
+
+``sync`` and ``--version`` need nothing else; the others name the extra that they miss.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from gradwarden_server.cli.faults import EXIT_CODES, USAGE, CommandError
+
+DEFAULT_URL = "http://127.0.0.1:8321"
+_DEMO_MODULES = ("torch", "sklearn")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the exit code says how it went."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments[:1] == ["demo"]:  # it has a parser of its own
+        return _guarded(lambda: _handler("gradwarden_server.demo", "main")(arguments[1:]))
+    options = _parser().parse_args(arguments)
+    return _guarded(lambda: _handler(options.module, options.function)(options))
+
+
+def _guarded(command: Callable[[], int]) -> int:
+    try:
+        return command()
+    except CommandError as error:
+        print(f"gradwarden: {error}", file=sys.stderr)
+        return error.code
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if missing.startswith("gradwarden"):
+            raise
+        extra = "demo" if missing in _DEMO_MODULES else "server"
+        print(
+            f"gradwarden: this command needs {missing}, which is not installed. Run:",
+            f'  pip install "gradwarden[{extra}]"',
+            sep="\n",
+            file=sys.stderr,
+        )
+        return USAGE
+    except BrokenPipeError:  # `gradwarden runs | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        return 130
+
+
+def _handler(module: str, function: str) -> Callable[..., int]:
+    handler: Callable[..., int] = getattr(importlib.import_module(module), function)
+    return handler
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="gradwarden",
+        description="Gradient observability and alerting for people who train networks.",
+        epilog=f"example:\n  gradwarden serve\n\n{EXIT_CODES}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"gradwarden {_version()}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _serving(commands)
+    _tokens(commands)
+    _reading(commands)
+    _files(commands)
+    _add(
+        commands,
+        "demo",
+        "train a real network that falls ill, and watch it be found",
+        "gradwarden demo --healthy",
+        "",
+    )
+    return parser
+
+
+def _serving(commands: argparse._SubParsersAction[_Parser]) -> None:
+    serve = _add(
+        commands,
+        "serve",
+        "run the service: API, evaluation, delivery and dashboard",
+        "gradwarden serve --receivers receivers.yaml",
+        "serving:serve",
+    )
+    serve.add_argument("--host", help="address to listen on (127.0.0.1)")
+    serve.add_argument("--port", type=int, help="port to listen on (8321); 0 takes a free one")
+    serve.add_argument("--receivers", type=Path, help="YAML file that says who is told")
+    serve.add_argument("--rules", type=Path, help="folder of alert rules, not the shipped ones")
+    serve.add_argument("--external-url", help="address under which people reach the service")
+    serve.add_argument("--log-format", choices=("auto", "json", "text"))
+    _db(serve)
+    migrate = _add(
+        commands,
+        "migrate",
+        "bring the database to the newest schema",
+        "gradwarden migrate --db sqlite:////var/lib/gw.sqlite",
+        "serving:migrate",
+    )
+    _db(migrate)
+
+
+def _tokens(commands: argparse._SubParsersAction[_Parser]) -> None:
+    token = _Group(commands, "token", "make, list and revoke tokens")
+    create = _add(
+        token.actions,
+        "create",
+        "make a token and print its secret once",
+        "gradwarden token create --name ci --scope ingest --days 90",
+        "tokens:create",
+    )
+    create.add_argument("--name", required=True, help="what it is for")
+    create.add_argument(
+        "--scope",
+        choices=("ingest", "read", "admin"),
+        default="ingest",
+        help="ingest for trainers (default), read for people, admin for all",
+    )
+    create.add_argument("--days", type=float, help="expire after so many days")
+    listing = _add(
+        token.actions,
+        "list",
+        "list tokens, never their secrets",
+        "gradwarden token list --json",
+        "tokens:show",
+    )
+    revoke = _add(
+        token.actions,
+        "revoke",
+        "close a token and the sessions it opened",
+        "gradwarden token revoke 3",
+        "tokens:revoke",
+    )
+    revoke.add_argument("id", type=int, help="as listed")
+    for command in (create, listing, revoke):
+        _db(command)
+        _service(command, default=None, note="go through a running service instead of the database")
+        command.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _reading(commands: argparse._SubParsersAction[_Parser]) -> None:
+    runs = _add(
+        commands,
+        "runs",
+        "list runs, or show one",
+        "gradwarden runs --state running",
+        "reading:runs",
+    )
+    runs.add_argument("run", nargs="?", help="show this run")
+    runs.add_argument("--state", default="", help="running, finished, failed, cancelled")
+    runs.add_argument("--query", default="", help="part of run, name, job, model or owner")
+    alerts = _add(
+        commands,
+        "alerts",
+        "list alerts, or show one",
+        "gradwarden alerts --state firing",
+        "reading:alerts",
+    )
+    alerts.add_argument("id", nargs="?", type=int, help="show this alert")
+    alerts.add_argument("--state", default="pending,firing", help="default: pending,firing")
+    alerts.add_argument("--run", help="of this run only")
+    receivers = _Group(commands, "receivers", "list receivers, and send them a test message")
+    listing = _add(
+        receivers.actions, "list", "who is told", "gradwarden receivers list", "reading:receivers"
+    )
+    test = _add(
+        receivers.actions,
+        "test",
+        "send a test message now",
+        "gradwarden receivers test oncall",
+        "reading:test_receiver",
+    )
+    test.add_argument("name", help="as in the receivers file")
+    for command in (runs, alerts, listing, test):
+        _service(command, default=os.environ.get("GRADWARDEN_URL") or DEFAULT_URL)
+        command.add_argument("--json", action="store_true", help="print JSON")
+    for command in (runs, alerts):
+        command.add_argument("--limit", type=int, default=50, help="at most so many (50)")
+
+
+def _files(commands: argparse._SubParsersAction[_Parser]) -> None:
+    check = _Group(commands, "check", "check files before the service reads them")
+    rules = _add(
+        check.actions,
+        "rules",
+        "report all mistakes of all rule files",
+        "gradwarden check rules alert_rules/",
+        "checking:rules",
+    )
+    rules.add_argument("folder", nargs="?", type=Path, help="default: the shipped rules")
+    receivers = _add(
+        check.actions,
+        "receivers",
+        "report all mistakes of a receivers file",
+        "gradwarden check receivers receivers.yaml",
+        "checking:receivers",
+    )
+    receivers.add_argument("file", type=Path)
+    sync = _add(
+        commands,
+        "sync",
+        "send what a spool holds, also of a dead node",
+        "gradwarden sync /mnt/dead-node/gradwarden/spool",
+        "syncing:sync",
+    )
+    sync.add_argument("directory", type=Path, help="a spool, or a folder of spools")
+    _service(sync, default=os.environ.get("GRADWARDEN_URL") or DEFAULT_URL)
+    sync.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _add(
+    commands: argparse._SubParsersAction[_Parser], name: str, does: str, example: str, runs: str
+) -> _Parser:
+    command = commands.add_parser(
+        name,
+        help=does,
+        description=f"{does[0].upper()}{does[1:]}.",
+        epilog=f"example:\n  {example}\n\n{EXIT_CODES}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    module, _, function = runs.partition(":")
+    command.set_defaults(module=f"{__name__}.{module}", function=function)
+    return command
+
+
+def _db(command: _Parser) -> None:
+    command.add_argument("--db", help="sqlite:///FILE or postgresql+psycopg://... (GRADWARDEN_DB)")
+
+
+def _service(command: _Parser, default: str | None, note: str = "") -> None:
+    shown = note or f"address of the service ({DEFAULT_URL}, GRADWARDEN_URL)"
+    command.add_argument("--url", default=default, help=shown)
+    command.add_argument(
+        "--project", default=os.environ.get("GRADWARDEN_PROJECT"), help="GRADWARDEN_PROJECT"
+    )
+
+
+def _version() -> str:
+    try:
+        return version("gradwarden")
+    except PackageNotFoundError:  # run from a checkout that was never installed
+        return "(not installed)"
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says where the help is when the words are wrong."""
+
+    def error(self, message: str) -> None:  # type: ignore[override]
+        self.exit(USAGE, f"gradwarden: {message}\nsee: {self.prog} --help\n")
+
+
+class _Group:
+    """A command that only has commands of its own."""
+
+    def __init__(self, commands: argparse._SubParsersAction[_Parser], name: str, does: str) -> None:
+        parser = commands.add_parser(name, help=does, description=f"{does[0].upper()}{does[1:]}.")
+        self.actions = parser.add_subparsers(metavar="ACTION", required=True)

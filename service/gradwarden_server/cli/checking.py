@@ -1,0 +1,39 @@
+"""``gradwarden check``: what the service would refuse, told before it starts."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+from gradwarden_server import assets
+from gradwarden_server.cli.faults import DONE, NO, USAGE, CommandError
+from gradwarden_server.detect import registry
+from gradwarden_server.notify import spec as receivers_spec
+from gradwarden_server.rules import spec as rules_spec
+
+
+def rules(options: argparse.Namespace) -> int:
+    """Report all mistakes of all rule files."""
+    folder = options.folder or assets.ALERT_RULES
+    try:
+        found = rules_spec.load(folder, registry.schemas(), registry.BASELINE_SCHEMA)
+    except OSError as error:
+        raise CommandError(f"{folder}: {error.strerror}; name a folder", USAGE) from None
+    except rules_spec.RulesError as error:
+        print(error, file=sys.stderr)
+        return NO
+    count = f"{len(found.detectors)} detector rules, {len(found.prometheus)} Prometheus files"
+    print(f"{folder}: {count}, no mistakes")
+    return DONE
+
+
+def receivers(options: argparse.Namespace) -> int:
+    """Report all mistakes of a receivers file."""
+    try:
+        found = receivers_spec.load(options.file, os.environ)
+    except receivers_spec.ReceiversError as error:
+        print(error, file=sys.stderr)
+        return NO
+    print(f"{len(found)} receivers, no mistakes")
+    return DONE

@@ -1,0 +1,156 @@
+"""Commands that read a running service over HTTP: runs, alerts, receivers."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import httpx
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from gradwarden_server.cli.faults import DONE, NO, REFUSED, UNREACHABLE, USAGE, CommandError
+
+_TIMEOUT_SECONDS = 30.0
+
+
+class Client:
+    """A service at an address; refusals become texts that say what to do."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self._url = options.url.rstrip("/")
+        self._headers = {}
+        token = os.environ.get("GRADWARDEN_TOKEN")
+        if token:
+            self._headers["Authorization"] = f"Bearer {token}"
+        if options.project:
+            self._headers["Gradwarden-Project"] = options.project
+
+    def call(self, method: str, path: str, **more: Any) -> Any:
+        """The JSON of an answer.
+
+        Raises:
+            CommandError: nobody answers, or the answer is a refusal.
+        """
+        try:
+            answer = httpx.request(
+                method,
+                self._url + path,
+                headers=self._headers,
+                timeout=_TIMEOUT_SECONDS,
+                **more,
+            )
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise CommandError(
+                f"no service answers at {self._url} ({error}); start one with: gradwarden serve, "
+                "or name another with --url",
+                UNREACHABLE,
+            ) from None
+        if answer.is_success:
+            return answer.json() if answer.content else None
+        raise _refusal(answer)
+
+
+def runs(options: argparse.Namespace) -> int:
+    """List runs, or show one."""
+    client = Client(options)
+    if options.run:
+        return _show(client.call("GET", f"/v1/runs/{options.run}"), options.json)
+    query = {"state": options.state, "q": options.query, "limit": str(options.limit)}
+    page = client.call("GET", "/v1/runs", params=query)
+    if options.json:
+        print(json.dumps(page, indent=2))
+        return DONE
+    columns = ("run", "name", "status", "health", "step", "loss", "last_seen_at", "reason")
+    table(columns, page["items"], "no runs yet; call gradwarden.watch(model, optimizer) in one")
+    return DONE
+
+
+def alerts(options: argparse.Namespace) -> int:
+    """List alerts, or show one."""
+    client = Client(options)
+    if options.id is not None:
+        return _show(client.call("GET", f"/v1/alerts/{options.id}"), options.json)
+    query = {"state": options.state, "limit": str(options.limit)}
+    if options.run:
+        query["run"] = options.run
+    page = client.call("GET", "/v1/alerts", params=query)
+    if options.json:
+        print(json.dumps(page, indent=2))
+        return DONE
+    items = [
+        {**a, "run": a["labels"].get("run"), "summary": a["annotations"].get("summary")}
+        for a in page["items"]
+    ]
+    columns = ("id", "severity", "state", "alertname", "run", "active_at", "summary")
+    table(columns, items, f"no alerts in state {options.state}")
+    return DONE
+
+
+def receivers(options: argparse.Namespace) -> int:
+    """List who is told."""
+    page = Client(options).call("GET", "/v1/receivers")
+    if options.json:
+        print(json.dumps(page, indent=2))
+        return DONE
+    items = [{**r, "severities": ", ".join(r["severities"])} for r in page["items"]]
+    missing = "nobody is told; start the service with --receivers FILE"
+    table(("name", "type", "severities"), items, missing)
+    return DONE
+
+
+def test_receiver(options: argparse.Namespace) -> int:
+    """Send a test message; exit code 1 when it was not taken."""
+    outcome = Client(options).call("POST", f"/v1/receivers/{options.name}/test")
+    if options.json:
+        print(json.dumps(outcome, indent=2))
+    else:
+        verb = "took the test message" if outcome["ok"] else "did not take the test message"
+        print(f"{options.name} {verb} ({outcome['latency_ms']:g} ms): {outcome['detail']}")
+    return DONE if outcome["ok"] else NO
+
+
+def table(columns: Sequence[str], items: Sequence[Mapping[str, Any]], none: str) -> None:
+    """Print rows for people; what strangers wrote is shown as text, never as markup."""
+    if not items:
+        print(none)
+        return
+    grid = Table(*columns, box=None, pad_edge=False, header_style="bold")
+    for item in items:
+        grid.add_row(*(Text(_cell(item.get(name))) for name in columns))
+    console = Console()
+    console.print(grid, soft_wrap=not console.is_terminal)
+
+
+def _show(item: Mapping[str, Any], as_json: bool) -> int:
+    if as_json:
+        print(json.dumps(item, indent=2))
+        return DONE
+    facts = {k: v for k, v in item.items() if not isinstance(v, (dict, list)) or k == "annotations"}
+    nested = facts.pop("annotations", {})
+    for name, value in [*facts.items(), *nested.items()]:
+        print(f"{name:<16} {_cell(value)}")
+    return DONE
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return "".join(c if c.isprintable() else "?" for c in str(value))
+
+
+def _refusal(answer: httpx.Response) -> CommandError:
+    try:
+        problem = answer.json()
+        text = f"{problem['title']}: {problem['detail']}"
+    except (ValueError, KeyError, TypeError):
+        text = f"{answer.url} answered {answer.status_code}; is it a gradwarden service?"
+    if answer.status_code in (401, 403):
+        return CommandError(f"{text}\nset GRADWARDEN_TOKEN to a token that may", REFUSED)
+    return CommandError(text, UNREACHABLE if answer.status_code >= 500 else USAGE)

@@ -1,0 +1,149 @@
+"""``gradwarden serve`` and ``gradwarden migrate``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import socket
+import sys
+
+import uvicorn
+from fastapi import FastAPI
+from pydantic import ValidationError
+
+from gradwarden_server import logs
+from gradwarden_server.app import StartRefused, create_app
+from gradwarden_server.cli.faults import DONE, NO, UNREACHABLE, USAGE, CommandError
+from gradwarden_server.notify.spec import ReceiversError
+from gradwarden_server.rules.spec import RulesError
+from gradwarden_server.settings import Settings
+from gradwarden_server.store.database import Database
+from gradwarden_server.store.errors import DatabaseInUse, Unavailable
+
+READY = "gradwarden: listening on "
+_GRACE_SECONDS = 10
+_OPTIONS = ("host", "port", "db", "receivers", "rules", "external_url", "log_format")
+
+
+def serve(options: argparse.Namespace) -> int:
+    """Serve until SIGTERM or Ctrl-C; both end it cleanly."""
+    settings = settings_from(options)
+    logs.configure(settings.log_format)
+    listener = _bind(settings.host, settings.port)
+    settings = settings.model_copy(update={"port": listener.getsockname()[1]})
+    try:
+        app = create_app(settings)
+    except (ReceiversError, RulesError, ValueError) as error:
+        raise CommandError(str(error), USAGE) from None
+    _open(app)
+    server = _Server(app, f"{READY}{_address(settings)}")
+    for number in (signal.SIGINT, signal.SIGTERM):
+        # The server stops on its first signal and then raises it again, for whoever was
+        # listening before; by then everything is closed and there is nothing left to end.
+        signal.signal(number, lambda *_: None)
+    server.run(sockets=[listener])
+    return DONE if server.started else NO
+
+
+def migrate(options: argparse.Namespace) -> int:
+    """Bring the schema to the newest revision, holding the file as the service does."""
+    database = open_database(settings_from(options).db, "gradwarden migrate")
+    database.close()
+    print("the database is at the newest schema")
+    return DONE
+
+
+def settings_from(options: argparse.Namespace) -> Settings:
+    """Environment, overridden by the options that were given."""
+    given = {name: getattr(options, name, None) for name in _OPTIONS}
+    try:
+        return Settings(**{name: value for name, value in given.items() if value is not None})
+    except ValidationError as error:
+        mistakes = [
+            f"{'.'.join(map(str, e['loc']))}: {e['input']!r}; {e['msg']}" for e in error.errors()
+        ]
+        text = "\n  ".join(["these settings cannot be used:", *mistakes])
+        raise CommandError(f"{text}\nsee docs/configuration.md", USAGE) from None
+
+
+def open_database(url: str, note: str) -> Database:
+    """A migrated database that nobody else writes to.
+
+    Raises:
+        CommandError: a running server holds it, or it cannot be reached.
+    """
+    try:
+        database = Database(url)
+        database.hold_lock(note)
+    except ValueError as error:
+        raise CommandError(str(error), USAGE) from None
+    except OSError as error:
+        raise CommandError(f"db: {url}: {error}", UNREACHABLE) from None
+    except DatabaseInUse as error:
+        raise CommandError(
+            f"{error}.\nGo through that service: repeat this with --url http://HOST:PORT",
+            UNREACHABLE,
+        ) from None
+    try:
+        database.ping()
+        database.migrate()
+    except Unavailable as error:
+        database.close()
+        raise CommandError(f"db: {error.__cause__ or error}", UNREACHABLE) from None
+    return database
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise CommandError(
+            f"cannot listen on {host}:{port}: {reason}; choose another with --port", UNREACHABLE
+        ) from None
+    listener.set_inheritable(True)
+    return listener
+
+
+def _open(app: FastAPI) -> None:
+    house = app.state.house
+    try:
+        house.open()
+    except StartRefused as error:
+        house.stop()
+        raise CommandError(str(error), USAGE) from None
+    except (DatabaseInUse, Unavailable) as error:
+        house.stop()
+        raise CommandError(str(error), UNREACHABLE) from None
+
+
+def _address(settings: Settings) -> str:
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    return f"http://{host}:{settings.port}"
+
+
+class _Server(uvicorn.Server):
+    """A server that says on stdout when it can be reached."""
+
+    def __init__(self, app: FastAPI, ready: str) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                ws="none",
+                timeout_graceful_shutdown=_GRACE_SECONDS,
+            )
+        )
+        self._ready = ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            print(self._ready, flush=True, file=sys.stdout)

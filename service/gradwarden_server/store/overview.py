@@ -1,0 +1,57 @@
+"""A few sums over all projects, for the service's own metrics. Never shown to a tenant."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sqlalchemy import func, select
+
+from gradwarden_server.store import tables as t
+from gradwarden_server.store.database import Database
+from gradwarden_server.store.ledger import OPEN
+
+
+@dataclass(frozen=True, slots=True)
+class LiveRun:
+    """A running run as a scrape sees it."""
+
+    project: str
+    run: str
+    last_step: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """What is in the house."""
+
+    runs: dict[str, int]
+    alerts: dict[tuple[str, str], int]
+    live: list[LiveRun]
+
+
+class Overview:
+    """Sums for operators of the service."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def totals(self, most_live: int) -> Totals:
+        """Runs by status, open alerts by severity and state, and the newest running runs."""
+        statuses = select(t.run.c.status, func.count()).group_by(t.run.c.status)
+        alerts = (
+            select(t.alert.c.severity, t.alert.c.state, func.count())
+            .where(t.alert.c.state.in_(OPEN))
+            .group_by(t.alert.c.severity, t.alert.c.state)
+        )
+        live = (
+            select(t.run.c.project, t.run.c.run, t.run.c.last_step)
+            .where(t.run.c.status == "running")
+            .order_by(t.run.c.id.desc())
+            .limit(most_live)
+        )
+        with self._database.read() as connection:
+            return Totals(
+                runs=dict(connection.execute(statuses).tuples().all()),
+                alerts={(row[0], row[1]): row[2] for row in connection.execute(alerts)},
+                live=[LiveRun(*row) for row in connection.execute(live)],
+            )
