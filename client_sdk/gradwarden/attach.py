@@ -1,0 +1,147 @@
+"""``watch(model, optimizer)``: two lines put a run under watch; the Monitor is its handle."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from gradwarden.errors import ConfigurationError
+from gradwarden.session import Session
+from gradwarden.settings import Settings
+
+_numbers = itertools.count()
+
+
+def watch(
+    model: nn.Module,
+    optimizer: Optimizer | Sequence[Optimizer] | None = None,
+    *,
+    run: str | None = None,
+    project: str | None = None,
+    url: str | None = None,
+    token: str | None = None,
+    name: str | None = None,
+    start_step: int | None = None,
+    environment: str | None = None,
+    training_job: str | None = None,
+    owner: str | None = None,
+    team: str | None = None,
+    dataset: str | None = None,
+    cluster: str | None = None,
+    queue: str | None = None,
+    config: Mapping[str, Any] | None = None,
+    group: int | None = None,
+    page: bool | None = None,
+    cost_per_hour: float | None = None,
+    target_loss: float | None = None,
+    spool: str | os.PathLike[str] | None = None,
+    spool_bytes: int | None = None,
+    exit_seconds: float | None = None,
+    notify_url: str | None = None,
+    disabled: bool | None = None,
+) -> Monitor:
+    """Watch the gradients of ``model`` from its optimizer's steps on.
+
+    Each argument that is not given comes from ``GRADWARDEN_<NAME>`` (``GRADWARDEN_RUN_ID``
+    for ``run``, then the launcher's id), else has a default. Several optimizers (a GAN's)
+    are given as a list; the first one counts the steps. Without one, those that own watched
+    parameters are found when they step. Without ``url`` the run is spooled to disk.
+
+    Raises:
+        ConfigurationError: an argument or variable is unusable. Nothing raises later.
+    """
+    given = {k: v for k, v in locals().items() if k not in ("model", "optimizer")}
+    settings = Settings.resolve(**given)
+    if not isinstance(model, nn.Module):
+        raise ConfigurationError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    optimizers = _optimizers(optimizer)
+    parameters = {id(p) for p in model.parameters()}
+    if not parameters:
+        raise ConfigurationError("model: it has no parameters to watch")
+    for number, candidate in enumerate(optimizers):
+        held = (p for g in candidate.param_groups for p in g["params"])
+        if not any(id(p) in parameters for p in held):
+            raise ConfigurationError(f"optimizer {number}: it holds no parameter of the model")
+    return Monitor(Session(model, optimizers, settings, next(_numbers)))
+
+
+def _optimizers(given: Any) -> list[Optimizer]:
+    if given is None:
+        return []
+    listed = list(given) if isinstance(given, (list, tuple)) else [given]
+    for candidate in listed:
+        if not isinstance(candidate, Optimizer):
+            raise ConfigurationError(
+                f"optimizer: expected a torch.optim.Optimizer, got {type(candidate).__name__}"
+            )
+    return listed
+
+
+class Monitor:
+    """The handle of one watched run. No method raises into training or waits for a device."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    @property
+    def run(self) -> str | None:
+        """The run id, once it is known."""
+        identity = self._session.identity
+        return identity.run if identity is not None else None
+
+    def log(self, **scalars: float | Tensor) -> None:
+        """Attach numbers to the current step; device tensors are copied, never waited for."""
+        self._session.quietly("log", self._session.log, scalars)
+
+    def mark(self, name: str, value: object = None) -> None:
+        """Mark a change of data, curriculum or configuration, beside the series."""
+        self._session.quietly("mark", self._session.mark, name, value)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Time what is not a step: loading data, evaluating, saving."""
+        session = self._session
+        before = session.quietly("phase", session.enter_phase, name)
+        try:
+            yield
+        finally:
+            session.quietly("phase", session.leave_phase, name, before)
+
+    def checkpoint(
+        self, path: str | os.PathLike[str], step: int | None = None
+    ) -> AbstractContextManager[Path]:
+        """Save atomically: ``with monitor.checkpoint(path, step) as tmp: torch.save(x, tmp)``.
+
+        The file is flushed, renamed to ``path`` and its checksum recorded; writing ``path``
+        itself works too. An exception of the body is the caller's and passes through.
+        """
+        return self._session.checkpoints.save(path, step)
+
+    def step(self, number: int) -> None:
+        """The step just done has this number; a smaller one than before is a rollback."""
+        self._session.quietly("step", self._session.step, number)
+
+    def health(self) -> dict[str, Any]:
+        """What was captured, sent, spooled and dropped, the cost, and what is turned off."""
+        return self._session.quietly("health", self._session.health) or {}
+
+    def unwatch(self) -> None:
+        """Stop capturing and undo every hook; what was seen is still delivered."""
+        self._session.quietly("unwatch", self._session.unwatch)
+
+    def finish(self, status: str = "finished") -> None:
+        """End the run: finished, failed, cancelled or preempted. Called at exit by itself."""
+        self._session.quietly("finish", self._session.finish, status)
+
+    def __enter__(self) -> Monitor:
+        return self
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        self._session.quietly("finish", self._session.leave, kind, error, trace)

@@ -1,0 +1,316 @@
+"""When a gradient is taken and what became of it: one monitor's view of its optimizers.
+
+The default moment is the entry of clipping, since a clipped gradient hides what happened.
+What was taken and not stepped before it was cleared is a skipped step. A gradient is told
+from an older one by identity and version, never by its values.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from gradwarden import quantities, wire
+from gradwarden.collect import Collector, Pending
+from gradwarden.errors import Faults, say
+from gradwarden.frames import FrameBook, Part
+from gradwarden.layout import BackwardOrder, Rows
+from gradwarden.owner import Owner, inner, size_of
+
+EARLY = 20
+"""Captures for which weight norms are taken as well, for the from-birth check."""
+
+
+def _guarded(feature: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Nothing that a hook does may raise into training; its time is counted as our cost."""
+
+    def wrap(method: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(method)
+        def guarded(self: Watcher, *args: Any) -> None:
+            if self.paused or self.faults.is_off(feature) or _capturing_graph():
+                if self.faults.is_off(feature):
+                    self.faults.quiet(feature, _nothing)
+                return
+            started = time.perf_counter()
+            with torch.no_grad():
+                self.faults.quiet(feature, method, self, *args)
+            self.book.overhead += time.perf_counter() - started
+
+        return guarded
+
+    return wrap
+
+
+def _nothing() -> None:
+    return None
+
+
+class Watcher:
+    """Hears the hooks of one process on behalf of one model and decides what to take."""
+
+    def __init__(
+        self, model: nn.Module, optimizers: Sequence[Optimizer], book: FrameBook, faults: Faults
+    ) -> None:
+        self.model, self.book, self.faults = model, book, faults
+        self.collector = Collector()
+        self.paused = False
+        self.rows = Rows(model)
+        self.order: BackwardOrder | None = BackwardOrder(self.rows)
+        self.layout: wire.Layout | None = None
+        self.owners = [Owner(k, o, self.rows) for k, o in enumerate(map(inner, optimizers))]
+        self._anyone = None if self.owners else Owner(0, None, self.rows)
+        self._steps = 0
+        self._noted: set[str] = set()
+        for owner in self._all():
+            owner.remember()  # gradients that exist already are not ours to report
+
+    # -- the listener's face, see hooks.Listener ------------------------------------------
+
+    @_guarded("capture at clipping")
+    def clip_enters(self, gradients: list[Tensor], exact: bool) -> None:
+        for owner in self._all():
+            if owner.holds(gradients):
+                self._at_clip(owner)
+                owner.exact = exact
+
+    @_guarded("clip norm")
+    def clip_leaves(self, gradients: list[Tensor], total: Tensor | None, most: float) -> None:
+        for owner in self._all():
+            if owner.pending is None or not owner.holds(gradients):
+                continue
+            owner.remember()
+            owner.exact = True
+            whole = sum(len(o.pending.rows) for o in self._all() if o.pending is not None)
+            if total is not None and len(gradients) == whole and type(total) is Tensor:
+                self.number("clip_norm", total)
+                self.number("clip_max_norm", float(most))
+                return
+
+    @_guarded("capture at the step")
+    def step_enters(self, optimizer: Optimizer, closure: bool) -> None:
+        owner = self._owner(optimizer)
+        self._steps += 1
+        if owner is None or owner.scaling:
+            return
+        owner.closure = closure
+        if owner.pending is None and not closure:
+            self._take(owner, "unclipped")
+
+    @_guarded("capture at the step")
+    def step_leaves(self, optimizer: Optimizer) -> None:
+        owner = self._owner(optimizer)
+        if owner is None or owner.scaling:
+            return
+        if owner.closure and owner.pending is None:
+            self._take(owner, "unclipped")
+        owner.closure = False
+        self._settle(owner, True)
+
+    @_guarded("loss scaler")
+    def scaler_enters(self, scaler: Any, optimizer: Optimizer) -> None:
+        owner = self._owner(inner(optimizer))
+        if owner is None or not scaler.is_enabled():
+            return
+        owner.scaling = True
+        scale = getattr(scaler, "_scale", None)
+        if owner.pending is None:
+            self._take(owner, "unclipped")
+        states = scaler._per_optimizer_states[id(optimizer)]
+        if scale is not None and owner.pending is not None:
+            if states["stage"].name == "READY":  # still multiplied: divided on the host
+                owner.pending.scale = self.collector.fetch(scale.reshape(1).clone())
+            self.number("loss_scale", scale)
+
+    @_guarded("loss scaler")
+    def scaler_leaves(self, scaler: Any, optimizer: Optimizer) -> None:
+        owner = self._owner(inner(optimizer))
+        if owner is None or not owner.scaling:
+            return
+        owner.scaling = False
+        found = list(scaler._per_optimizer_states[id(optimizer)]["found_inf_per_device"].values())
+        part = owner.pending
+        if part is not None and found:
+            total = torch.stack([f.to(found[0].device, non_blocking=True) for f in found]).sum()
+            part.found_inf = self.collector.fetch(total.reshape(1))
+        self._settle(owner, None if found else True)
+
+    @_guarded("skipped steps")
+    def zero_enters(self, who: Optimizer | nn.Module) -> None:
+        for owner in self._cleared(who):
+            if owner.closure or owner.scaling:
+                continue
+            if owner.pending is not None:
+                self._settle(owner, False)
+            elif owner.fresh() and self._dropped_by_hand(owner):
+                self._take(owner, "unclipped")
+                self._settle(owner, False)
+
+    @_guarded("skipped steps")
+    def zero_leaves(self, who: Optimizer | nn.Module) -> None:
+        for owner in self._cleared(who):
+            if not (owner.closure or owner.scaling):
+                owner.remember()
+                owner.others = self._steps
+
+    # -- decisions ------------------------------------------------------------------------
+
+    def _at_clip(self, owner: Owner) -> None:
+        part = owner.pending
+        if part is None:
+            self._take(owner, "pre_clip")
+        elif owner.replaced() and not owner.closure:
+            self._settle(owner, False)
+            self._take(owner, "pre_clip")
+        elif owner.replaced() or (owner.exact and owner.accumulated()):
+            if part.examine() is False and not owner.closure:
+                self._settle(owner, False)
+                self._take(owner, "pre_clip")
+            else:
+                self._take(owner, "pre_clip", instead_of=part)
+
+    def _dropped_by_hand(self, owner: Owner) -> bool:
+        """Whether gradients that nobody consumed are a skipped step, or residue.
+
+        A GAN's generator loss leaves gradients in the discriminator, and an epoch's end may
+        drop a partial accumulation; on a host the values tell. A device is never asked:
+        there, residue is what another optimizer's step used since the last clearing.
+        """
+        tensors = [t for t in (quantities.local(g) for _, g in owner.gradients()) if t is not None]
+        if all(t.device.type == "cpu" for t in tensors):
+            return bool(tensors) and not bool(torch.isfinite(quantities.absmax(tensors)).all())
+        return self._steps == owner.others
+
+    def _take(self, owner: Owner, kind: wire.Capture, instead_of: Part | None = None) -> None:
+        self._refresh(owner)
+        layout = self.layout
+        assert layout is not None
+        rows, tensors, sparse = self._measurable(owner)
+        if not rows:
+            return
+        hosts: list[tuple[tuple[int, ...], Pending | None]] = []
+        for index in quantities.by_device(tensors).values():
+            matrix = quantities.measure([tensors[i] for i in index])
+            for at, i in enumerate(index):
+                if sparse.get(i):
+                    matrix[at, 4] += sparse[i]
+            hosts.append((tuple(index), self.collector.fetch(matrix)))
+        part = Part(rows, layout, hosts)
+        if self.book.captures < EARLY:
+            part.weights = self._weights(rows)
+        if instead_of is not None:
+            self.book.replace(owner.key, instead_of, part)
+        else:
+            self.book.capture(owner.key, owner.key == 0, part, kind)
+            self._learning_rate(owner)
+        owner.pending = part
+        owner.remember()
+
+    def _measurable(self, owner: Owner) -> tuple[tuple[int, ...], list[Tensor], dict[int, int]]:
+        """Rows and dense values, and how many zeros a sparse gradient does not store."""
+        rows: list[int] = []
+        tensors: list[Tensor] = []
+        sparse: dict[int, int] = {}
+        for row, gradient in owner.gradients():
+            coo = gradient.layout != torch.strided
+            if coo and gradient.device.type != "cpu":
+                self._note("sparse gradients on a device are not observed: reading them would wait")
+                continue
+            values = quantities.local(gradient)
+            if values is None:
+                self._note("complex gradients are not observed")
+                continue
+            if coo:
+                sparse[len(rows)] = gradient.numel() - values.numel()
+            rows.append(row)
+            tensors.append(values)
+        return tuple(rows), tensors, sparse
+
+    def _weights(self, rows: tuple[int, ...]) -> Pending | None:
+        weights = [quantities.local(self.rows.parameters[i]) for i in rows]
+        held = [w for w in weights if w is not None]
+        if len(held) != len(rows) or len(quantities.by_device(held)) != 1:
+            return None
+        return self.collector.fetch(quantities.l2(held))
+
+    def _settle(self, owner: Owner, stepped: bool | None) -> None:
+        if owner.pending is not None:
+            owner.pending.stepped = stepped
+            owner.pending = None
+        owner.remember()
+        owner.others = self._steps
+
+    def _refresh(self, owner: Owner) -> None:
+        """A new layout when parameters were frozen, unfrozen, replaced or added."""
+        optimizer = owner.optimizer() if owner.optimizer is not None else None
+        if self.rows.changed() or owner.size != size_of(optimizer):
+            self.rows = Rows(self.model)
+            if self.order is not None:
+                self.order.finish()
+            for known in self._all():
+                known.assign(self.rows)
+            self.layout = self.rows.layout()
+            self.order = BackwardOrder(self.rows)
+        elif self.order is not None:
+            self.layout = self.rows.layout(self.order.finish())
+            self.order = None
+
+    def _learning_rate(self, owner: Owner) -> None:
+        optimizer = owner.optimizer() if owner.optimizer is not None else None
+        if owner.key == 0 and optimizer is not None and optimizer.param_groups:
+            rate = optimizer.param_groups[0].get("lr")
+            if isinstance(rate, (int, float)):
+                self.book.scalar("lr", float(rate), logged=False)
+
+    def number(self, name: str, value: Tensor | float) -> None:
+        """Attach a scalar of the step in progress; a device tensor is copied, not read."""
+        if isinstance(value, Tensor):
+            value = value.detach()
+            if value.device.type == "cpu":
+                value = float(value)
+            else:
+                pending = self.collector.fetch(value.reshape(1).to(torch.float32))
+                if pending is not None:
+                    self.book.scalar(name, pending, logged=False)
+                return
+        self.book.scalar(name, float(value), logged=False)
+
+    # -- who is who -----------------------------------------------------------------------
+
+    def _all(self) -> list[Owner]:
+        return [*self.owners, *([self._anyone] if self._anyone is not None else [])]
+
+    def _owner(self, optimizer: Optimizer) -> Owner | None:
+        for owner in self.owners:
+            if owner.optimizer is not None and owner.optimizer() is optimizer:
+                return owner
+        owner = Owner(len(self.owners), optimizer, self.rows)
+        if not owner.rows:
+            return None
+        if self._anyone is not None:  # it is the first one seen: a clip came before its step
+            owner.pending, owner.token = self._anyone.pending, self._anyone.token
+            self._anyone = None
+        self.owners.append(owner)
+        return owner
+
+    def _cleared(self, who: Optimizer | nn.Module) -> list[Owner]:
+        if isinstance(who, Optimizer):
+            named = [o for o in self.owners if o.optimizer is not None and o.optimizer() is who]
+            return named or ([self._anyone] if self._anyone is not None else [])
+        theirs = {id(p) for p in who.parameters()}
+        return [o for o in self._all() if o.rows and id(o.rows[0][1]) in theirs]
+
+    def _note(self, text: str) -> None:
+        if text not in self._noted:
+            self._noted.add(text)
+            say(text)
+            self.book.event({"kind": "note", "text": text}, urgent=False)
+
+
+def _capturing_graph() -> bool:
+    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()

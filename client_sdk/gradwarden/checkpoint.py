@@ -1,0 +1,126 @@
+"""A checkpoint that is timed, on disk when it says so, and never half written."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+Report = Callable[[dict[str, Any]], None]
+
+
+class Checkpoints:
+    """Guards saves; the checksum is taken by a thread of its own, beside the training."""
+
+    def __init__(self, report: Report) -> None:
+        self._report = report
+        self._threads: list[threading.Thread] = []
+
+    @contextmanager
+    def save(self, path: str | os.PathLike[str], step: int | None) -> Iterator[Path]:
+        """Yield a temporary path beside ``path``; renamed over it when the body is done.
+
+        A body that writes ``path`` itself is served too. The body's own exception passes
+        through after the temporary file is removed; a rename that fails raises as well, since
+        the caller relies on the file.
+        """
+        target = Path(path)
+        draft = target.with_name(f".{target.name}.{os.getpid()}.partial")
+        started = time.perf_counter()
+        event: dict[str, Any] = {"kind": "checkpoint", "path": str(target), "ok": False}
+        if step is not None:
+            event["saved_step"] = int(step)
+        try:
+            yield draft
+            if draft.exists():
+                flush(draft)
+                _replace(draft, target)
+                _flush_directory(target.parent)
+            elif target.exists():
+                flush(target)
+        except BaseException:
+            _remove(draft)
+            self._report({**event, "seconds": time.perf_counter() - started})
+            raise
+        event["seconds"] = time.perf_counter() - started
+        thread = threading.Thread(
+            target=self._describe, args=(target, event), name="gradwarden-checksum", daemon=True
+        )
+        self._threads = [t for t in self._threads if t.is_alive()] + [thread]
+        thread.start()
+
+    def wait(self, deadline: float) -> None:
+        """Let running checksums finish, until the monotonic deadline."""
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+
+    def _describe(self, target: Path, event: dict[str, Any]) -> None:
+        try:
+            digest, size = checksum(target)
+            event |= {"bytes": size, "sha256": digest, "ok": True}
+        except OSError as error:
+            event["error"] = f"{type(error).__name__}: {error}"
+        self._report(event)
+
+
+def checksum(path: Path) -> tuple[str, int]:
+    """SHA-256 and size of a file, or of a directory's files in name order."""
+    digest, size = hashlib.sha256(), 0
+    for file in _files(path):
+        if path.is_dir():
+            digest.update(str(file.relative_to(path)).encode() + b"\0")
+        with open(file, "rb") as stream:
+            while chunk := stream.read(1 << 20):
+                digest.update(chunk)
+                size += len(chunk)
+    return digest.hexdigest(), size
+
+
+def flush(path: Path) -> None:
+    """fsync a file, or every file of a directory."""
+    for file in _files(path):
+        descriptor = os.open(file, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _files(path: Path) -> list[Path]:
+    return sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+
+
+def _replace(draft: Path, target: Path) -> None:
+    if not target.is_dir():
+        os.replace(draft, target)
+        return
+    aside = target.with_name(f".{target.name}.{os.getpid()}.old")
+    os.replace(target, aside)  # a directory cannot be renamed over a full one
+    os.replace(draft, target)
+    _remove(aside)
+
+
+def _flush_directory(path: Path) -> None:
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:  # some file systems cannot open a directory; the rename stands anyway
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        return
+    finally:
+        os.close(descriptor)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

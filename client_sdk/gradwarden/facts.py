@@ -1,0 +1,114 @@
+"""What a start record tells about this process: host, place, owner, commit. No subprocess."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import re
+import socket
+from pathlib import Path
+from typing import Any
+
+from gradwarden.identity import Identity, place
+from gradwarden.settings import Settings
+
+_COMMIT = re.compile(r"[0-9a-f]{40,64}\Z")
+_PLACE = {
+    "pod": ("GRADWARDEN_POD", "POD_NAME"),
+    "namespace": ("GRADWARDEN_NAMESPACE", "POD_NAMESPACE"),
+    "node": ("GRADWARDEN_NODE", "NODE_NAME", "SLURMD_NODENAME"),
+    "role": ("GRADWARDEN_ROLE",),
+    "slurm_job": ("SLURM_JOB_ID",),
+}
+
+
+def start_record(
+    settings: Settings,
+    identity: Identity,
+    rollback: int,
+    first_step: int,
+    model: str,
+    started_ns: int,
+) -> dict[str, Any]:
+    """The body of ``POST /v1/start``, as PROTOCOL.md's identity section lists it."""
+    return {
+        "run": identity.run,
+        "attempt": identity.attempt_after(rollback),
+        "rank": identity.rank,
+        "nonce": identity.nonce,
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "world_size": identity.world,
+        "group": identity.group,
+        "first_step": first_step,
+        "parent": identity.attempt_after(rollback - 1) if rollback else None,
+        "started_ns": started_ns,
+        "takeover": False,
+        "name": settings.name,
+        "training_job": settings.training_job or os.environ.get("SLURM_JOB_NAME"),
+        "model": model,
+        "dataset": settings.dataset,
+        "cluster": settings.cluster or os.environ.get("SLURM_CLUSTER_NAME"),
+        "queue": settings.queue or os.environ.get("SLURM_JOB_PARTITION"),
+        "owner": settings.owner or _user(),
+        "team": settings.team,
+        "environment": settings.environment,
+        "git_commit": git_commit(Path.cwd()),
+        "config": dict(settings.config or {}),
+        "page": settings.page,
+        "cost_per_hour": settings.cost_per_hour,
+        "target_loss": settings.target_loss,
+        "place": where(),
+    }
+
+
+def where() -> dict[str, Any]:
+    """Pod, node, GPU: what an SRE cordons."""
+    found: dict[str, Any] = {"local_rank": place().local_rank}
+    for key, names in _PLACE.items():
+        value = next((os.environ[n] for n in names if os.environ.get(n)), None)
+        if value:
+            found[key] = value
+    found.setdefault("node", socket.gethostname())
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    if found["local_rank"] < len(visible) and visible[0]:
+        found["gpu"] = visible[found["local_rank"]]
+    return found
+
+
+def git_commit(start: Path) -> str | None:
+    """The commit checked out at ``start``, read from the repository's own files."""
+    try:
+        for folder in [start, *start.parents]:
+            git = folder / ".git"
+            if git.is_file():  # a worktree or submodule points to its real directory
+                git = (folder / git.read_text().partition("gitdir:")[2].strip()).resolve()
+            if (git / "HEAD").is_file():
+                return _resolve(git, (git / "HEAD").read_text().strip())
+    except (OSError, UnicodeDecodeError):
+        return None
+    return None
+
+
+def _resolve(git: Path, head: str) -> str | None:
+    if not head.startswith("ref:"):
+        return head if _COMMIT.match(head) else None
+    name = head.partition(":")[2].strip()
+    common = git / "commondir"
+    for base in [git, *([(git / common.read_text().strip())] if common.is_file() else [])]:
+        if (base / name).is_file():
+            commit = (base / name).read_text().strip()
+            return commit if _COMMIT.match(commit) else None
+        if (base / "packed-refs").is_file():
+            for line in (base / "packed-refs").read_text().splitlines():
+                commit, _, ref = line.partition(" ")
+                if ref == name and _COMMIT.match(commit):
+                    return commit
+    return None
+
+
+def _user() -> str | None:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError, ImportError):  # a container's uid may have no name
+        return None

@@ -1,0 +1,294 @@
+"""The step in progress: what hooks and the loop say about it becomes pieces of a frame."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from gradwarden import wire
+from gradwarden.collect import Pending, to_bytes
+
+GRACE = 0.02
+"""Seconds that an urgent piece waits for the optimizer's verdict and the loss beside it."""
+STALE = 1.0
+"""Seconds after which a piece of an open step leaves, so that the live edge stays live."""
+WIDTH = len(wire.QUANTITIES)
+
+
+@dataclass(eq=False, slots=True)
+class Part:
+    """One optimizer's gradients at one capture, on their way to the host."""
+
+    rows: tuple[int, ...]
+    layout: wire.Layout
+    hosts: list[tuple[tuple[int, ...], Pending | None]]
+    scale: Pending | None = None
+    weights: Pending | None = None
+    stepped: bool | None = None
+    found_inf: Pending | None = None
+    finite: bool | None = None
+
+    def examine(self) -> bool | None:
+        """Whether all values are finite; None while they are still on the device."""
+        if self.finite is None and all(h is None or h.ready for _, h in self.hosts):
+            peaks = [h.peek()[:, 1] for _, h in self.hosts if h is not None]
+            self.finite = all(bool(torch.isfinite(p).all()) for p in peaks)
+        return self.finite
+
+    @property
+    def ready(self) -> bool:
+        waits = [h for _, h in self.hosts] + [self.scale, self.weights, self.found_inf]
+        return all(w is None or w.ready for w in waits)
+
+    def verdict(self) -> bool | None:
+        """Whether the optimizer applied these gradients; None if nobody said."""
+        if self.found_inf is not None and self.found_inf.ready:
+            self.stepped = float(self.found_inf.take().sum()) == 0.0
+            self.found_inf = None
+        return self.stepped
+
+
+@dataclass(eq=False, slots=True)
+class Piece:
+    """What one frame will say: all of a step, or what is known of it so far."""
+
+    step: int
+    attempt: int
+    time_ns: int
+    born: float
+    capture: wire.Capture = ""
+    parts: dict[int, Part] = field(default_factory=dict)
+    scalars: dict[str, float | Pending] = field(default_factory=dict)
+    events: list[dict[str, Any]] = field(default_factory=list)
+    verdicts: list[Part] = field(default_factory=list)
+    pressed: float | None = None
+    open: bool = False
+
+    @property
+    def urgent(self) -> bool:
+        return self.pressed is not None
+
+    @property
+    def empty(self) -> bool:
+        return not (self.parts or self.scalars or self.events)
+
+    @property
+    def ready(self) -> bool:
+        values = [v for v in self.scalars.values() if isinstance(v, Pending)]
+        return all(p.ready for p in self.parts.values()) and all(v.ready for v in values)
+
+    def stepped(self) -> bool | None:
+        """False if any optimizer of the step skipped, None while one has not decided."""
+        verdicts = [p.verdict() for p in self.verdicts]
+        if not verdicts or None in verdicts:
+            return False if False in verdicts else None
+        return all(verdicts)
+
+    def layout(self) -> wire.Layout | None:
+        return next((p.layout for p in reversed(self.parts.values())), None)
+
+    def values(self) -> bytes:
+        """The [L, K] matrix; rows that nobody captured are NaN throughout."""
+        layout = self.layout()
+        if layout is None:
+            return b""
+        size, parts = len(layout.parameters), list(self.parts.values())
+        whole = torch.full((size, WIDTH), math.nan)
+        observed = False
+        for part in parts:
+            for index, host in part.hosts:
+                if host is None or part.layout is not layout:
+                    continue
+                observed = True
+                matrix = host.take()
+                if part.scale is not None:
+                    matrix = matrix.clone()
+                    matrix[:, :2] /= part.scale.peek().reshape(())
+                whole[torch.tensor([part.rows[i] for i in index], dtype=torch.long)] = matrix
+        return to_bytes(whole) if observed else b""
+
+    def weights(self) -> list[tuple[int, float]]:
+        """(row, weight norm) pairs; taken in the first steps only."""
+        pairs: list[tuple[int, float]] = []
+        for part in self.parts.values():
+            if part.weights is not None:
+                pairs += zip(part.rows, part.weights.take().tolist(), strict=True)
+        return pairs
+
+    def numbers(self) -> dict[str, float]:
+        return {
+            name: float(v.take().reshape(())) if isinstance(v, Pending) else v
+            for name, v in self.scalars.items()
+        }
+
+
+class FrameBook:
+    """Turns captures, scalars and events into pieces, in step order; thread-safe.
+
+    The lock is re-entrant since a signal handler may interrupt its holder.
+    """
+
+    def __init__(self, start_step: int = 0, limit: int = 4096) -> None:
+        self._lock = threading.RLock()
+        self._done: deque[Piece] = deque()
+        self._limit = limit
+        self._open: Piece | None = None
+        self._names: set[str] = set()
+        self._captured: set[int] = set()
+        self._verdicts: list[Part] = []
+        self._split = False
+        self._next = start_step
+        self._last = start_step - 1
+        self._bad = False
+        self._wake: Callable[[], None] = lambda: None
+        self.attempt = 0
+        self.captures = 0
+        self.dropped = 0
+        self.overhead = 0.0
+
+    def on_urgent(self, wake: Callable[[], None]) -> None:
+        self._wake = wake
+
+    @property
+    def step_now(self) -> int:
+        """The newest step that anything is known of."""
+        return self._open.step if self._open else self._last
+
+    def capture(self, key: int, leads: bool, part: Part, kind: wire.Capture) -> None:
+        """Take one optimizer's gradients; the leading optimizer's next capture ends the step."""
+        with self._lock:
+            if key in self._captured:
+                held = self._open.parts.get(key) if self._open else None
+                if leads:
+                    self.close()
+                elif held is not None and held.examine() is False:
+                    self._flush()  # a non-finite matrix is never overwritten
+            piece = self._current()
+            if kind and piece.capture != "pre_clip":
+                piece.capture = kind
+            piece.parts[key] = part
+            self._captured.add(key)
+            self._verdicts.append(part)
+            piece.verdicts = self._verdicts
+            self.captures += 1
+            self._judge(part, piece)
+
+    def replace(self, key: int, old: Part, new: Part) -> None:
+        """Gradients went on accumulating after ``old`` was taken: it is the same step."""
+        with self._lock:
+            piece = self._current()
+            piece.parts[key] = new
+            if old in self._verdicts:
+                self._verdicts.remove(old)
+            self._verdicts.append(new)
+            piece.verdicts = self._verdicts
+            self._judge(new, piece)
+
+    def scalar(self, name: str, value: float | Pending, logged: bool = True) -> None:
+        """Attach a number. A name logged twice after a capture is of the step in progress."""
+        with self._lock:
+            if logged and self._captured and name in self._names:
+                self.close()
+            if logged:
+                self._names.add(name)
+            self._current().scalars[name] = value
+
+    def event(self, event: Mapping[str, Any], urgent: bool = True) -> None:
+        with self._lock:
+            piece = self._current()
+            piece.events.append(dict(event))
+            if urgent:
+                self._press(piece)
+
+    def step(self, number: int) -> None:
+        """The step just done is ``number``; a smaller one than before is a rollback."""
+        with self._lock:
+            if number < self._last:
+                self.attempt += 1
+            piece = self._open
+            if piece is not None:
+                piece.step, piece.attempt = number, self.attempt
+                self.close()
+            self._last = number
+            self._next = number + 1
+
+    def close(self) -> None:
+        """End the step in progress, if any."""
+        with self._lock:
+            piece, self._open = self._open, None
+            if piece is None:
+                return
+            captured = bool(self._captured)
+            if captured:
+                piece.scalars.setdefault("overhead_seconds", self.overhead)
+                self.overhead = 0.0
+            if self._split or not piece.empty:
+                self._put(piece)
+            self._last = piece.step
+            self._next = piece.step + 1 if captured else piece.step
+            self._names, self._captured, self._split = set(), set(), False
+            self._verdicts = []
+
+    def drain(self, now: float) -> list[Piece]:
+        """Pieces that should leave: of ended steps, and of an open one that is urgent or old."""
+        with self._lock:
+            piece = self._open
+            if piece is not None and not piece.empty:
+                for part in piece.parts.values():
+                    if part.finite is None:
+                        self._judge(part, piece)
+                pressed = piece.pressed is not None and now - piece.pressed >= GRACE
+                if pressed or now - piece.born >= STALE:
+                    self._flush()
+            done = list(self._done)
+            self._done.clear()
+            return done
+
+    def waiting(self) -> bool:
+        """Whether an open piece may soon have to leave early."""
+        piece = self._open
+        return piece is not None and (
+            piece.urgent or any(p.finite is None for p in list(piece.parts.values()))
+        )
+
+    def _current(self) -> Piece:
+        if self._open is None:
+            self._open = Piece(self._next, self.attempt, time.time_ns(), time.monotonic())
+        return self._open
+
+    def _flush(self) -> None:
+        """Let what is known of the open step go; the step itself stays open."""
+        piece = self._open
+        assert piece is not None
+        piece.open = self._split = True
+        self._put(piece)
+        self._open = Piece(piece.step, piece.attempt, time.time_ns(), time.monotonic())
+        self._open.capture, self._open.verdicts = piece.capture, self._verdicts
+
+    def _put(self, piece: Piece) -> None:
+        if len(self._done) >= self._limit:
+            self._done.popleft()
+            self.dropped += 1
+        self._done.append(piece)
+        if piece.urgent:
+            self._wake()
+
+    def _judge(self, part: Part, piece: Piece) -> None:
+        finite = part.examine()
+        if finite is None:
+            return
+        if not finite and not self._bad:
+            self._press(piece)
+        self._bad = not finite
+
+    def _press(self, piece: Piece) -> None:
+        if piece.pressed is None:
+            piece.pressed = time.monotonic()
+            self._wake()

@@ -1,0 +1,87 @@
+"""One optimizer's gradients and whether they are new, known, replaced or written to again."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from gradwarden.frames import Part
+from gradwarden.layout import Rows
+
+_SAMPLE = 16
+"""Gradients of an optimizer that are looked at to tell a new backward pass from an old one."""
+
+
+class Owner:
+    """One optimizer that owns watched parameters, and the fate of its gradients."""
+
+    def __init__(self, key: int, optimizer: Optimizer | None, rows: Rows) -> None:
+        self.key = key
+        self.optimizer = weakref.ref(optimizer) if optimizer is not None else None
+        self.pending: Part | None = None
+        self.exact = True
+        self.closure = False
+        self.scaling = False
+        self.others = 0
+        self.token: dict[int, tuple[Tensor, weakref.ref[Tensor], int]] = {}
+        self.assign(rows)
+
+    def assign(self, rows: Rows) -> None:
+        """Find the rows of the watched parameters that this optimizer holds now."""
+        optimizer = self.optimizer() if self.optimizer is not None else None
+        self.size = size_of(optimizer)
+        if optimizer is None:
+            self.rows = list(enumerate(rows.parameters))
+        else:
+            ours = {id(p) for group in optimizer.param_groups for p in group["params"]}
+            self.rows = [(i, p) for i, p in enumerate(rows.parameters) if id(p) in ours]
+        self.stride = max(1, len(self.rows) // _SAMPLE)
+
+    def gradients(self) -> list[tuple[int, Tensor]]:
+        return [(i, p.grad) for i, p in self.rows if p.grad is not None]
+
+    def remember(self) -> None:
+        """From here on these gradients are known; anything else is new."""
+        self.token = {
+            i: (p, weakref.ref(p.grad), p.grad._version)
+            for i, p in self.rows[:: self.stride]
+            if p.grad is not None
+        }
+
+    def fresh(self) -> bool:
+        """Whether some gradient was produced since :meth:`remember`."""
+        for i, p in self.rows[:: self.stride]:
+            if p.grad is not None:
+                known = self.token.get(i)
+                if known is None or known[1]() is not p.grad or known[2] != p.grad._version:
+                    return True
+        return False
+
+    def replaced(self) -> bool:
+        """Whether every known gradient gave way to a new tensor."""
+        return all(p.grad is not ref() for p, ref, _ in self.token.values())
+
+    def accumulated(self) -> bool:
+        """Whether every known gradient was written to, though it is the same tensor."""
+        known = self.token.values()
+        return all(p.grad is not None and p.grad._version != v for p, _, v in known)
+
+    def holds(self, gradients: Sequence[Tensor]) -> bool:
+        """Whether any of ``gradients`` belongs to this optimizer's parameters."""
+        ours = {id(p.grad) for _, p in self.rows if p.grad is not None}
+        return any(id(g) in ours for g in gradients)
+
+
+def inner(optimizer: Any) -> Any:
+    """The optimizer inside wrappers like Accelerate's, whose step the hooks see."""
+    while isinstance(getattr(optimizer, "optimizer", None), Optimizer):
+        optimizer = optimizer.optimizer
+    return optimizer
+
+
+def size_of(optimizer: Optimizer | None) -> int:
+    return sum(len(g["params"]) for g in optimizer.param_groups) if optimizer is not None else 0

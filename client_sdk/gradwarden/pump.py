@@ -1,0 +1,221 @@
+"""The thread between the book and the outbox: pieces become frames, frames sealed batches."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from typing import Any
+
+from gradwarden import wire
+from gradwarden.errors import Faults
+from gradwarden.frames import FrameBook, Piece
+from gradwarden.identity import Identity
+from gradwarden.outbox import Losses, Outbox, Record
+from gradwarden.spool import Spool
+
+BATCH_SECONDS = 0.25
+BATCH_FRAMES = 256
+BATCH_EVENTS = 512
+BATCH_BYTES = 4 << 20
+EVIDENCE_STEPS = 3
+"""Steps after a non-finite transition in which a rank that does not speak shows its matrix."""
+_HELD = 4096
+CODEC: wire.Codec = "zstd" if find_spec("zstandard") else "deflate"
+
+
+@dataclass(frozen=True, slots=True)
+class Outlet:
+    """Where sealed records go: the queue, and the context that every spool segment needs."""
+
+    outbox: Outbox
+    spool: Spool | None
+
+    def put(self, record: Record, context: str | None = None) -> None:
+        if context is not None and self.spool is not None:
+            self.spool.provide(context, record)
+        self.outbox.put(record)
+
+
+class Pump:
+    """Reads what is ready, gives it its place in the stream, seals it once."""
+
+    def __init__(
+        self,
+        book: FrameBook,
+        outlet: Outlet,
+        losses: Losses,
+        faults: Faults,
+        identify: Callable[[], Identity | None],
+        start_record: Callable[[Identity, int, int], dict[str, Any]],
+        on_frame: Callable[[wire.Frame, wire.Layout | None, Sequence[tuple[int, float]]], None],
+    ) -> None:
+        self._book, self._outlet, self._losses, self._faults = book, outlet, losses, faults
+        self._identify, self._start_record, self._on_frame = identify, start_record, on_frame
+        self.identity: Identity | None = None
+        self.speaking = False
+        """Set by the service's command: this rank sends matrices although another one should."""
+        self.frames = 0
+        self._pieces: deque[Piece] = deque()
+        self._batch: list[wire.Frame] = []
+        self._events = self._bytes = 0
+        self._layout: wire.Layout | None = None
+        self._sent_layouts: dict[str, None] = {}
+        self._rollback = -1
+        self._seq = 0
+        self._evidence: int | None = None
+        self._urgent = False
+        self._since = 0.0
+        self._wake = threading.Event()
+        self._deadline: float | None = None
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="gradwarden-pump", daemon=True)
+        book.on_urgent(self._wake.set)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self, deadline: float) -> None:
+        """Seal all that the book holds; what is not ready by the deadline loses its matrix."""
+        self._deadline = deadline
+        self._wake.set()
+        self._done.wait(max(0.0, deadline - time.monotonic()))
+        if self._done.is_set():
+            return
+        self._losses.add("exit deadline", len(self._pieces) + len(self._batch))
+
+    def _run(self) -> None:
+        while True:
+            last = self._deadline is not None
+            try:
+                self._turn(time.monotonic(), last)
+            except Exception as error:  # our own bug: this turn's pieces are lost and counted
+                self._faults.record("sealing", error, fatal=False)
+                self._losses.add("sealing failed", len(self._pieces) + len(self._batch))
+                self._pieces.clear()
+                self._reset()
+            if last and (not self._pieces or time.monotonic() >= (self._deadline or 0.0)):
+                break
+            self._rest()
+        self._done.set()
+
+    def _rest(self) -> None:
+        busy = self._pieces or self._batch or self._book.waiting() or self._deadline is not None
+        self._wake.wait(0.01 if busy else BATCH_SECONDS / 2)
+        self._wake.clear()
+
+    def _turn(self, now: float, last: bool) -> None:
+        for piece in self._book.drain(now):
+            self._pieces.append(piece)
+        if self._book.dropped:
+            self._losses.add("frames overran", self._book.dropped)
+            self._book.dropped = 0
+        if self.identity is None:
+            self.identity = self._identify()
+            if self.identity is None:
+                self._hold_back(last)
+                return
+        if self._rollback < 0:
+            self._open_stream(0, self._pieces[0].step if self._pieces else self._book.step_now + 1)
+        late = self._deadline is not None and now >= self._deadline - 0.5
+        while self._pieces and (self._pieces[0].ready or late):
+            self._add(self._pieces.popleft(), now)
+        if self._batch and (last or self._urgent or now - self._since >= BATCH_SECONDS):
+            self._seal()
+
+    def _hold_back(self, last: bool) -> None:
+        """Frames wait for the run's name, bounded; without one at the end they are lost."""
+        while len(self._pieces) > (0 if last and self._too_late() else _HELD):
+            self._pieces.popleft()
+            self._losses.add("run id unknown", 1)
+
+    def _too_late(self) -> bool:
+        return self._deadline is not None and time.monotonic() >= self._deadline - 0.5
+
+    def _open_stream(self, rollback: int, first_step: int) -> None:
+        assert self.identity is not None
+        self._rollback, self._seq = rollback, 0
+        record = self._start_record(self.identity, rollback, max(0, first_step))
+        body = json.dumps(record, default=str).encode()
+        attempt = self.identity.attempt_after(rollback)
+        self._outlet.put(Record("start", body, 0, attempt), f"start{rollback % 2}")
+
+    def _add(self, piece: Piece, now: float) -> None:
+        if piece.attempt != self._rollback:
+            self._seal()
+            self._open_stream(piece.attempt, piece.step)
+        ready = piece.ready
+        layout = piece.layout()
+        weights = piece.weights() if ready else []
+        values = piece.values() if ready else b""
+        if layout is not None and not values:
+            self._losses.add("device copy not ready", 1)
+        if values and self._layout is not layout:
+            self._seal()
+            self._layout = layout
+        self._seq += 1
+        frame = wire.Frame(
+            seq=self._seq,
+            step=piece.step,
+            time_ns=piece.time_ns,
+            scalars=piece.numbers() if ready else {},
+            events=tuple(piece.events),
+            capture=piece.capture,
+            stepped=piece.stepped(),
+            open=piece.open,
+            values=values,
+        )
+        self._faults.quiet("tripwires", self._on_frame, frame, layout, weights)
+        if values and not self._says(piece, frame.step):
+            frame = replace(frame, values=b"")
+        if not self._batch:
+            self._since = now
+        self._batch.append(frame)
+        self._events += len(frame.events)
+        self._bytes += len(frame.values)
+        self._urgent = self._urgent or piece.urgent
+        full = len(self._batch) >= BATCH_FRAMES or self._events >= BATCH_EVENTS
+        if full or self._bytes >= BATCH_BYTES:
+            self._seal()
+
+    def _says(self, piece: Piece, step: int) -> bool:
+        """Whether this rank's matrix travels: it speaks for its group, or has evidence."""
+        assert self.identity is not None
+        if self.identity.speaks or self.speaking:
+            return True
+        if all(p.finite for p in piece.parts.values()):
+            self._evidence = None
+            return False
+        if self._evidence is None:
+            self._evidence = step
+        return step < self._evidence + EVIDENCE_STEPS
+
+    def _seal(self) -> None:
+        if not self._batch:
+            return
+        assert self.identity is not None
+        layout = self._layout if any(f.values for f in self._batch) else None
+        if layout is not None and layout.hash not in self._sent_layouts:
+            body = json.dumps(layout.to_json()).encode()
+            slot = f"layout{len(self._sent_layouts) % 3}"
+            self._sent_layouts[layout.hash] = None
+            self._outlet.put(Record("layout", body), slot)
+        batch = wire.Batch(
+            stream=self.identity.stream(self._rollback),
+            frames=tuple(self._batch),
+            layout=layout.hash if layout is not None else "",
+            parameters=len(layout.parameters) if layout is not None else 0,
+            sent_ns=time.time_ns(),
+        )
+        attempt = self.identity.attempt_after(self._rollback)
+        record = Record("batch", wire.encode(batch, CODEC), len(self._batch), attempt)
+        self.frames += len(self._batch)
+        self._reset()
+        self._outlet.put(record)
+
+    def _reset(self) -> None:
+        self._batch, self._events, self._bytes, self._urgent = [], 0, 0, False

@@ -1,0 +1,286 @@
+"""One watched run in this process: the parts, wired, and what the monitor's verbs do."""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from gradwarden import facts, hooks, lifecycle
+from gradwarden.capture import Watcher
+from gradwarden.checkpoint import Checkpoints
+from gradwarden.errors import Faults
+from gradwarden.frames import FrameBook
+from gradwarden.identity import Identity, Resolver, place, ulid
+from gradwarden.outbox import Losses, Outbox
+from gradwarden.pump import Outlet, Pump
+from gradwarden.sender import Sender
+from gradwarden.settings import Settings
+from gradwarden.spool import Spool, spool_name
+from gradwarden.transport import HttpTransport
+from gradwarden.voice import Voice
+
+P = ParamSpec("P")
+R = TypeVar("R")
+PATIENCE = 30.0
+"""Seconds before a run that has not stepped yet announces itself."""
+_STATUSES = ("finished", "failed", "cancelled", "preempted")
+_MOST_NAMES = 200
+
+
+class Session:
+    """Owns the hooks, the book, the two threads and the end of one run."""
+
+    def __init__(
+        self, model: nn.Module, optimizers: Sequence[Optimizer], settings: Settings, number: int
+    ) -> None:
+        self.settings = settings
+        self.off = settings.disabled
+        self._faults, self._losses = Faults(), Losses()
+        self._book = FrameBook(settings.start_step)
+        self.checkpoints = Checkpoints(self._event)
+        self.identity: Identity | None = None
+        self._over = threading.Event()
+        self._expected: tuple[str, dict[str, Any]] | None = None
+        self._names: set[str] = set()
+        self._phase: str | None = None
+        if self.off:
+            return
+        self._model = type(getattr(model, "module", model)).__name__
+        self._begun, self._begun_ns = time.monotonic(), time.time_ns()
+        self._watcher = Watcher(model, optimizers, self._book, self._faults)
+        self._resolver = Resolver(settings.run, settings.group, number)
+        self._voice = Voice(settings, self._faults, lambda: self.identity)
+        self._spool = Spool(
+            settings.spool_root, f"{os.getpid()}.{ulid()}", self._losses, settings.spool_bytes
+        )
+        outbox = Outbox(self._losses, self._spool.append)
+        url = settings.url
+        self._sender = Sender(
+            outbox,
+            self._spool,
+            HttpTransport(url, settings.token, settings.project) if url else None,
+            self._losses,
+            self._faults,
+            self._command,
+            self._beat,
+            self._orphans,
+        )
+        self._pump = Pump(
+            self._book,
+            Outlet(outbox, self._spool),
+            self._losses,
+            self._faults,
+            self._identify,
+            self._start_record,
+            self._voice.hear,
+        )
+        hooks.add(self._watcher)
+        self._event({"kind": "start", "hooks": list(hooks.found)})
+        self._pump.start()
+        self._sender.start()
+        lifecycle.enlist(self)
+
+    def quietly(
+        self, feature: str, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs
+    ) -> R | None:
+        """Run one verb of the monitor so that it can neither raise nor act when off."""
+        if self.off and feature != "health":
+            return None
+        return self._faults.quiet(feature, work, *args, **kwargs)
+
+    # -- verbs ----------------------------------------------------------------------------
+
+    def log(self, scalars: dict[str, Any]) -> None:
+        for name, value in scalars.items():
+            if name not in self._names:
+                if len(self._names) >= _MOST_NAMES or not 0 < len(name) <= 128 or "\0" in name:
+                    self._faults.record(f"log({name[:40]})", ValueError("too many names"), False)
+                    continue
+                self._names.add(name)
+            if isinstance(value, Tensor):
+                self._log_tensor(name, value)
+                continue
+            try:
+                number = float(value)
+            except (TypeError, ValueError, OverflowError) as error:
+                self._faults.record(f"log({name})", error, False)
+                continue
+            self._book.scalar(name, number)
+
+    def _log_tensor(self, name: str, value: Tensor) -> None:
+        value = getattr(value.detach(), "_local_tensor", value.detach())
+        if value.numel() != 1:
+            self._faults.record(f"log({name})", ValueError("expected one number"), False)
+        elif value.device.type == "cpu":
+            self._book.scalar(name, float(value))
+        else:
+            pending = self._watcher.collector.fetch(value.reshape(1).float())
+            if pending is not None:
+                self._book.scalar(name, pending)
+
+    def mark(self, name: str, value: object) -> None:
+        self._event({"kind": "mark", "name": str(name)[:256], "value": _plain(value)})
+
+    def enter_phase(self, name: str) -> tuple[str | None, float]:
+        before, self._phase = self._phase, str(name)[:256]
+        return before, time.perf_counter()
+
+    def leave_phase(self, name: str, before: tuple[str | None, float] | None) -> None:
+        if before is None:
+            return
+        self._phase = before[0]
+        seconds = time.perf_counter() - before[1]
+        event = {"kind": "phase", "name": str(name)[:256], "seconds": seconds}
+        self._book.event(event, urgent=False)
+
+    def step(self, number: int) -> None:
+        number = int(number)
+        if number < 0:
+            raise ValueError(f"a step is at least 0, got {number}")
+        self._book.step(number)
+
+    def health(self) -> dict[str, Any]:
+        if self.off:
+            return {"off": True, "captured": 0, "dropped": {}}
+        courier = self._sender.courier
+        return {
+            "off": False,
+            "run": self.identity.run if self.identity else None,
+            "captured": self._book.captures,
+            "frames": self._pump.frames,
+            "acked": courier.acked if courier else 0,
+            "spooled": self._spool.held,
+            "spool": str(self._spool.directory),
+            "dropped": self._losses.counts(),
+            "device_ring_full": self._watcher.collector.dropped,
+            "overhead_us_p50": 1e6 * self._voice.cost(),
+            "disabled": self._faults.counts,
+            "trouble": courier.trouble if courier else "no server configured",
+            "url": courier.url if courier else None,
+            "hooks": list(hooks.found),
+        }
+
+    def unwatch(self) -> None:
+        hooks.remove(self._watcher)
+        self._watcher.paused = True
+        if self._watcher.order is not None:
+            self._watcher.order.finish()
+
+    # -- the end --------------------------------------------------------------------------
+
+    def expect(self, status: str, details: dict[str, Any]) -> None:
+        """The process is about to end like this; ``finish`` will say so."""
+        if self._expected is None:
+            self._expected = (status, details)
+
+    def leave(self, kind: Any, error: Any, trace: Any) -> None:
+        if kind is None:
+            self.finish()
+        elif issubclass(kind, KeyboardInterrupt):
+            self.finish("cancelled")
+        else:
+            self.expect("failed", lifecycle.failure(kind, error, trace))
+            self.finish()
+
+    def finish(self, status: str = "finished", seconds: float | None = None) -> None:
+        """Seal and deliver what is left within the deadline; the rest is spooled, and said."""
+        if self.off or self._over.is_set():
+            return
+        self._over.set()
+        details: dict[str, Any] = {}
+        if self._expected is not None and status == "finished":
+            status, details = self._expected
+        if status not in _STATUSES:
+            details, status = {"error": f"status {status!r}"}, "finished"
+        self._faults.quiet("unwatch", self.unwatch)
+        left = self.settings.exit_seconds if seconds is None else seconds
+        deadline = time.monotonic() + left
+        self.checkpoints.wait(time.monotonic() + left / 2)
+        if self._losses.total:
+            self._losses_event()
+        self._event({"kind": "finish", "status": status, **details})
+        self._book.close()
+        self._pump.stop(deadline - left / 4)
+        self._sender.stop(deadline)
+        self._voice.wait(deadline)
+        self._voice.report(self._losses, self._spool)
+        lifecycle.release(self)
+
+    def forget(self) -> None:
+        """In a forked child: off for good, without touching what belongs to the parent."""
+        self.off = True
+        self._watcher.paused = True
+        self._over.set()
+        self._spool.forget()
+
+    def _losses_event(self) -> None:
+        for reason, count in self._losses.counts().items():
+            self._event({"kind": "dropped", "frames": count, "reason": reason})
+
+    # -- what the threads ask -------------------------------------------------------------
+
+    def _identify(self) -> Identity | None:
+        layout = self._watcher.layout
+        alone = place().world == 1 and time.monotonic() - self._begun > PATIENCE
+        if layout is None and not (alone or self._over.is_set()):
+            return None
+        self.identity = self._resolver.look(layout, self._watcher.rows.sharded)
+        if self.identity is not None:
+            name = f"{self.identity.run}.r{self.identity.rank}.{self.identity.nonce}"
+            self._spool.rename(name)
+        return self.identity
+
+    def _start_record(self, identity: Identity, rollback: int, first_step: int) -> dict[str, Any]:
+        return facts.start_record(
+            self.settings, identity, rollback, first_step, self._model, self._begun_ns
+        )
+
+    def _beat(self) -> dict[str, Any] | None:
+        identity = self.identity
+        if identity is None:
+            return None
+        return {
+            "run": identity.run,
+            "attempt": identity.attempt_after(self._book.attempt),
+            "rank": identity.rank,
+            "nonce": identity.nonce,
+            "step": max(0, self._book.step_now),
+            "phase": self._phase,
+            "sent_ns": time.time_ns(),
+        }
+
+    def _orphans(self) -> list[Path]:
+        """Spools that a killed process of this run and rank left under the same root."""
+        identity = self.identity
+        root = self.settings.spool_root
+        if identity is None or not root.is_dir():
+            return []
+        mine = self._spool.directory
+        stem = spool_name(f"{identity.run}.r{identity.rank}.")
+        return sorted(d for d in root.iterdir() if d.name.startswith(stem) and d != mine)
+
+    def _command(self, kind: str, args: dict[str, Any]) -> None:
+        if kind in ("pause", "resume"):
+            self._watcher.paused = kind == "pause"
+        elif kind == "speak":
+            self._pump.speaking = bool(args.get("on", True))
+
+    def _event(self, event: dict[str, Any]) -> None:
+        self._book.event(event)
+
+
+def _plain(value: object) -> Any:
+    """What JSON can hold of a value, else its text."""
+    if value is None or isinstance(value, (bool, int, str)):
+        return value[:1000] if isinstance(value, str) else value
+    if isinstance(value, float) and math.isfinite(value):
+        return value
+    return str(value)[:1000]

@@ -1,0 +1,110 @@
+"""What the SDK says by itself, on stderr and to a URL: tripwires, coverage, facts at exit."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+import urllib.request
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from gradwarden import coverage, hooks, wire
+from gradwarden.errors import Faults, say
+from gradwarden.identity import Identity
+from gradwarden.outbox import Losses
+from gradwarden.settings import Settings
+from gradwarden.spool import Spool
+from gradwarden.tripwires import Finding, Tripwires, table
+
+
+class Voice:
+    """Hears every frame on the pump's thread and speaks when there is something to say."""
+
+    def __init__(
+        self, settings: Settings, faults: Faults, identity: Callable[[], Identity | None]
+    ) -> None:
+        self._settings, self._faults, self._identity = settings, faults, identity
+        self._tripwires = Tripwires()
+        self._scalars: set[str] = set()
+        self._costs: deque[float] = deque(maxlen=256)
+        self._posts: list[threading.Thread] = []
+
+    def cost(self) -> float:
+        """Median seconds that a step spent in our hooks."""
+        costs = sorted(self._costs)
+        return costs[len(costs) // 2] if costs else 0.0
+
+    def hear(
+        self,
+        frame: wire.Frame,
+        layout: wire.Layout | None,
+        weights: Sequence[tuple[int, float]],
+    ) -> None:
+        """Take one frame as it is sealed."""
+        self._scalars |= set(frame.scalars)
+        if "overhead_seconds" in frame.scalars:
+            self._costs.append(frame.scalars["overhead_seconds"])
+        before = self._tripwires.steps
+        for finding in self._tripwires.advance(frame, layout, weights):
+            self._speak(finding)
+        if before < coverage.AT_STEP <= self._tripwires.steps and layout is not None:
+            self._cover(layout)
+
+    def wait(self, deadline: float) -> None:
+        """Let posts under way finish, until the monotonic deadline."""
+        for post in self._posts:
+            post.join(max(0.0, deadline - time.monotonic()))
+
+    def report(self, losses: Losses, spool: Spool) -> None:
+        """The facts at exit; silent after an uneventful run that was delivered."""
+        for row in table(self._tripwires, losses.total):
+            say(row)
+        for reason, count in losses.counts().items():
+            say(f"dropped {count} frames: {reason}")
+        for feature, count in self._faults.counts.items():
+            say(f"missed {count} times: {feature}")
+        if spool.held:
+            say(
+                f"{spool.held} frames are spooled; deliver them with: "
+                f"gradwarden sync {spool.directory}"
+            )
+
+    def _cover(self, layout: wire.Layout) -> None:
+        identity = self._identity()
+        if identity is not None and identity.rank != 0:
+            return
+        matrices = {p.block for p in layout.parameters if p.kind == "matrix"}
+        server = self._settings.url is not None
+        say(coverage.line(self._scalars, True, len(matrices), server, hooks.found, self.cost()))
+
+    def _speak(self, finding: Finding) -> None:
+        say(finding.text)
+        if self._settings.notify_url is None:
+            return
+        identity = self._identity()
+        body = {
+            "run": identity.run if identity else None,
+            "rank": identity.rank if identity else None,
+            "kind": finding.kind,
+            "step": finding.step,
+            "layers": list(finding.layers[:50]),
+            "text": finding.text,
+        }
+        post = threading.Thread(
+            target=self._faults.quiet,
+            args=("notify", _post, self._settings.notify_url, body),
+            name="gradwarden-notify",
+            daemon=True,
+        )
+        self._posts = [p for p in self._posts if p.is_alive()] + [post]
+        post.start()
+
+
+def _post(url: str, body: dict[str, Any]) -> None:
+    request = urllib.request.Request(
+        url, json.dumps(body).encode(), {"Content-Type": "application/json"}, method="POST"
+    )
+    with urllib.request.urlopen(request, timeout=5.0) as answer:
+        answer.read(1024)

@@ -1,0 +1,206 @@
+"""The binary form: ``magic | u32 header length | JSON header | payload``.
+
+The payload holds the [n, L, K] float32 statistics as byte planes (all first bytes, then all
+second bytes, ...), quantity by quantity, because planes of exponents compress far better than
+interleaved floats; columns that need 64 bits (sums of squares, checksums) follow as
+[n, L, W] words in the same way. Every length is bounded before anything is decompressed.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import struct
+import zlib
+from dataclasses import replace
+from typing import Any, Literal
+
+from gradwarden.wire.checks import (
+    DEFAULT_LIMITS,
+    Limits,
+    Malformed,
+    TooLarge,
+    WireError,
+    integer,
+    member,
+    to_json_number,
+)
+from gradwarden.wire.message import VERSION, Batch, Columns, check_version
+
+try:  # a host without zstandard still speaks the protocol, with deflate
+    import zstandard as _zstandard
+except ImportError:  # pragma: no cover - depends on the host
+    _zstandard = None  # type: ignore[assignment]
+
+MAGIC = b"GWRD"
+MEDIA_TYPE = f"application/vnd.gradwarden.frames; version={VERSION}"
+Codec = Literal["deflate", "zstd"]
+
+_PRELUDE = struct.Struct("<4sI")
+
+
+def encode(batch: Batch, codec: Codec = "deflate") -> bytes:
+    """Encode a batch; ``codec`` is ``deflate`` (zlib level 1) or ``zstd`` where importable.
+
+    Raises:
+        Malformed: frames are missing, not consecutive, or a matrix has the wrong size.
+    """
+    frames = batch.frames
+    if not frames:
+        raise Malformed("frames", 0, "a batch holds at least one frame")
+    if any(f.seq != frames[0].seq + i for i, f in enumerate(frames)):
+        raise Malformed("seq", [f.seq for f in frames][:8], "frames of a batch are consecutive")
+    narrow, wide = 4 * len(batch.quantities), 8 * len(batch.wide)
+    sizes = (batch.parameters * narrow, batch.parameters * wide)
+    spoken = [f for f in frames if f.values]
+    if any((len(f.values), len(f.wide)) != sizes for f in spoken):
+        raise Malformed("values", len(spoken[0].values), f"{sizes} bytes of values and wide")
+    payload = _compress(
+        _to_planes(b"".join(f.values for f in spoken), narrow)
+        + _to_planes(b"".join(f.wide for f in spoken), wide),
+        codec,
+    )
+    names = sorted({name for f in frames for name in f.scalars})
+    header = {
+        "version": VERSION,
+        "run": batch.stream.run,
+        "attempt": batch.stream.attempt,
+        "rank": batch.stream.rank,
+        "nonce": batch.stream.nonce,
+        "group": batch.stream.group,
+        "layout": batch.layout,
+        "n": len(frames),
+        "L": batch.parameters,
+        "quantities": list(batch.quantities),
+        "wide": list(batch.wide),
+        "first_seq": frames[0].seq,
+        "steps": [f.step for f in frames],
+        "times_ns": [f.time_ns for f in frames],
+        "scalars": {n: [to_json_number(f.scalars.get(n)) for f in frames] for n in names},
+        "events": [[i, dict(e)] for i, f in enumerate(frames) for e in f.events],
+        "capture": [f.capture for f in frames],
+        "stepped": [f.stepped for f in frames],
+        "open": [int(f.open) for f in frames],
+        "matrix": [int(bool(f.values)) for f in frames],
+        "codec": codec,
+        "crc32": zlib.crc32(payload),
+        "sent_ns": batch.sent_ns,
+    }
+    text = json.dumps(header, separators=(",", ":"), allow_nan=False).encode()
+    return _PRELUDE.pack(MAGIC, len(text)) + text + payload
+
+
+def decode(data: bytes, limits: Limits = DEFAULT_LIMITS) -> Batch:
+    """Decode one message, bounding every length first.
+
+    Raises:
+        Malformed: truncated, corrupted or inconsistent bytes.
+        TooLarge: a size above ``limits``.
+        UnsupportedVersion: a version other than those this module reads.
+    """
+    header, payload = _split(data, limits)
+    fields = Columns(header, limits)
+    crc = integer(member(header, "crc32", int), "crc32")
+    if crc != zlib.crc32(payload):
+        raise Malformed("crc32", crc, "the payload was damaged on its way; send it again")
+    narrow, wide = 4 * len(fields.quantities), 8 * len(fields.wide)
+    rows = sum(fields.matrix) * fields.parameters
+    if rows * (narrow + wide) > limits.payload_bytes:
+        raise TooLarge(
+            "payload", rows * (narrow + wide), f"send at most {limits.payload_bytes} bytes a batch"
+        )
+    planes = _decompress(payload, member(header, "codec", str), rows * (narrow + wide))
+    values = _from_planes(planes[: rows * narrow], narrow)
+    words = _from_planes(planes[rows * narrow :], wide)
+    spoken = itertools.count()
+    frames = tuple(
+        replace(
+            frame,
+            values=_slice(values, at := next(spoken), fields.parameters * narrow),
+            wide=_slice(words, at, fields.parameters * wide),
+        )
+        if fields.matrix[i]
+        else frame
+        for i, frame in enumerate(fields.frames())
+    )
+    return fields.batch(frames)
+
+
+def _split(data: bytes, limits: Limits) -> tuple[dict[str, Any], bytes]:
+    if len(data) < _PRELUDE.size:
+        raise Malformed("message", f"{len(data)} bytes", "it ends before its header")
+    magic, length = _PRELUDE.unpack_from(data)
+    if magic != MAGIC:
+        raise Malformed("magic", magic, f"a message begins with {MAGIC!r}")
+    if length > limits.header_bytes:
+        raise TooLarge("header length", length, f"at most {limits.header_bytes} bytes")
+    end = _PRELUDE.size + length
+    if len(data) < end:
+        raise Malformed("header", f"{len(data)} of {end} bytes", "the message is truncated")
+    try:
+        header = json.loads(data[_PRELUDE.size : end], parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise Malformed("header", error, "the header is JSON in UTF-8") from None
+    if not isinstance(header, dict):
+        raise Malformed("header", type(header).__name__, "the header is a JSON object")
+    check_version(header)
+    return header, data[end:]
+
+
+def _compress(planes: bytes, codec: Codec) -> bytes:
+    if codec == "deflate":
+        return zlib.compress(planes, 1)
+    if codec == "zstd" and _zstandard is not None:
+        return _zstandard.ZstdCompressor(level=1).compress(planes)
+    raise Malformed("codec", codec, "use deflate, or zstd with zstandard installed")
+
+
+def _decompress(payload: bytes, codec: str, stated: int) -> bytes:
+    """Decompress to exactly ``stated`` bytes and never allocate more than one byte above."""
+    try:
+        if codec == "deflate":
+            inflate = zlib.decompressobj()
+            planes = inflate.decompress(payload, stated + 1)
+            whole = inflate.eof and not inflate.unconsumed_tail and not inflate.unused_data
+        elif codec == "zstd" and _zstandard is not None:
+            # The one-shot call trusts the size that the sender wrote; the reader is bounded.
+            with _zstandard.ZstdDecompressor(max_window_size=1 << 27).stream_reader(
+                payload
+            ) as reader:
+                planes = reader.read(stated + 1)
+            whole = len(planes) >= stated
+        else:
+            raise Malformed("codec", codec, "use deflate, or zstd with zstandard installed")
+    except zlib.error as error:
+        raise Malformed("payload", error, "the deflate stream is damaged") from None
+    except MemoryError:
+        raise TooLarge("payload", stated, "send smaller batches") from None
+    except Exception as error:
+        if isinstance(error, WireError):
+            raise
+        raise Malformed("payload", error, "the zstd stream is damaged") from None
+    if len(planes) > stated:
+        raise TooLarge("payload", f"more than {stated} bytes", "it inflates past its stated size")
+    if len(planes) < stated or not whole:
+        raise Malformed("payload", f"{len(planes)} of {stated} bytes", "the payload is truncated")
+    return planes
+
+
+def _to_planes(raw: bytes, stride: int) -> bytes:
+    return b"".join(raw[offset::stride] for offset in range(stride))
+
+
+def _from_planes(planes: bytes, stride: int) -> bytes:
+    raw = bytearray(len(planes))
+    plane = len(planes) // stride if stride else 0
+    for offset in range(stride):
+        raw[offset::stride] = planes[offset * plane : (offset + 1) * plane]
+    return bytes(raw)
+
+
+def _slice(data: bytes, index: int, size: int) -> bytes:
+    return data[index * size : (index + 1) * size]
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"bare {name} is not JSON; non-finite numbers are strings")
