@@ -8,14 +8,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from sqlalchemy import Connection
-
 from gradwarden_server.alerting.watch import Rooms, RunWatch
 from gradwarden_server.detect.base import Coverage
 from gradwarden_server.model import Notification
 from gradwarden_server.notify.spec import Receiver
 from gradwarden_server.notify.watchdog import watchdog, watchdogs
-from gradwarden_server.store.database import Priority
+from gradwarden_server.store.database import Priority, Transaction
 from gradwarden_server.store.errors import Fenced
 from gradwarden_server.store.evaluation import Due
 from gradwarden_server.store.outbox import Outbox
@@ -192,5 +190,5 @@ class Evaluator:
                 partial(self._enqueue, message=message, now_ns=now_ns), Priority.ALERT
             ).result()
 
-    def _enqueue(self, connection: Connection, message: Notification, now_ns: int) -> None:
+    def _enqueue(self, connection: Transaction, message: Notification, now_ns: int) -> None:
         self._outbox.beat(_SYSTEM, connection, message, now_ns)

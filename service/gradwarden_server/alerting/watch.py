@@ -11,8 +11,6 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from sqlalchemy import Connection
-
 from gradwarden import wire
 from gradwarden_server.alerting import lifecycle
 from gradwarden_server.detect.assembler import Assembler
@@ -23,7 +21,7 @@ from gradwarden_server.detect.steps import Step
 from gradwarden_server.model import Alert, Change, Condition, RunFacts
 from gradwarden_server.notify.pipeline import Pipeline
 from gradwarden_server.rules.spec import RuleSet
-from gradwarden_server.store.database import Database, Priority
+from gradwarden_server.store.database import Database, Priority, Transaction
 from gradwarden_server.store.evaluation import Cursor, EvaluationStore, Lease, Snapshot
 from gradwarden_server.store.frames import FrameLog, LogEntry
 from gradwarden_server.store.ledger import AlertLedger
@@ -221,7 +219,7 @@ class RunWatch:
         notifications = self._rooms.pipeline.run(self._open, changes)
         points = _by_series(self._points)
 
-        def job(connection: Connection) -> dict[str, Alert]:
+        def job(connection: Transaction) -> dict[str, Alert]:
             rooms, project, row = self._rooms, self._project, self._run.id
             rooms.evaluation.move(project, connection, row, self.lease.epoch, self._cursor, cursor)
             touched = rooms.ledger.apply(project, connection, row, changes, notifications, now_ns)

@@ -32,6 +32,9 @@ from gradwarden_server.store.errors import DatabaseInUse, Unavailable
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
+Transaction = Connection
+"""What a write job is given: it sees its own changes, and others do after the commit."""
+
 _JOBS_PER_COMMIT = 512
 # Gone, locked or full: the same write may succeed later, unlike one that broke a constraint.
 _AWAY = (OperationalError, InterfaceError, PoolTimeout)
