@@ -93,6 +93,10 @@ class Evaluator:
             held = self._held.get((project, run))
             return None if held is None else list(held.watch.detectors.coverage())
 
+    def unjudged(self, project: str, run: str) -> int:
+        """Batches of a run that no detector has looked at yet, wherever it is evaluated."""
+        return self._rooms.evaluation.unjudged(project, run)
+
     def _loop(self) -> None:
         while not self._stopping:
             self._wake.wait(_POLL_SECONDS)

@@ -85,6 +85,7 @@ def get_run(run: RunId, who: Reader, parts: PartsDep) -> schemas.RunDetail:
             schemas.CoverageFace(alert=c.alert, state=c.state, detail=c.detail)
             for c in parts.judge.coverage(who.project, run) or ()
         ],
+        unjudged=parts.judge.unjudged(who.project, run),
         config=dict(record.config),
     )
 

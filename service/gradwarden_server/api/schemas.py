@@ -247,6 +247,8 @@ class RunDetail(RunFace):
     ranks: list[RankFace]
     steps: tuple[int, int] | None
     coverage: list[CoverageFace]
+    unjudged: int
+    """Batches that were received and that no detector has looked at yet."""
     config: dict[str, Any]
 
 
