@@ -188,7 +188,8 @@ class Restarts:
         self._crested = False
         self._lrs: list[float] = [] if self.lr is None else [self.lr]
         self._tokens: list[float] = []
-        self._level: float | None = None
+        self._level = 0.0
+        self._counted = 0
 
     @property
     def open(self) -> bool:
@@ -223,17 +224,21 @@ class Restarts:
         return lr > 0 and bool(known) and (lr > limit * min(known) or max(known) > limit * lr)
 
     def _tokens_moved(self, tokens: float | None) -> bool:
-        # Sequence lengths vary from step to step; only a new median is a new level.
+        # Sequence lengths vary from step to step: only where nearly all recent steps lie on
+        # one side is it a new level, and not another short batch.
         if tokens is None or not np.isfinite(tokens) or tokens <= 0:
             return False
-        self._tokens = [*self._tokens, tokens][-self._settings.lr_steps :]
-        if len(self._tokens) < self._settings.lr_steps:
-            return False
-        median = float(np.median(self._tokens))
-        if self._level is None:
-            self._level = median
-        limit = self._settings.tokens_ratio
-        return median > limit * self._level or self._level > limit * median
+        limit, window = self._settings.tokens_ratio, self._settings.lr_steps
+        self._tokens = [*self._tokens, tokens][-window:]
+        recent = sorted(self._tokens)
+        spare = window // 5
+        if len(recent) == window and (
+            recent[spare] > limit * self._level or limit * recent[-1 - spare] < self._level
+        ):
+            return True
+        self._counted = min(self._counted + 1, self._settings.window_steps)
+        self._level += (tokens - self._level) / self._counted
+        return False
 
     def state(self) -> dict[str, Any]:
         return {
@@ -244,12 +249,14 @@ class Restarts:
             "lrs": self._lrs,
             "tokens": self._tokens,
             "level": self._level,
+            "counted": self._counted,
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         self.lr, self.peak_lr = state["lr"], state["peak_lr"]
         self._steps, self._crested = state["steps"], state["crested"]
-        self._lrs, self._tokens, self._level = state["lrs"], state["tokens"], state["level"]
+        self._lrs, self._tokens = state["lrs"], state["tokens"]
+        self._level, self._counted = state["level"], state["counted"]
 
 
 def settings_from(values: Mapping[str, Any]) -> BaselineSettings:

@@ -72,10 +72,10 @@ class ExplodingGradient(Detector):
         p = self.params
         high = bool(judged.high(p.z, p.ratio)[0])
         self._high = [*self._high, high][-p.page_window_steps :]
-        layers = {g: self._layer_signs(g, view) for g, view in ctx.groups.items()}
+        often = [self._one_layer(g, view) for g, view in ctx.groups.items()]  # all must learn
         far = bool(judged.ratio[0] > p.page_ratio) and step.stepped is not False
         self._row = self._row + 1 if far and ctx.capture == "unclipped" else 0
-        severity = self._weigh(ctx, high, layers)
+        severity = self._weigh(ctx, high, any(often))
         born = self._from_birth(ctx)
         if severity is not None:
             if not self._incident.worse_than(severity):
@@ -91,8 +91,8 @@ class ExplodingGradient(Detector):
             self._incident.healthy_step(p.clean_steps)
         return self._incident.conditions(self)
 
-    def _layer_signs(self, group: int, view: GroupView) -> tuple[bool, bool]:
-        """Whether any layer is high now, and whether any one is often."""
+    def _one_layer(self, group: int, view: GroupView) -> bool:
+        """Whether one layer is high now and was so often; a single spike of one is no news."""
         p = self.params
         assert view.judged is not None
         now = view.judged.high(p.z, p.ratio)
@@ -100,12 +100,9 @@ class ExplodingGradient(Detector):
         if held is None or held.shape[1] != len(now):
             held = np.zeros((0, len(now)), np.bool_)
         held = self._layers[group] = np.vstack([held, now])[-p.ticket_window_steps :]
-        often = held.sum(axis=0) >= p.ticket_steps
-        return bool(now.any()), bool((often & now).any())
+        return bool((now & (held.sum(axis=0) >= p.ticket_steps)).any())
 
-    def _weigh(
-        self, ctx: RunContext, high: bool, layers: Mapping[int, tuple[bool, bool]]
-    ) -> Severity | None:
+    def _weigh(self, ctx: RunContext, high: bool, one_layer: bool) -> Severity | None:
         p = self.params
         loss = ctx.loss_judged
         loss_up = loss is not None and bool(loss.z[0] > p.loss_z)
@@ -114,9 +111,9 @@ class ExplodingGradient(Detector):
         if high and sum(self._high) >= p.page_steps and loss_up:
             return "page"
         often = high and sum(self._high[-p.ticket_window_steps :]) >= p.ticket_steps
-        if often or any(single for _, single in layers.values()):
+        if often or one_layer:
             return "ticket"
-        return "note" if high or any(now for now, _ in layers.values()) else None
+        return "note" if high else None
 
     def _from_birth(self, ctx: RunContext) -> bool:
         p = self.params
