@@ -19,9 +19,9 @@ keep() { # name, mode, owner, content
     fi
 }
 
-service_user="${SERVICE_USER:-10001:10001}"
-postgres_user="${POSTGRES_USER:-70:70}"
-grafana_user="${GRAFANA_USER:-472:0}"
+service_user="${SERVICE_OWNER:-10001:10001}"
+postgres_user="${POSTGRES_OWNER:-70:70}"
+grafana_user="${GRAFANA_OWNER:-472:0}"
 
 chmod 755 "$folder"
 keep admin_token 444 "$service_user" "gw_$(random)"

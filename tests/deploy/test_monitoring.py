@@ -8,9 +8,6 @@ import re
 import shutil
 import subprocess
 import threading
-import time
-import urllib.parse
-import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -21,13 +18,10 @@ import pytest
 import yaml
 
 from gradwarden_server.telemetry import RunGauges, Snapshot, Telemetry
-from tests.conftest import free_port
+from tests.deploy import stack
+from tests.deploy.stack import ALERTMANAGER, ROOT, RULES
 from tests.needs import needs
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-PROMETHEUS = ROOT / "deploy" / "prometheus" / "prometheus.yml"
-ALERTMANAGER = ROOT / "deploy" / "alertmanager" / "alertmanager.yml"
-RULES = ROOT / "alert_rules" / "gradwarden-self.rules.yml"
 PROVISIONING = ROOT / "deploy" / "grafana" / "provisioning"
 DASHBOARDS = sorted((ROOT / "dashboards" / "grafana").glob("*.json"))
 CASES = Path(__file__).with_name("self.rules.test.yml")
@@ -87,21 +81,8 @@ def queries(path: Path) -> list[tuple[str, str]]:
     ]
 
 
-def laid_out(folder: Path, scrape: str, alertmanager: str) -> Path:
-    """The shipped configuration as the container sees it, with addresses of this machine."""
-    for part in ("rules", "secrets"):
-        (folder / part).mkdir(parents=True)
-    (folder / "secrets" / "admin_token").write_text(TOKEN)
-    shutil.copy(RULES, folder / "rules")
-    text = PROMETHEUS.read_text().replace("service:8321", scrape)
-    text = text.replace("alertmanager:9093", alertmanager).replace("15s", "1s")
-    config = folder / "prometheus.yml"
-    config.write_text(text)
-    return config
-
-
 def test_prometheus_accepts_its_configuration(tmp_path: Path) -> None:
-    config = laid_out(tmp_path / "etc", "service:8321", "alertmanager:9093")
+    config = stack.laid_out(tmp_path, "service:8321", "alertmanager:9093", TOKEN)
     checked = [needs("promtool"), "check", "config", str(config)]
     done = subprocess.run(checked, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -244,88 +225,31 @@ def metrics() -> Iterator[str]:
     thread.join()
 
 
-def get(url: str) -> Any:
-    """The JSON behind a URL."""
-    with urllib.request.urlopen(url, timeout=5) as answer:
-        return json.load(answer)
+def test_every_panel_has_data_and_the_watchdog_arrives(metrics: str, tmp_path: Path) -> None:
+    with stack.running(tmp_path, metrics, TOKEN) as (prometheus, alertmanager):
+        panels_have_data(prometheus)
+        stack.until("the Watchdog in Alertmanager", lambda: watchdog_is_routed(alertmanager))
 
 
-def until(what: str, look: Callable[[], Any], seconds: float = 30.0) -> Any:
-    """The first truthy answer of `look`, asked again until it is there."""
-    deadline = time.monotonic() + seconds
-    last: object = None
-    while time.monotonic() < deadline:
-        try:
-            last = look()
-        except OSError as error:
-            last = error
-        else:
-            if last:
-                return last
-        threading.Event().wait(0.1)
-    raise AssertionError(f"{what}: not within {seconds:g} s; last seen: {last!r}")
-
-
-@pytest.fixture
-def house(metrics: str, tmp_path: Path) -> Iterator[tuple[str, str]]:
-    """Real Prometheus and Alertmanager with the shipped files; the URLs of both."""
-    prometheus, alertmanager = needs("prometheus"), needs("prometheus-alertmanager")
-    ports = free_port(), free_port()
-    config = laid_out(tmp_path / "etc", metrics, f"127.0.0.1:{ports[1]}")
-    commands = (
-        [
-            prometheus,
-            f"--config.file={config}",
-            f"--storage.tsdb.path={tmp_path / 'tsdb'}",
-            f"--web.listen-address=127.0.0.1:{ports[0]}",
-            # The first send comes before Alertmanager is discovered; the next after a minute.
-            "--rules.alert.resend-delay=1s",
-        ],
-        [
-            alertmanager,
-            f"--config.file={ALERTMANAGER}",
-            f"--storage.path={tmp_path / 'alertmanager'}",
-            f"--web.listen-address=127.0.0.1:{ports[1]}",
-            "--cluster.listen-address=",
-        ],
-    )
-    running = []
-    with (tmp_path / "log").open("wb") as log:
-        try:
-            for command in commands:
-                running.append(subprocess.Popen(command, stdout=log, stderr=log, cwd=tmp_path))
-            yield f"http://127.0.0.1:{ports[0]}", f"http://127.0.0.1:{ports[1]}"
-        finally:
-            for process in running:
-                process.terminate()
-            for process in running:
-                process.wait(10)
-
-
-def test_the_house_by_hand(house: tuple[str, str]) -> None:
-    """Prometheus scrapes with the token, every panel has data, the Watchdog reaches the pager."""
-    prometheus, alertmanager = house
-
-    def ask(expression: str) -> list[float]:
-        url = f"{prometheus}/api/v1/query?" + urllib.parse.urlencode({"query": expression})
-        return [float(row["value"][1]) for row in get(url)["data"]["result"]]
+def panels_have_data(prometheus: str) -> None:
+    """Asks Prometheus every query of every dashboard."""
 
     def scraped() -> bool:
-        return ask('sum_over_time(up{job="gradwarden"}[1m])') >= [3.0]
+        return stack.ask(prometheus, 'sum_over_time(up{job="gradwarden"}[1m])') >= [3.0]
 
-    until("three scrapes", scraped)
+    stack.until("three scrapes", scraped)
     for path in DASHBOARDS:
         for title, expression in queries(path):
             asked = expression.replace("$__rate_interval", "10s")
             asked = re.sub(r'=~"\$\w+"', '=~".*"', asked)
-            values = ask(asked)
+            values = stack.ask(prometheus, asked)
             assert values, f"{path.name}, {title}: {asked} has no data"
             assert not any(map(math.isnan, values)), f"{path.name}, {title}: {values}"
 
-    def arrived() -> bool:
-        alerts = get(f"{alertmanager}/api/v2/alerts")
-        found = {alert["labels"]["alertname"]: alert["receivers"] for alert in alerts}
-        assert "GradwardenDown" not in found
-        return found.get("Watchdog") == [{"name": "deadman"}]
 
-    until("the Watchdog in Alertmanager", arrived)
+def watchdog_is_routed(alertmanager: str) -> bool:
+    """Whether the dead man's switch hears the Watchdog, and nothing else is wrong."""
+    alerts = stack.get(f"{alertmanager}/api/v2/alerts")
+    found = {alert["labels"]["alertname"]: alert["receivers"] for alert in alerts}
+    assert "GradwardenDown" not in found
+    return found.get("Watchdog") == [{"name": "deadman"}]
