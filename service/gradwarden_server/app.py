@@ -216,12 +216,7 @@ def create_app(settings: Settings) -> FastAPI:
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
-        responses={
-            "default": {
-                "description": "A refusal, as a problem document",
-                "model": problems.ProblemDocument,
-            }
-        },
+        responses={"default": problems.OPENAPI_RESPONSE},
     )
     app.state.house = house
     app.state.parts = house.parts

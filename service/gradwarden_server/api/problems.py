@@ -56,6 +56,12 @@ class ProblemDocument(BaseModel):
     request_id: str
 
 
+OPENAPI_RESPONSE: dict[str, Any] = {
+    "description": "A refusal, as a problem document",
+    "content": {MEDIA_TYPE: {"schema": ProblemDocument.model_json_schema()}},
+}
+
+
 class Problem(HTTPException):
     """A refusal, named by its slug in :data:`PROBLEMS`."""
 
