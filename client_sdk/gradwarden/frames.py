@@ -144,7 +144,7 @@ class FrameBook:
         self._captured: set[int] = set()
         self._verdicts: list[Part] = []
         self._split = False
-        self._next = start_step
+        self.first = self._next = start_step
         self._last = start_step - 1
         self._bad = False
         self._wake: Callable[[], None] = lambda: None

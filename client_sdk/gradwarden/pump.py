@@ -120,7 +120,7 @@ class Pump:
                 self._hold_back(last)
                 return
         if self._rollback < 0:
-            self._open_stream(0, self._pieces[0].step if self._pieces else self._book.step_now + 1)
+            self._open_stream(0, self._pieces[0].step if self._pieces else self._book.first)
         late = self._deadline is not None and now >= self._deadline - 0.5
         while self._pieces and (self._pieces[0].ready or late):
             self._add(self._pieces.popleft(), now)

@@ -1,0 +1,161 @@
+"""The wire: round trips bit for bit, nothing truncated passes, bombs stay small, v1 for ever."""
+
+from __future__ import annotations
+
+import json
+import struct
+import tracemalloc
+import zlib
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gradwarden import wire
+
+FIXTURE = Path(__file__).parent / "fixtures" / "wire-v1.bin"
+K = len(wire.QUANTITIES)
+any_float = st.floats(allow_nan=True, allow_infinity=True, width=64)
+names = st.text(st.characters(codec="utf-8", exclude_characters="\x00"), min_size=1, max_size=20)
+events = st.fixed_dictionaries(
+    {"kind": st.sampled_from(["mark", "note", "finish"])},
+    optional={"text": names, "value": st.one_of(st.none(), st.integers(-5, 5), st.booleans())},
+)
+
+
+@st.composite
+def batches(draw: st.DrawFn) -> wire.Batch:
+    parameters = draw(st.integers(0, 4))
+    size = 4 * K * parameters
+    first = draw(st.integers(0, 2**40))
+    frames = tuple(
+        wire.Frame(
+            seq=first + i,
+            step=draw(st.integers(0, 2**40)),
+            time_ns=draw(st.integers(0, 2**62)),
+            scalars=draw(st.dictionaries(names, any_float, max_size=3)),
+            events=tuple(draw(st.lists(events, max_size=2))),
+            capture=draw(st.sampled_from(["pre_clip", "post_clip", "unclipped", ""])),
+            stepped=draw(st.sampled_from([True, False, None])),
+            open=draw(st.booleans()),
+            values=draw(st.one_of(st.just(b""), st.binary(min_size=size, max_size=size))),
+        )
+        for i in range(draw(st.integers(1, 4)))
+    )
+    return wire.Batch(
+        stream=wire.StreamKey("run", "attempt.1", draw(st.integers(0, 9)), "nonce", 0),
+        frames=frames,
+        layout="0" * 32 if parameters else "",
+        parameters=parameters,
+        sent_ns=draw(st.integers(0, 2**62)),
+    )
+
+
+def same(a: wire.Batch, b: wire.Batch) -> bool:
+    """Equality in which NaN equals NaN."""
+
+    def plain(batch: wire.Batch) -> str:
+        return json.dumps(wire.to_json(batch), sort_keys=True)
+
+    bits = [f.values for f in a.frames] == [f.values for f in b.frames]
+    return bits and plain(a) == plain(b)
+
+
+@given(batches(), st.sampled_from(["deflate", "zstd"]))
+def test_round_trip_keeps_every_bit(batch: wire.Batch, codec: wire.Codec) -> None:
+    assert same(wire.decode(wire.encode(batch, codec)), batch)
+
+
+def test_nan_payloads_and_signed_zero_survive() -> None:
+    words = struct.pack("<5I", 0x7FC00001, 0xFFC12345, 0x7F800000, 0x80000000, 0x7F800001)
+    frame = wire.Frame(1, 0, 0, values=words)
+    batch = wire.Batch(wire.StreamKey("r", "a", 0, "n"), (frame,), "0" * 32, 1)
+    assert wire.decode(wire.encode(batch)).frames[0].values == words
+
+
+@given(batches())
+@settings(max_examples=15, deadline=None)
+def test_a_message_cut_at_any_byte_is_refused(batch: wire.Batch) -> None:
+    data = wire.encode(batch)
+    for end in range(len(data)):
+        with pytest.raises(wire.WireError):
+            wire.decode(data[:end])
+
+
+@given(batches(), st.data())
+@settings(deadline=None)
+def test_a_flipped_byte_never_escapes_as_another_error(
+    batch: wire.Batch, data: st.DataObject
+) -> None:
+    raw = bytearray(wire.encode(batch))
+    at = data.draw(st.integers(0, len(raw) - 1))
+    raw[at] ^= data.draw(st.integers(1, 255))
+    try:
+        wire.decode(bytes(raw))
+    except wire.WireError:
+        return
+
+
+@given(st.binary(max_size=200))
+def test_noise_is_refused_as_a_wire_error(noise: bytes) -> None:
+    with pytest.raises(wire.WireError):
+        wire.decode(noise)
+
+
+def test_a_compressed_bomb_takes_no_memory() -> None:
+    frame = wire.Frame(1, 0, 0, values=b"\0" * (4 * K))
+    batch = wire.Batch(wire.StreamKey("r", "a", 0, "n"), (frame,), "0" * 32, 1)
+    data = wire.encode(batch)
+    (length,) = struct.unpack_from("<I", data, 4)
+    header = json.loads(data[8 : 8 + length])
+    bomb = zlib.compress(b"\0" * (200 << 20), 9)
+    header["crc32"] = zlib.crc32(bomb)
+    text = json.dumps(header).encode()
+    tracemalloc.start()
+    with pytest.raises(wire.WireError):
+        wire.decode(struct.pack("<4sI", b"GWRD", len(text)) + text + bomb)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 8 << 20
+
+
+@given(batches())
+def test_the_json_form_says_the_same(batch: wire.Batch) -> None:
+    text = json.dumps(wire.to_json(batch), allow_nan=False)
+    back = wire.from_json(json.loads(text))
+    assert wire.to_json(back) == json.loads(text)
+
+
+def test_the_committed_message_of_version_1_is_read_for_ever() -> None:
+    batch = wire.decode(FIXTURE.read_bytes())
+    assert batch.stream == wire.StreamKey("digits", "01JABCDEFGHJKMNPQRSTVWXYZ0", 3, "n0", 0)
+    assert batch.layout == "0123456789abcdef0123456789abcdef"
+    assert (batch.parameters, batch.quantities, batch.sent_ns) == (2, wire.QUANTITIES, 1_700_000)
+    first, second = batch.frames
+    assert (first.seq, first.step, first.time_ns) == (7, 40, 1_600_000)
+    assert (first.capture, first.stepped, first.open) == ("pre_clip", None, True)
+    assert struct.unpack("<10f", first.values)[:5] == (1.5, 0.5, 0.0, 0.0, 3.0)
+    assert struct.unpack("<10I", first.values)[5] == 0x7FC00001
+    assert (second.seq, second.stepped, second.values) == (8, False, b"")
+    assert second.scalars == {"loss": float("inf"), "lr": 0.1}
+    assert second.events == ({"kind": "mark", "name": "data", "value": 2},)
+
+
+def write_fixture() -> None:
+    """How the fixture was made; the file is never written again."""
+    values = struct.pack("<5f", 1.5, 0.5, 0, 0, 3) + struct.pack("<I4f", 0x7FC00001, 2, 1, 0, 0)
+    first = wire.Frame(7, 40, 1_600_000, {}, (), "pre_clip", None, True, values)
+    second = wire.Frame(
+        8,
+        40,
+        1_650_000,
+        {"loss": float("inf"), "lr": 0.1},
+        ({"kind": "mark", "name": "data", "value": 2},),
+        "pre_clip",
+        False,
+    )
+    stream = wire.StreamKey("digits", "01JABCDEFGHJKMNPQRSTVWXYZ0", 3, "n0", 0)
+    layout = "0123456789abcdef0123456789abcdef"
+    batch = wire.Batch(stream, (first, second), layout, 2, sent_ns=1_700_000)
+    FIXTURE.write_bytes(wire.encode(batch))
