@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gradwarden_server import logs
@@ -64,6 +65,8 @@ class Front:
             try:
                 body = _Body(receive, headers, min(most, self._max_body_bytes))
                 await self._app(scope, body, answer)
+            except ClientDisconnect:
+                return  # nobody is left to answer
             except Exception:
                 log.exception("unhandled error", extra={"path": _shown(scope["path"])})
                 if answer.status is not None:
