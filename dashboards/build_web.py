@@ -86,19 +86,26 @@ def _installed() -> bool:
     return lock.is_file() and lock.stat().st_mtime >= max(f.stat().st_mtime for f in wanted)
 
 
-def build() -> None:
-    """Build the dashboard unless it is built.
+def install(*, afresh: bool = False) -> None:
+    """Fill ``node_modules`` as locked; ``afresh`` as ``package.json`` says, lock or not.
 
-    First exactly as locked. A lock file made against a mirror may lack other platforms'
-    optional packages (the native half of the bundler); then ``npm ci`` or the bundler fails,
-    and the versions of ``package.json`` are resolved afresh.
+    A lock file made against a mirror may lack other platforms' optional packages (the native
+    half of the bundler), so that ``npm ci`` or the bundler after it fails. Then afresh helps.
     """
+    if not afresh and (_installed() or _npm("ci")):
+        return
+    print("build_web: resolving the web packages afresh", flush=True)
+    if not _npm("install", "--no-save", "--no-package-lock"):
+        raise BuildError("npm install failed in dashboards/web; its output is above")
+
+
+def build() -> None:
+    """Build the dashboard unless it is built."""
     if is_built():
         return
-    if not ((_installed() or _npm("ci")) and _bundle()):
-        print("build_web: the locked packages do not build here; resolving afresh", flush=True)
-        if not _npm("install", "--no-save", "--no-package-lock"):
-            raise BuildError("npm install failed in dashboards/web; its output is above")
+    install()
+    if not _bundle():
+        install(afresh=True)
         if not _bundle():
             raise BuildError("vite build failed in dashboards/web; its output is above")
     STAMP.write_text(f"{digest()}\n")

@@ -12,6 +12,7 @@ import json
 import shutil
 import subprocess
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -45,6 +46,7 @@ class Page:
     def __init__(self, executable: str, profile: Path) -> None:
         self.complaints: list[str] = []
         self._ids = itertools.count(1)
+        self._stack = ExitStack()
         self._process = subprocess.Popen(
             [executable, *FLAGS, f"--user-data-dir={profile}", "about:blank"],
             stdout=subprocess.DEVNULL,
@@ -54,7 +56,8 @@ class Page:
             port = self._port(profile / "DevToolsActivePort")
             request = Request(f"http://127.0.0.1:{port}/json/new?about:blank", method="PUT")
             target = json.load(urlopen(request, timeout=10))
-            self._socket = connect(target["webSocketDebuggerUrl"], max_size=None, open_timeout=10)
+            address = target["webSocketDebuggerUrl"]
+            self._socket = self._stack.enter_context(connect(address, max_size=None))
         except BaseException:
             self._process.kill()
             raise
@@ -70,7 +73,7 @@ class Page:
         error: BaseException | None,
         at: TracebackType | None,
     ) -> None:
-        self._socket.close()
+        self._stack.close()
         self._process.terminate()
         try:
             self._process.wait(10)
@@ -137,8 +140,9 @@ class Page:
     def wait(self, expression: str, limit: float = 30) -> Any:
         """Poll until the expression is truthy; its value."""
         end = time.monotonic() + limit
+        asked = f"(found => found instanceof Node ? true : found)({expression})"
         while True:
-            if value := self.evaluate(expression):
+            if value := self.evaluate(asked):
                 return value
             if time.monotonic() > end:
                 body = self.evaluate("document.body.innerText.slice(0, 800)")

@@ -20,6 +20,22 @@ export interface Cluster extends Flag {
 const RANK: FlagKind[] = ["alert", "pending", "failed", "restart", "mark", "checkpoint"];
 const QUIET = new Set(["start", "phase", "finish"]);
 
+/** The run ended before anything healed: the alert is over, its cause is not. */
+export function unhealed(alert: Alert): boolean {
+  return alert.state === "resolved" && alert.reason === "run_finished";
+}
+
+/** Firing before pending, pages before tickets, and the first one is nearest to the cause. */
+export function byWeight(a: Alert, b: Alert): number {
+  const state = ["firing", "pending", "resolved"];
+  const severity = ["page", "ticket", "note"];
+  return (
+    state.indexOf(a.state) - state.indexOf(b.state) ||
+    severity.indexOf(a.severity) - severity.indexOf(b.severity) ||
+    a.id - b.id
+  );
+}
+
 export function alertStep(alert: Alert): number | null {
   const step = Number(alert.annotations.step ?? NaN);
   return Number.isFinite(step) ? step : null;
@@ -30,7 +46,8 @@ export function flags(alerts: Alert[], attempts: Attempt[], events: RunEvent[]):
   for (const alert of alerts) {
     const step = alertStep(alert);
     if (step === null) continue;
-    const kind = alert.state === "firing" && alert.severity === "page" ? "alert" : "pending";
+    const loud = (alert.state === "firing" || unhealed(alert)) && alert.severity === "page";
+    const kind = loud ? "alert" : "pending";
     out.push({ step, kind, text: `${alert.alertname} (${alert.state})` });
   }
   for (const attempt of attempts) {

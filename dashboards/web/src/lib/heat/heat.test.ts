@@ -1,6 +1,6 @@
 import { describe, expect, it } from "vitest";
 import { CENTRE, versusBaseline } from "./baseline";
-import { BAD, NO_DATA, columnAt, decode, valueOf, type HeatHeader } from "./decode";
+import { BAD, NO_DATA, columnAt, decode, valueOf, type HeatHeader, type Matrix } from "./decode";
 import { css, diverging, sequential } from "./lut";
 import { MIN_MARK, span, ticks } from "./paint";
 import { marks, onsets, pixelColumns, pool } from "./pool";
@@ -87,22 +87,26 @@ describe("pooling", () => {
 });
 
 describe("non-finite marks", () => {
-  const sick = heat(3, 6, {
-    nonfinite: [[1, 2, 40, 0], [1, 3, 40, 0], [0, 3, 1, 2], [2, 5, 0, 7]],
-  });
-  it("join neighbours and add their counts", () => {
+  const cells = new Uint8Array(18).fill(9);
+  for (const cell of [8, 9, 3, 17]) cells[cell] = BAD;
+  const sick: Matrix = { ...heat(3, 6, { nonfinite: [[1, 2, 40, 0], [2, 5, 0, 7]] }), cells };
+  it("join neighbours, and tell Inf alone from NaN", () => {
     expect(marks(sick, [[0, 1], [2]])).toEqual([
-      { group: 0, from: 2, to: 4, nan: 81, inf: 2 },
-      { group: 1, from: 5, to: 6, nan: 0, inf: 7 },
+      { group: 0, from: 2, to: 4, inf: false },
+      { group: 1, from: 5, to: 6, inf: true },
     ]);
   });
-  it("are told by row where they begin, earliest first", () => {
-    expect(onsets(sick).map((o) => [o.row, o.step])).toEqual([[1, 2], [0, 3], [2, 5]]);
+  it("are told by row where they begin, earliest first, with counts where they are known", () => {
+    expect(onsets(sick)).toEqual([
+      { row: 1, step: 2, nan: 40, inf: 0 },
+      { row: 0, step: 3, nan: null, inf: null },
+      { row: 2, step: 5, nan: 0, inf: 7 },
+    ]);
   });
   it("are at least three pixels wide at every zoom, also at the edges", () => {
     for (const from of [0, 5, 99_999]) {
       const frame = { width: 360, tops: [0, 4], from: 0, to: 100_000, ratio: 1 };
-      const at = span({ group: 0, from, to: from + 1, nan: 1, inf: 0 }, frame)!;
+      const at = span({ group: 0, from, to: from + 1, inf: false }, frame)!;
       expect(at[1] - at[0]).toBeGreaterThanOrEqual(MIN_MARK - 1e-9);
       expect(at[0]).toBeGreaterThanOrEqual(-1e-9);
       expect(at[1]).toBeLessThanOrEqual(360 + 1e-9);

@@ -110,7 +110,7 @@ export function paintMarks(
     else g.fillRect(left - edge, top, edge, height); // a long one is edged at its onset
     g.fillStyle = palette.bad;
     g.fillRect(left, top, right - left, height);
-    if (right - left > 12 && height >= 10) glyph(g, mark, left + 7, top + height / 2, 5, "#ffffff");
+    if (right - left > 12 && height >= 10) glyph(g, mark.inf, left + 7, top + height / 2, 5, "#ffffff");
   }
 }
 
@@ -129,7 +129,7 @@ export function onset(
   const left = at[0] > room;
   if (!left && at[1] + room > frame.width) return;
   const y = frame.tops[1] / 2;
-  glyph(g, mark, left ? at[0] - 9 : at[1] + 9, y, 7, palette.bad);
+  glyph(g, mark.inf, left ? at[0] - 9 : at[1] + 9, y, 7, palette.bad);
   g.fillStyle = palette.text;
   g.textBaseline = "middle";
   g.textAlign = left ? "right" : "left";
@@ -139,7 +139,7 @@ export function onset(
 /** A cross says NaN, a triangle says Inf. */
 export function glyph(
   g: CanvasRenderingContext2D,
-  mark: Pick<Mark, "nan" | "inf">,
+  inf: boolean,
   x: number,
   y: number,
   size: number,
@@ -149,7 +149,7 @@ export function glyph(
   g.strokeStyle = g.fillStyle = colour;
   g.lineWidth = 1.6;
   g.beginPath();
-  if (mark.nan || !mark.inf) {
+  if (!inf) {
     g.moveTo(x - r, y - r);
     g.lineTo(x + r, y + r);
     g.moveTo(x + r, y - r);

@@ -3,7 +3,7 @@
  * falls on it, so one bad step among a hundred thousand is still one visible mark.
  */
 
-import { BAD, NO_DATA, columnAt, type HeatHeader } from "./decode";
+import { BAD, NO_DATA, columnAt, type HeatHeader, type Matrix } from "./decode";
 import { CENTRE } from "./baseline";
 
 /** First and one-past-last column under each of `width` pixels of the step range. */
@@ -75,56 +75,64 @@ export interface Mark {
   /** Steps covered: first, and one past the last. */
   from: number;
   to: number;
-  nan: number;
-  inf: number;
+  /** Inf and no NaN. */
+  inf: boolean;
 }
 
-/** Non-finite cells joined into runs of neighbouring columns, per row group. */
-export function marks(heat: HeatHeader, groups: number[][]): Mark[] {
-  const groupsOf = Array.from({ length: heat.rows }, () => [] as number[]);
-  groups.forEach((rows, group) => rows.forEach((row) => groupsOf[row].push(group)));
-  const nans = new Float64Array(groups.length * heat.cols);
-  const infs = new Float64Array(groups.length * heat.cols);
+const NAN = 1;
+const INF = 2;
+
+/**
+ * Non-finite cells joined into runs of neighbouring columns, per row group. The cells say
+ * where; the header's list, which the service may cut short, only tells Inf from NaN.
+ */
+export function marks(heat: Matrix, groups: number[][]): Mark[] {
+  const kind = Uint8Array.from(heat.cells, (byte) => (byte === BAD ? NAN : 0));
   for (const [row, col, nan, inf] of heat.nonfinite) {
-    for (const group of groupsOf[row]) {
-      nans[group * heat.cols + col] += nan;
-      infs[group * heat.cols + col] += inf;
-    }
+    if (!nan && inf) kind[row * heat.cols + col] = INF;
   }
   const out: Mark[] = [];
-  for (let group = 0; group < groups.length; group++) {
+  groups.forEach((rows, group) => {
+    const joined = new Uint8Array(heat.cols);
+    for (const row of rows) {
+      for (let col = 0; col < heat.cols; col++) joined[col] |= kind[row * heat.cols + col];
+    }
     let open: Mark | null = null;
     for (let col = 0; col < heat.cols; col++) {
-      const nan = nans[group * heat.cols + col];
-      const inf = infs[group * heat.cols + col];
-      if (!nan && !inf) {
+      if (!joined[col]) {
         open = null;
         continue;
       }
-      if (!open) out.push((open = { group, from: heat.step[col], to: 0, nan: 0, inf: 0 }));
-      open.nan += nan;
-      open.inf += inf;
+      if (!open) out.push((open = { group, from: heat.step[col], to: 0, inf: true }));
+      open.inf &&= joined[col] === INF;
       open.to = heat.step_last[col] + 1;
     }
-  }
+  });
   return out;
 }
 
 export interface Onset {
   row: number;
   step: number;
-  nan: number;
-  inf: number;
+  /** Elements, where the service listed them. */
+  nan: number | null;
+  inf: number | null;
 }
 
 /** The first non-finite cell of each row, earliest first: where it broke before where it spread. */
-export function onsets(heat: HeatHeader): Onset[] {
-  const first = new Map<number, HeatHeader["nonfinite"][number]>();
-  for (const cell of heat.nonfinite) {
-    const known = first.get(cell[0]);
-    if (!known || cell[1] < known[1]) first.set(cell[0], cell);
+export function onsets(heat: Matrix): Onset[] {
+  const listed = new Map(heat.nonfinite.map((c) => [c[0] * heat.cols + c[1], c]));
+  const out: Onset[] = [];
+  for (let row = 0; row < heat.rows; row++) {
+    const cell = heat.cells.indexOf(BAD, row * heat.cols);
+    if (cell < 0) break;
+    const found = Math.floor(cell / heat.cols);
+    const known = listed.get(cell);
+    out.push({
+      row: found, step: heat.step[cell % heat.cols],
+      nan: known?.[2] ?? null, inf: known?.[3] ?? null,
+    });
+    row = found;
   }
-  return [...first.values()]
-    .map(([row, col, nan, inf]) => ({ row, step: heat.step[col], nan, inf }))
-    .sort((a, b) => a.step - b.step || a.row - b.row);
+  return out.sort((a, b) => a.step - b.step || a.row - b.row);
 }
