@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -200,7 +201,7 @@ def deliveries(draw: st.DrawFn) -> tuple[list[wire.Batch], list[wire.Batch]]:
         plain += [batch(rank, f) for f in frames]
         cuts = sorted(draw(st.sets(st.integers(1, len(frames) - 1))))
         edges = [0, *cuts, len(frames)]
-        pieces = [frames[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+        pieces = [frames[a:b] for a, b in itertools.pairwise(edges)]
         mixed += [batch(rank, *piece) for piece in pieces]
     doubled = draw(st.lists(st.sampled_from(mixed), max_size=4))
     return plain, draw(st.permutations([*mixed, *doubled]))

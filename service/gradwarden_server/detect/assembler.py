@@ -13,9 +13,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
-
 from gradwarden import wire
+from gradwarden_server.detect.heard import Heard, freeze, thaw
 from gradwarden_server.detect.state import pack, unpack
 from gradwarden_server.detect.steps import GroupStep, Matrix, RankStep, Step, observed
 
@@ -26,44 +25,13 @@ _STRICTEST: tuple[wire.Capture, ...] = ("post_clip", "pre_clip", "unclipped", ""
 
 
 @dataclass(slots=True)
-class _Heard:
-    """One frame as received, with what its batch says of it."""
-
-    rank: int
-    group: int
-    layout: str
-    parameters: int
-    quantities: tuple[str, ...]
-    frame: wire.Frame
-    received_ns: int
-    late: bool = False
-
-    @property
-    def factual(self) -> bool:
-        """Whether it reports a step, and does not just carry events."""
-        f = self.frame
-        return bool(not f.events or f.values or f.scalars or f.capture or f.stepped is not None)
-
-    @property
-    def ends(self) -> bool:
-        return any(e.get("kind") == "finish" for e in self.frame.events)
-
-    @property
-    def matrix(self) -> Matrix | None:
-        if not self.frame.values:
-            return None
-        shape = (self.parameters, len(self.quantities))
-        return np.frombuffer(self.frame.values, "<f4").astype(np.float32).reshape(shape)
-
-
-@dataclass(slots=True)
 class _Stream:
     """How far one rank has spoken without a gap."""
 
     next_seq: int = 1
     closed: int = -1
     ended: bool = False
-    ahead: dict[int, _Heard] = field(default_factory=dict)
+    ahead: dict[int, Heard] = field(default_factory=dict)
 
 
 class AttemptAssembler:
@@ -77,8 +45,8 @@ class AttemptAssembler:
         self._released = -1
         self._streams: dict[int, _Stream] = {}
         self._absent: set[int] = set()
-        self._open: dict[int, dict[tuple[int, int], _Heard]] = {}
-        self._events: list[tuple[int, int, _Heard]] = []
+        self._open: dict[int, dict[tuple[int, int], Heard]] = {}
+        self._events: list[tuple[int, int, Heard]] = []
         self._alarming: set[int] = set()
         self._told: set[int] = set()
 
@@ -102,7 +70,7 @@ class AttemptAssembler:
         for frame in batch.frames:
             if frame.seq < stream.next_seq or frame.seq in stream.ahead:
                 continue  # delivered twice
-            heard = _Heard(
+            heard = Heard(
                 rank=key.rank,
                 group=key.group,
                 layout=batch.layout,
@@ -117,7 +85,7 @@ class AttemptAssembler:
                 self.late += 1
             elif heard.factual:
                 self._open.setdefault(frame.step, {})[key.rank, frame.seq] = heard
-                if _alarming(heard):
+                if heard.alarming:
                     self._alarming.add(frame.step)
         self._follow(stream)
 
@@ -195,12 +163,12 @@ class AttemptAssembler:
         return max([closed, *overdue])
 
     def _build(
-        self, number: int, frames: Mapping[tuple[int, int], _Heard], partial: bool = False
+        self, number: int, frames: Mapping[tuple[int, int], Heard], partial: bool = False
     ) -> Step:
         ranks: dict[int, RankStep] = {}
         matrices: dict[int, list[tuple[int, GroupStep]]] = {}
         events: list[tuple[int, wire.Event]] = []
-        by_rank: dict[int, list[_Heard]] = {}
+        by_rank: dict[int, list[Heard]] = {}
         for key in sorted(frames):
             by_rank.setdefault(key[0], []).append(frames[key])
         for rank, spoken in by_rank.items():
@@ -253,10 +221,10 @@ class AttemptAssembler:
             "absent": sorted(self._absent),
             "told": sorted(self._told),
             "alarming": sorted(self._alarming),
-            "open": [_freeze(h) for frames in self._open.values() for h in frames.values()],
-            "events": [[n, side, _freeze(h)] for n, side, h in self._events],
+            "open": [freeze(h) for frames in self._open.values() for h in frames.values()],
+            "events": [[n, side, freeze(h)] for n, side, h in self._events],
             "streams": [
-                [r, s.next_seq, s.closed, s.ended, [_freeze(h) for h in s.ahead.values()]]
+                [r, s.next_seq, s.closed, s.ended, [freeze(h) for h in s.ahead.values()]]
                 for r, s in self._streams.items()
             ],
         }
@@ -269,11 +237,11 @@ class AttemptAssembler:
         made._absent = set(state["absent"])
         made._told = set(state["told"])
         made._alarming = set(state["alarming"])
-        for heard in map(_thaw, state["open"]):
+        for heard in map(thaw, state["open"]):
             made._open.setdefault(heard.frame.step, {})[heard.rank, heard.frame.seq] = heard
-        made._events = [(n, side, _thaw(h)) for n, side, h in state["events"]]
+        made._events = [(n, side, thaw(h)) for n, side, h in state["events"]]
         for rank, next_seq, closed, ended, ahead in state["streams"]:
-            frames = {h.frame.seq: h for h in map(_thaw, ahead)}
+            frames = {h.frame.seq: h for h in map(thaw, ahead)}
             made._streams[rank] = _Stream(next_seq, closed, ended, frames)
         return made
 
@@ -340,11 +308,11 @@ class Assembler:
 
 
 def _overlay(
-    spoken: Iterable[_Heard], rank: int, capture: wire.Capture, stepped: bool | None
+    spoken: Iterable[Heard], rank: int, capture: wire.Capture, stepped: bool | None
 ) -> GroupStep | None:
     """One rank's matrices of a step laid over each other; unobserved rows cover nothing."""
     base: Matrix | None = None
-    last: _Heard | None = None
+    last: Heard | None = None
     for heard in spoken:
         rows = heard.matrix
         if rows is None:
@@ -360,26 +328,17 @@ def _overlay(
     return GroupStep(base, last.quantities, last.layout, rank, capture, stepped)
 
 
-def _alarming(heard: _Heard) -> bool:
-    if not np.isfinite(heard.frame.scalars.get("loss", 0.0)):
-        return True
-    rows = heard.matrix
-    return rows is not None and bool(
-        GroupStep(rows, heard.quantities, heard.layout, heard.rank).bad.any()
-    )
-
-
-def _decided(frames: Iterable[_Heard]) -> bool:
+def _decided(frames: Iterable[Heard]) -> bool:
     held = list(frames)
-    ranks = {h.rank for h in held if _alarming(h)}
+    ranks = {h.rank for h in held if h.alarming}
     return any(h.rank in ranks and (not h.frame.open or h.frame.stepped is not None) for h in held)
 
 
-def _oldest(frames: Iterable[_Heard]) -> int:
+def _oldest(frames: Iterable[Heard]) -> int:
     return min(h.received_ns for h in frames)
 
 
-def _carrier(attempt: int, heard: _Heard) -> Step:
+def _carrier(attempt: int, heard: Heard) -> Step:
     return Step(
         attempt=attempt,
         step=heard.frame.step,
@@ -387,17 +346,3 @@ def _carrier(attempt: int, heard: _Heard) -> Step:
         first_received_ns=heard.received_ns,
         events=tuple((heard.rank, event) for event in heard.frame.events),
     )
-
-
-def _freeze(heard: _Heard) -> list[Any]:
-    f = heard.frame
-    frame = [f.seq, f.step, f.time_ns, f.scalars, [dict(e) for e in f.events]]
-    frame += [f.capture, f.stepped, f.open, f.values]
-    batch = [heard.rank, heard.group, heard.layout, heard.parameters, list(heard.quantities)]
-    return [*batch, heard.received_ns, heard.late, frame]
-
-
-def _thaw(row: list[Any]) -> _Heard:
-    rank, group, layout, parameters, quantities, received_ns, late, f = row
-    frame = wire.Frame(f[0], f[1], f[2], f[3], tuple(f[4]), f[5], f[6], f[7], f[8])
-    return _Heard(rank, group, layout, parameters, tuple(quantities), frame, received_ns, late)

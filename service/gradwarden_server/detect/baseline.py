@@ -143,9 +143,9 @@ class Baseline:
         self._median[rows] = np.nan
 
     def _refresh(self) -> None:
-        self._median = _medians(self._ring, self._positive)
+        self._median = row_medians(self._ring, self._positive)
         deviation = np.abs(self._ring - self._median[:, None].astype(np.float32))
-        spread = _NORMAL * _medians(deviation, self._positive)
+        spread = _NORMAL * row_medians(deviation, self._positive)
         self._spread = np.maximum(spread, self._settings.spread_floor)
 
     def state(self) -> dict[str, Any]:
@@ -160,9 +160,9 @@ class Baseline:
 _STATE = ("ring", "excluded", "at", "held", "positive", "outside", "median", "spread")
 
 
-def _medians(values: NDArray[np.float32], counts: NDArray[np.int64]) -> Floats:
-    """Row medians of the values that are numbers; sorting puts the NaNs last."""
-    ordered = np.sort(values, axis=1)
+def row_medians(values: NDArray[np.floating], counts: NDArray[np.int64]) -> Floats:
+    """Row medians of the values that are numbers, of which each row has so many."""
+    ordered = np.sort(values, axis=1)  # puts the NaNs last
     rows = np.arange(len(ordered))
     low = ordered[rows, np.maximum(counts - 1, 0) // 2].astype(np.float64)
     high = ordered[rows, np.minimum(counts // 2, ordered.shape[1] - 1)].astype(np.float64)
@@ -224,21 +224,24 @@ class Restarts:
         return lr > 0 and bool(known) and (lr > limit * min(known) or max(known) > limit * lr)
 
     def _tokens_moved(self, tokens: float | None) -> bool:
-        # Sequence lengths vary from step to step: only where nearly all recent steps lie on
-        # one side is it a new level, and not another short batch.
         if tokens is None or not np.isfinite(tokens) or tokens <= 0:
             return False
         limit, window = self._settings.tokens_ratio, self._settings.lr_steps
         self._tokens = [*self._tokens, tokens][-window:]
-        recent = sorted(self._tokens)
-        spare = window // 5
-        if len(recent) == window and (
-            recent[spare] > limit * self._level or limit * recent[-1 - spare] < self._level
-        ):
+        if len(self._tokens) == window and self._another_level(limit):
             return True
         self._counted = min(self._counted + 1, self._settings.window_steps)
         self._level += (tokens - self._level) / self._counted
         return False
+
+    def _another_level(self, limit: float) -> bool:
+        """One short batch at the end of an epoch is none, nor are lengths that vary anyway."""
+        steady, recent = self._tokens[:-2], self._tokens[-2:]
+        if max(steady) <= limit**0.5 * min(steady):
+            return min(recent) > limit * self._level or limit * max(recent) < self._level
+        ordered = sorted(self._tokens)
+        spare = len(ordered) // 5
+        return ordered[spare] > limit * self._level or limit * ordered[-1 - spare] < self._level
 
     def state(self) -> dict[str, Any]:
         return {

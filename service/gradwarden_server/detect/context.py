@@ -68,6 +68,15 @@ class LayoutView:
             blocks.setdefault(p.layer if by_layer else p.block, []).append(row)
         return {name: np.array(rows, np.int64) for name, rows in blocks.items()}
 
+    @cached_property
+    def block_rows(self) -> Rows:
+        """The rows of :attr:`blocks` as one padded table; a pad points one past the end."""
+        blocks = list(self.blocks.values())
+        table = np.full((len(blocks), max(map(len, blocks), default=0)), len(self), np.int64)
+        for at, rows in enumerate(blocks):
+            table[at, : len(rows)] = rows
+        return table
+
     def name(self, row: int) -> str:
         return self.layout.parameters[row].name
 

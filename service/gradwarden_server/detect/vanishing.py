@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from gradwarden_server.detect.base import Coverage, Detector, Incident
-from gradwarden_server.detect.baseline import Floats
+from gradwarden_server.detect.baseline import Floats, row_medians
 from gradwarden_server.detect.context import GroupView, RunContext
 from gradwarden_server.detect.steps import Step
 from gradwarden_server.model import Condition, Severity
@@ -161,10 +161,8 @@ def _block_rms(view: GroupView) -> Floats:
     with np.errstate(divide="ignore"):
         rms = np.log10(view.norms / np.sqrt(view.layout.sizes))
     rms[~np.isfinite(rms)] = np.nan
-    blocks = view.layout.blocks.values()
-    return np.array(
-        [np.median(seen) if len(seen := rms[r][~np.isnan(rms[r])]) else np.nan for r in blocks]
-    )
+    table = np.append(rms, np.nan)[view.layout.block_rows]
+    return row_medians(table, (~np.isnan(table)).sum(axis=1))
 
 
 def _quarters(log_rms: Floats) -> tuple[float, float]:

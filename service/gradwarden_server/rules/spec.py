@@ -121,9 +121,9 @@ class _Reader:
             self.mistakes.append(f"{directory.name}: no file has a baseline")
 
     def _detector(self, node: yaml.Node) -> None:
-        rule = self._mapping(node, "rule", _RULE_KEYS)
-        alert = self._text(rule.get("alert"), node, "rule", "alert")
-        where = alert or "rule"
+        where = _named(node)
+        rule = self._mapping(node, where, _RULE_KEYS)
+        alert = self._text(rule.get("alert"), node, where, "alert")
         detector = self._text(rule.get("detector"), node, where, "detector")
         runbook = self._text(rule.get("runbook"), node, where, "runbook")
         source = self._text(rule.get("source"), node, where, "source")
@@ -184,7 +184,7 @@ class _Reader:
         group = self._mapping(node, "group", _GROUP_KEYS)
         name = self._text(group.get("name"), node, "group", "name")
         for held in self._list(group.get("rules"), f"group {name}"):
-            rule = self._mapping(held, f"group {name}", _PROMETHEUS_KEYS)
+            rule = self._mapping(held, _named(held, f"group {name}"), _PROMETHEUS_KEYS)
             kind = [k for k in ("alert", "record") if k in rule]
             if len(kind) != 1:
                 self._wrong(held, f"group {name}", "a rule has either alert or record")
@@ -240,6 +240,12 @@ class _Reader:
 
     def _wrong(self, node: yaml.Node | None, where: str, what: str) -> None:
         self.mistakes.append(f"{self._at(node)}: {where}: {what}")
+
+
+def _named(node: yaml.Node, otherwise: str = "rule") -> str:
+    """What to call a rule in a mistake, before its keys are checked."""
+    pairs = node.value if isinstance(node, yaml.MappingNode) else []
+    return next((str(v.value) for k, v in pairs if k.value in ("alert", "record")), otherwise)
 
 
 def _scalar(node: yaml.Node) -> Any:

@@ -1,0 +1,68 @@
+"""One frame as received, with what its batch says of it; the unit that the assembler keeps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from gradwarden import wire
+from gradwarden_server.detect.steps import GroupStep, Matrix
+
+
+@dataclass(slots=True)
+class Heard:
+    """One frame as received, with what its batch says of it."""
+
+    rank: int
+    group: int
+    layout: str
+    parameters: int
+    quantities: tuple[str, ...]
+    frame: wire.Frame
+    received_ns: int
+    late: bool = False
+
+    @property
+    def factual(self) -> bool:
+        """Whether it reports a step, and does not just carry events."""
+        f = self.frame
+        return bool(not f.events or f.values or f.scalars or f.capture or f.stepped is not None)
+
+    @property
+    def ends(self) -> bool:
+        return any(e.get("kind") == "finish" for e in self.frame.events)
+
+    @property
+    def matrix(self) -> Matrix | None:
+        if not self.frame.values:
+            return None
+        shape = (self.parameters, len(self.quantities))
+        return np.frombuffer(self.frame.values, "<f4").astype(np.float32).reshape(shape)
+
+    @property
+    def alarming(self) -> bool:
+        """Whether it holds a non-finite fact."""
+        if not np.isfinite(self.frame.scalars.get("loss", 0.0)):
+            return True
+        rows = self.matrix
+        return rows is not None and bool(
+            GroupStep(rows, self.quantities, self.layout, self.rank).bad.any()
+        )
+
+
+def freeze(heard: Heard) -> list[Any]:
+    """A frame as a list that state can hold."""
+    f = heard.frame
+    frame = [f.seq, f.step, f.time_ns, f.scalars, [dict(e) for e in f.events]]
+    frame += [f.capture, f.stepped, f.open, f.values]
+    batch = [heard.rank, heard.group, heard.layout, heard.parameters, list(heard.quantities)]
+    return [*batch, heard.received_ns, heard.late, frame]
+
+
+def thaw(row: list[Any]) -> Heard:
+    """The inverse of :func:`freeze`."""
+    rank, group, layout, parameters, quantities, received_ns, late, f = row
+    frame = wire.Frame(f[0], f[1], f[2], f[3], tuple(f[4]), f[5], f[6], f[7], f[8])
+    return Heard(rank, group, layout, parameters, tuple(quantities), frame, received_ns, late)
