@@ -40,6 +40,7 @@ class Sender:
         self._deadline = float("inf")
         self._handled: set[str] = set()
         self._said: str | None = None
+        self._tried_at_end = False
         self._next_beat = time.monotonic() + HEARTBEAT
         self._orphans: Callable[[], list[Path]] | None = orphans
         self._thread = threading.Thread(target=self._run, name="gradwarden-send", daemon=True)
@@ -100,6 +101,8 @@ class Sender:
             self._down()
             return
         self._say(None)
+        if record.kind == "start":
+            self._next_beat = 0.0  # by heartbeats the service knows who lives
         if spooled and self._spool is not None:
             self._spool.remove(record)
         else:
@@ -127,7 +130,10 @@ class Sender:
         until = time.monotonic() + self.courier.pause
         while time.monotonic() < until:
             if self._stopping.is_set():
-                self._deadline = min(self._deadline, time.monotonic())
+                # The service may be back since: one more try, then the spool keeps the rest.
+                if self._tried_at_end:
+                    self._deadline = min(self._deadline, time.monotonic())
+                self._tried_at_end = True
                 return
             self._outbox.nap(min(0.5, max(0.001, until - time.monotonic())))
             if self._spool is not None:
