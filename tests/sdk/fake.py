@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import socket
 import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -28,10 +30,15 @@ class FakeService:
         self.duplicates = 0
         self.commands: list[dict[str, Any]] = []
         self.strict = True
+        self.connections: list[socket.socket] = []
         fake = self
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+
+            def setup(self) -> None:
+                super().setup()
+                fake.connections.append(self.request)
 
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
@@ -69,6 +76,10 @@ class FakeService:
     def stop(self) -> None:
         self.server.shutdown()
         self.server.server_close()
+        for connection in self.connections:
+            with contextlib.suppress(OSError):  # kept-alive connections die with the service
+                connection.shutdown(socket.SHUT_RDWR)
+        self.connections.clear()
 
     def restart(self) -> None:
         self.server = self._class(("127.0.0.1", self.port), self._handler)
