@@ -40,7 +40,7 @@ from gradwarden_server.store.frames import FrameLog
 from gradwarden_server.store.history import History
 from gradwarden_server.store.ledger import AlertLedger
 from gradwarden_server.store.outbox import Outbox
-from gradwarden_server.store.overview import Overview
+from gradwarden_server.store.overview import LiveRun, Overview
 from gradwarden_server.store.recorded import RecordedSeries
 from gradwarden_server.store.runs import RunStore
 from gradwarden_server.store.tokens import TokenStore
@@ -122,7 +122,7 @@ class House:
             receivers=receivers,
             messenger=self.courier,
             judge=self.evaluator,
-            summaries=Summaries(run_store, history, ledger),
+            summaries=Summaries(run_store, self.recorded, ledger),
         )
         self.telemetry.watch(self.snapshot)
         self._tracing: Callable[[], None] | None = None
@@ -185,16 +185,24 @@ class House:
         return Snapshot(
             runs=totals.runs,
             alerts=totals.alerts,
-            live=tuple(
-                RunGauges(live.project, live.run, live.last_step, None, None)
-                for live in totals.live
-            ),
+            live=tuple(self._gauges(live) for live in totals.live),
             live_count=totals.runs.get("running", 0),
             outbox_waiting=self.outbox.counts().get("waiting", 0),
             outbox_oldest_seconds=age,
             writer_queue_depth=self.database.queue_depth,
             evaluator_lag_seconds=self.evaluator.lag_seconds,
             evaluator_errors=self.evaluator.errors,
+        )
+
+    def _gauges(self, live: LiveRun) -> RunGauges:
+        norms = self.recorded.newest(live.project, live.id, ("gradwarden_gradient_norm",), 1)
+        newest = max((s.points[-1] for s in norms if s.points), default=None)
+        return RunGauges(
+            live.project,
+            live.run,
+            live.last_step,
+            None if newest is None else newest[1],
+            self.telemetry.nonfinite(live.project, live.run),
         )
 
 

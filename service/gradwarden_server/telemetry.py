@@ -25,6 +25,8 @@ from prometheus_client.registry import Collector
 MOST_RUNS = 50
 """Live runs with series of their own on /metrics; the rest are counted, so it stays bounded."""
 
+_MOST_COUNTED = 1000
+
 disable_created_metrics()
 
 
@@ -41,7 +43,7 @@ class RunGauges:
     run: str
     last_step: int | None
     grad_norm: float | None
-    nonfinite: float | None
+    nonfinite: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +89,8 @@ class Telemetry:
             ["receiver", "result"],
             registry=self.registry,
         )
+        self._lock = threading.Lock()
+        self._nonfinite: dict[tuple[str, str], int] = {}
         build = Gauge(
             "gradwarden_build_info",
             "1, with the version of the service as its label.",
@@ -94,6 +98,17 @@ class Telemetry:
             registry=self.registry,
         )
         build.labels(package_version()).set(1)
+
+    def add_nonfinite(self, project: str, run: str, count: int) -> None:
+        """Count the non-finite gradient values of frames that were just stored."""
+        with self._lock:
+            while len(self._nonfinite) >= _MOST_COUNTED and (project, run) not in self._nonfinite:
+                self._nonfinite.pop(next(iter(self._nonfinite)))
+            self._nonfinite[project, run] = self.nonfinite(project, run) + count
+
+    def nonfinite(self, project: str, run: str) -> int:
+        """Non-finite gradient values of a run since this process started."""
+        return self._nonfinite.get((project, run), 0)
 
     def watch(self, source: Callable[[], Snapshot]) -> None:
         """Ask ``source`` at every scrape."""
@@ -170,8 +185,7 @@ def _per_run(now: Snapshot) -> Iterator[Metric]:
         names = [run.project, run.run]
         if run.grad_norm is not None:
             norm.add_metric(names, run.grad_norm)
-        if run.nonfinite is not None:
-            bad.add_metric(names, run.nonfinite)
+        bad.add_metric(names, run.nonfinite)
         if run.last_step is not None:
             step.add_metric(names, run.last_step)
     yield from (norm, bad, step)

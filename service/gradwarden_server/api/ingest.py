@@ -6,6 +6,7 @@ import json
 import time
 from typing import Any
 
+import numpy as np
 from fastapi import APIRouter, Request, Response
 from starlette.concurrency import run_in_threadpool
 
@@ -91,6 +92,8 @@ async def ingest(request: Request, who: Ingester, parts: PartsDep) -> schemas.In
         append = parts.frames.append(who.project, batch, raw, time.time_ns())
         ack = await parts.written(append)
     parts.telemetry.ingest_frames.inc(ack.stored)
+    if ack.stored:
+        parts.telemetry.add_nonfinite(who.project, key.run, _nonfinite(batch))
     return schemas.IngestAnswer(
         stored=ack.stored,
         duplicate=ack.duplicate,
@@ -183,6 +186,16 @@ def _json(raw: bytes) -> Any:
     except (ValueError, RecursionError) as error:
         detail = f"body: {str(error)[:120]}; send JSON in UTF-8"
         raise Problem("malformed", detail, field="body") from None
+
+
+def _nonfinite(batch: wire.Batch) -> int:
+    """NaN and Inf values that a batch reports; a row that was not observed counts none."""
+    columns = [i for i, name in enumerate(batch.quantities) if name in ("nan", "inf")]
+    values = np.frombuffer(b"".join(f.values for f in batch.frames), dtype="<f4")
+    if not columns or not values.size:
+        return 0
+    counts = values.reshape(-1, len(batch.quantities))[:, columns]
+    return int(counts[np.isfinite(counts) & (counts > 0)].sum(dtype=np.float64))
 
 
 def _limits(parts: Parts) -> wire.Limits:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-from gradwarden_server.api.schemas import AlertCounts, Number, RunFace, rfc3339
+from gradwarden_server.api.schemas import AlertCounts, Number, RunFace, number, rfc3339
 from gradwarden_server.model import Alert
-from gradwarden_server.store.history import History
 from gradwarden_server.store.ledger import OPEN, AlertLedger
+from gradwarden_server.store.recorded import RecordedSeries, Sampled
 from gradwarden_server.store.records import RunRecord
 from gradwarden_server.store.runs import RunStore
 
@@ -19,8 +20,10 @@ Health = Literal["ok", "warn", "crit", "silent"]
 
 SILENT_NS = 60 * 1_000_000_000
 _SPARK_POINTS = 48
-_SPARK_STEPS = 480
+_LOSS = "gradwarden_loss"
+_NORM = "gradwarden_gradient_norm"
 _RECOUNT_SECONDS = 2.0
+_SETTLED_NS = 60 * 1_000_000_000
 _MOST_KEPT = 2000
 _MOST_ALERTS = 1000
 _RANK = {"page": 0, "ticket": 1, "note": 2}
@@ -28,20 +31,21 @@ _RANK = {"page": 0, "ticket": 1, "note": 2}
 
 @dataclass(frozen=True, slots=True)
 class _Recent:
-    """The recent past of a run as of a log position."""
+    """The recent past of a run as of a moment; ``settled`` when nothing more is to come."""
 
     position: int
+    settled: bool
     read_at: float
     loss: Number | None
     spark: tuple[float | None, ...]
 
 
 class Summaries:
-    """Lines for the list of runs. What the log says is read again when the log has moved."""
+    """Lines for the list of runs, from derived series alone: a list never reads layers."""
 
-    def __init__(self, runs: RunStore, history: History, ledger: AlertLedger) -> None:
+    def __init__(self, runs: RunStore, recorded: RecordedSeries, ledger: AlertLedger) -> None:
         self._runs = runs
-        self._history = history
+        self._recorded = recorded
         self._ledger = ledger
         self._recent: dict[tuple[str, str], _Recent] = {}
         self._lock = threading.Lock()
@@ -63,7 +67,7 @@ class Summaries:
         )
         health, reason = judge(run, firing, now_ns)
         attempts = self._runs.attempts(project, run.run)
-        recent = self._past(project, run)
+        recent = self._past(project, run, now_ns)
         layers = (a.annotations.get("layer") for a in firing)
         return RunFace(
             run=run.run,
@@ -87,22 +91,24 @@ class Summaries:
             ended_at=rfc3339(run.ended_ns),
         )
 
-    def _past(self, project: str, run: RunRecord) -> _Recent:
+    def _past(self, project: str, run: RunRecord, now_ns: int) -> _Recent:
         key = (project, run.run)
         held = self._recent.get(key)
         now = time.monotonic()
         if held is not None and (
-            held.position == run.position or now - held.read_at < _RECOUNT_SECONDS
+            now - held.read_at < _RECOUNT_SECONDS
+            or (held.settled and held.position == run.position)
         ):
             return held
-        if run.position == 0 or run.last_step is None:
-            return _Recent(run.position, now, None, ())
-        first = max(0, run.last_step - _SPARK_STEPS + 1)
-        table = self._history.series(
-            project, run.run, ("loss", "grad_norm"), first, None, _SPARK_POINTS
+        found = self._recorded.newest(project, run.id, (_LOSS, _NORM), _SPARK_POINTS)
+        losses, norms = _newest(found, _LOSS), _newest(found, _NORM)
+        recent = _Recent(
+            run.position,
+            now_ns - run.last_seen_ns > _SETTLED_NS,
+            now,
+            number(losses[-1]) if losses else None,
+            tuple(norm if math.isfinite(norm) else None for norm in norms),
         )
-        spark = tuple(table.keys["grad_norm"]["last"])[-_SPARK_POINTS:]
-        recent = _Recent(run.position, now, _latest(table.keys["loss"]), spark)
         with self._lock:
             while len(self._recent) >= _MOST_KEPT:
                 self._recent.pop(next(iter(self._recent)))
@@ -124,11 +130,14 @@ def judge(run: RunRecord, firing: Sequence[Alert], now_ns: int) -> tuple[Health,
     return "ok", summary
 
 
-def _latest(column: Mapping[str, Sequence[Any]]) -> Number | None:
-    """The newest value; NaN as soon as the newest bucket holds one."""
-    for last, bad in zip(reversed(column["last"]), reversed(column["nonfinite"]), strict=True):
-        if bad:
-            return "NaN"
-        if last is not None:
-            return float(last)
-    return None
+def _newest(found: Sequence[Sampled], name: str) -> list[float]:
+    """Values of the newest attempt, of its first replica group."""
+    series = [one for one in found if one.name == name and one.points]
+    if not series:
+        return []
+    best = max(series, key=_place)
+    return [value for _, value in best.points]
+
+
+def _place(series: Sampled) -> tuple[int, int]:
+    return int(series.labels.get("attempt", 0)), -int(series.labels.get("group", 0))

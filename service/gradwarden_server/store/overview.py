@@ -15,6 +15,7 @@ from gradwarden_server.store.ledger import OPEN
 class LiveRun:
     """A running run as a scrape sees it."""
 
+    id: int
     project: str
     run: str
     last_step: int | None
@@ -44,7 +45,7 @@ class Overview:
             .group_by(t.alert.c.severity, t.alert.c.state)
         )
         live = (
-            select(t.run.c.project, t.run.c.run, t.run.c.last_step)
+            select(t.run.c.id, t.run.c.project, t.run.c.run, t.run.c.last_step)
             .where(t.run.c.status == "running")
             .order_by(t.run.c.id.desc())
             .limit(most_live)
