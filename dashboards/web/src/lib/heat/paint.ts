@@ -74,20 +74,22 @@ export function blit(
   }
 }
 
-/** Left and right edge of a mark, never narrower than MIN_MARK; null when out of sight. */
+/**
+ * Left and right edge of a mark, on whole device pixels so that nothing is blended away, and
+ * never closer than MIN_MARK; null when out of sight.
+ */
 export function span(mark: Mark, frame: Frame): [number, number] | null {
   const scale = frame.width / (frame.to - frame.from);
   let left = (mark.from - frame.from) * scale;
   let right = (mark.to - frame.from) * scale;
   if (right < 0 || left > frame.width) return null;
   if (right - left < MIN_MARK) {
-    const middle = Math.max(
-      MIN_MARK / 2,
-      Math.min(frame.width - MIN_MARK / 2, (left + right) / 2),
-    );
-    [left, right] = [middle - MIN_MARK / 2, middle + MIN_MARK / 2];
+    const middle = (left + right - MIN_MARK) / 2;
+    left = Math.max(0, Math.min(frame.width - MIN_MARK, middle));
+    right = left + MIN_MARK;
   }
-  return [Math.max(-4, left), Math.min(frame.width + 4, right)];
+  const snap = (x: number) => Math.round(x * frame.ratio) / frame.ratio;
+  return [snap(Math.max(-4, left)), snap(Math.min(frame.width + 4, right))];
 }
 
 /** Non-finite cells: magenta with an edge that survives every map, theme and colour vision. */
