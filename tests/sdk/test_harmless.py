@@ -1,4 +1,4 @@
-"""Training with us is bit for bit training without us, whatever the service or our own code does."""
+"""Training with us is bit for bit training without us, whatever the service or we do."""
 
 from __future__ import annotations
 
