@@ -34,6 +34,14 @@ class _Stream:
     ahead: dict[int, Heard] = field(default_factory=dict)
 
 
+@dataclass(slots=True)
+class _Pending:
+    """The frames of a step that waits, and since when."""
+
+    first_ns: int
+    frames: dict[tuple[int, int], Heard] = field(default_factory=dict)
+
+
 class AttemptAssembler:
     """The assembler of one attempt; :class:`Assembler` holds one per attempt of a run."""
 
@@ -45,7 +53,9 @@ class AttemptAssembler:
         self._released = -1
         self._streams: dict[int, _Stream] = {}
         self._absent: set[int] = set()
-        self._open: dict[int, dict[tuple[int, int], Heard]] = {}
+        self._gapped: set[int] = set()
+        self._blocking: int | None = None
+        self._open: dict[int, _Pending] = {}
         self._events: list[tuple[int, int, Heard]] = []
         self._alarming: set[int] = set()
         self._told: set[int] = set()
@@ -53,13 +63,13 @@ class AttemptAssembler:
     @property
     def idle(self) -> bool:
         """Whether nothing waits to be released."""
-        return not (self._open or self._events or any(s.ahead for s in self._streams.values()))
+        return not (self._open or self._events or self._gapped)
 
     @property
     def deadline_ns(self) -> int | None:
         """When a wait ends next, or None."""
-        times = [min(h.received_ns for h in frames.values()) for frames in self._open.values()]
-        times += [h.received_ns for s in self._streams.values() for h in s.ahead.values()]
+        times = [pending.first_ns for pending in self._open.values()]
+        times += [_oldest(self._streams[rank].ahead.values()) for rank in self._gapped]
         return min(times) + self._wait_ns if times else None
 
     def add(self, batch: wire.Batch, received_ns: int, shift_ns: int = 0) -> None:
@@ -84,10 +94,11 @@ class AttemptAssembler:
             if heard.late:
                 self.late += 1
             elif heard.factual:
-                self._open.setdefault(frame.step, {})[key.rank, frame.seq] = heard
+                pending = self._open.setdefault(frame.step, _Pending(received_ns))
+                pending.frames[key.rank, frame.seq] = heard
                 if heard.alarming:
                     self._alarming.add(frame.step)
-        self._follow(stream)
+        self._follow(key.rank)
 
     def urgent(self) -> list[Step]:
         """Early looks at steps with a non-finite fact that still wait for other ranks.
@@ -97,18 +108,19 @@ class AttemptAssembler:
         """
         told = []
         for number in sorted(self._alarming - self._told):
-            frames = self._open.get(number)
-            if frames is not None and _decided(frames.values()):
+            pending = self._open.get(number)
+            if pending is not None and _decided(pending.frames.values()):
                 self._told.add(number)
-                told.append(self._build(number, frames, partial=True))
+                told.append(self._build(number, pending, partial=True))
         return told
 
     def release(self, now_ns: int) -> list[Step]:
         """The steps that are complete, or have waited long enough, in step order."""
-        for stream in self._streams.values():
-            if stream.ahead and _oldest(stream.ahead.values()) + self._wait_ns <= now_ns:
+        for rank in sorted(self._gapped):
+            stream = self._streams[rank]
+            if _oldest(stream.ahead.values()) + self._wait_ns <= now_ns:
                 stream.next_seq = min(stream.ahead)  # what is missing will not come in time
-                self._follow(stream)
+                self._follow(rank)
         frontier = self._frontier(now_ns)
         ready = [n for n in self._open if n <= frontier]
         waiting = min((n for n in self._open if n > frontier), default=None)
@@ -130,7 +142,8 @@ class AttemptAssembler:
             self._told &= self._alarming
         return [row[3] for row in sorted(rows, key=lambda row: row[:3])]
 
-    def _follow(self, stream: _Stream) -> None:
+    def _follow(self, rank: int) -> None:
+        stream = self._streams[rank]
         while (heard := stream.ahead.pop(stream.next_seq, None)) is not None:
             frame = heard.frame
             stream.next_seq += 1
@@ -141,6 +154,10 @@ class AttemptAssembler:
                 closed = frame.step - 1 if frame.open else frame.step
                 stream.closed = max(stream.closed, closed)
             stream.ended = stream.ended or heard.ends
+        if stream.ahead:
+            self._gapped.add(rank)
+        else:
+            self._gapped.discard(rank)
 
     def _living(self) -> set[int]:
         ranks = set(range(self.world_size)) | set(self._streams)
@@ -153,18 +170,28 @@ class AttemptAssembler:
         """The last step that may go: closed by all, or overdue."""
         if not self._open:
             return self._released
-        overdue = [
-            n for n, frames in self._open.items()
-            if _oldest(frames.values()) + self._wait_ns <= now_ns
-        ]  # fmt: skip
-        # A rank that let one step wait in vain is not waited for again until it speaks.
-        expected = self._living() - self._absent
-        closed = min(map(self._closed, expected), default=max(self._open))
-        return max([closed, *overdue])
+        overdue = [n for n, p in self._open.items() if p.first_ns + self._wait_ns <= now_ns]
+        return max([self._closed_by_all(), *overdue])
 
-    def _build(
-        self, number: int, frames: Mapping[tuple[int, int], Heard], partial: bool = False
-    ) -> Step:
+    def _closed_by_all(self) -> int:
+        """The last step that every expected rank has closed.
+
+        A rank that let one step wait in vain is not expected again until it speaks. With a
+        thousand ranks this is asked a thousand times a step, so the answer is looked for anew
+        only when the rank that held it up last has moved.
+        """
+        at = self._blocking
+        if at is not None and at not in self._absent and self._closed(at) < min(self._open):
+            stream = self._streams.get(at)
+            if stream is None or not stream.ended:
+                return self._released
+        expected = self._living() - self._absent
+        # Ranks tend to arrive in order, so the last of the slowest holds up longest.
+        self._blocking = min(expected, key=lambda r: (self._closed(r), -r), default=None)
+        return max(self._open) if self._blocking is None else self._closed(self._blocking)
+
+    def _build(self, number: int, pending: _Pending, partial: bool = False) -> Step:
+        frames = pending.frames
         ranks: dict[int, RankStep] = {}
         matrices: dict[int, list[tuple[int, GroupStep]]] = {}
         events: list[tuple[int, wire.Event]] = []
@@ -204,7 +231,7 @@ class AttemptAssembler:
             attempt=self.attempt,
             step=number,
             time_ns=min(r.time_ns for r in ranks.values()),
-            first_received_ns=_oldest(frames.values()),
+            first_received_ns=pending.first_ns,
             groups=groups,
             ranks=ranks,
             events=tuple(events),
@@ -221,7 +248,7 @@ class AttemptAssembler:
             "absent": sorted(self._absent),
             "told": sorted(self._told),
             "alarming": sorted(self._alarming),
-            "open": [freeze(h) for frames in self._open.values() for h in frames.values()],
+            "open": [freeze(h) for p in self._open.values() for h in p.frames.values()],
             "events": [[n, side, freeze(h)] for n, side, h in self._events],
             "streams": [
                 [r, s.next_seq, s.closed, s.ended, [freeze(h) for h in s.ahead.values()]]
@@ -238,11 +265,14 @@ class AttemptAssembler:
         made._told = set(state["told"])
         made._alarming = set(state["alarming"])
         for heard in map(thaw, state["open"]):
-            made._open.setdefault(heard.frame.step, {})[heard.rank, heard.frame.seq] = heard
+            pending = made._open.setdefault(heard.frame.step, _Pending(heard.received_ns))
+            pending.frames[heard.rank, heard.frame.seq] = heard
         made._events = [(n, side, thaw(h)) for n, side, h in state["events"]]
         for rank, next_seq, closed, ended, ahead in state["streams"]:
             frames = {h.frame.seq: h for h in map(thaw, ahead)}
             made._streams[rank] = _Stream(next_seq, closed, ended, frames)
+            if frames:
+                made._gapped.add(rank)
         return made
 
 

@@ -269,7 +269,7 @@ class RunContext:
         if self.loss is not None and math.isfinite(self.loss):
             share = 2 / (self.settings.loss_steps + 1)
             last = self.loss if self._smooth is None else self._smooth
-            self._smooth = last + share * (self.loss - last)
+            self._smooth = (1 - share) * last + share * self.loss
             self.loss_judged = self._run[1].judge([self._smooth], open_)
 
     def _view(self, held: GroupStep) -> LayoutView:

@@ -10,6 +10,8 @@ import numpy as np
 from gradwarden_server.detect.steps import Step
 
 _KEPT = 200
+_PHASES = 64
+"""How many names are remembered: a loop may name its phases after its steps."""
 _TRAINING = frozenset({"", "step", "train", "training"})
 
 
@@ -33,10 +35,11 @@ class Pace:
         if step.attempt != self._attempt:
             self._attempt, self._last_ns, self._paused = step.attempt, None, 0.0
         for _, event in step.events:
-            name = {"phase": event.get("name"), "checkpoint": "checkpoint"}.get(event["kind"])
+            name = {"phase": event.get("name"), "checkpoint": "checkpoint"}.get(str(event["kind"]))
             seconds = event.get("seconds")
             if isinstance(name, str) and isinstance(seconds, (int, float)):
-                self.phases[name] = max(self.phases.get(name, 0.0), float(seconds))
+                if name in self.phases or len(self.phases) < _PHASES:
+                    self.phases[name] = max(self.phases.get(name, 0.0), float(seconds))
                 self._paused += float(seconds)
         if step.eventful:
             return

@@ -69,13 +69,14 @@ class RunFailed(Detector):
             if event["kind"] == "checkpoint" and event.get("ok"):
                 self._checkpoint = f"{event.get('path', '')} (step {step.step})"
             if event["kind"] == "finish":
+                memory = event.get("memory_bytes")
                 end = _End(
                     rank=rank,
                     status=str(event.get("status", "")),
                     step=step.step,
                     at_ns=step.first_received_ns,
                     error=str(event.get("error") or ""),
-                    memory_bytes=int(event.get("memory_bytes") or 0),
+                    memory_bytes=memory if isinstance(memory, int) else 0,
                 )
                 self._ends.append(end)
         return ()

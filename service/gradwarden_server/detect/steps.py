@@ -91,7 +91,10 @@ class Step:
     def scalar(self, name: str) -> float | None:
         """The mean over the ranks that logged it, or None."""
         values = [r.scalars[name] for r in self.ranks.values() if name in r.scalars]
-        return math.fsum(values) / len(values) if _summable(values) else _first_bad(values)
+        if not values:
+            return None
+        bad = next((v for v in values if not math.isfinite(v)), None)
+        return sum(v / len(values) for v in values) if bad is None else bad
 
 
 def observed(values: Matrix, quantities: tuple[str, ...]) -> NDArray[np.bool_]:
@@ -100,11 +103,3 @@ def observed(values: Matrix, quantities: tuple[str, ...]) -> NDArray[np.bool_]:
     if counts:
         return np.asarray(~np.isnan(values[:, counts]).all(axis=1), np.bool_)
     return np.asarray(~np.isnan(values).all(axis=1), np.bool_)
-
-
-def _summable(values: list[float]) -> bool:
-    return bool(values) and all(map(math.isfinite, values))
-
-
-def _first_bad(values: list[float]) -> float | None:
-    return next((v for v in values if not math.isfinite(v)), None)
