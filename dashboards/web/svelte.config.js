@@ -1,3 +1,4 @@
 import { vitePreprocess } from "@sveltejs/vite-plugin-svelte";
 
-export default { preprocess: vitePreprocess() };
+// Runes everywhere: one component in the old mode would pull the old runtime in.
+export default { preprocess: vitePreprocess(), compilerOptions: { runes: true } };

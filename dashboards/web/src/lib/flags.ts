@@ -3,7 +3,7 @@
 import type { Alert, Attempt, RunEvent } from "./api";
 import * as f from "./format";
 
-export type FlagKind = "alert" | "pending" | "restart" | "checkpoint" | "failed" | "mark";
+export type FlagKind = "alert" | "pending" | "healed" | "restart" | "checkpoint" | "failed" | "mark";
 
 export interface Flag {
   step: number;
@@ -17,7 +17,7 @@ export interface Cluster extends Flag {
 }
 
 /** Kinds from loud to quiet: a cluster shows its loudest. */
-const RANK: FlagKind[] = ["alert", "pending", "failed", "restart", "mark", "checkpoint"];
+const RANK: FlagKind[] = ["alert", "pending", "failed", "restart", "mark", "healed", "checkpoint"];
 const QUIET = new Set(["start", "phase", "finish"]);
 
 /** The run ended before anything healed: the alert is over, its cause is not. */
@@ -46,8 +46,9 @@ export function flags(alerts: Alert[], attempts: Attempt[], events: RunEvent[]):
   for (const alert of alerts) {
     const step = alertStep(alert);
     if (step === null) continue;
-    const loud = (alert.state === "firing" || unhealed(alert)) && alert.severity === "page";
-    const kind = loud ? "alert" : "pending";
+    const over = alert.state === "resolved" && !unhealed(alert);
+    const loud = alert.state !== "pending" && alert.severity === "page";
+    const kind = over ? "healed" : loud ? "alert" : "pending";
     out.push({ step, kind, text: `${alert.alertname} (${alert.state})` });
   }
   for (const attempt of attempts) {
