@@ -1,0 +1,72 @@
+"""SIGKILL the service again and again under a running training: nothing acked is lost."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+from collections import Counter
+from contextlib import suppress
+from pathlib import Path
+
+from gradwarden_server.store.database import Database
+from gradwarden_server.store.frames import FrameLog
+from tests.server.pager import PATIENCE
+from tests.service import gradwarden
+from tests.walk.conftest import TRAINER, House
+
+KILLS = 50
+
+
+def test_fifty_kills_lose_no_frame_double_none_and_drop_no_alert(
+    house: House, tmp_path: Path
+) -> None:
+    stop = tmp_path / "stop"
+    arguments = ["--until", str(stop), "--pace", "0.01", "--sick-every", "150"]
+    log = tmp_path / "trainer.log"
+    with log.open("w") as output:
+        trainer = subprocess.Popen(
+            [*TRAINER, *arguments], env=house.environment("besieged"), stdout=output, stderr=output
+        )
+        moments = random.Random(7)
+        for _ in range(KILLS):
+            with suppress(subprocess.TimeoutExpired):
+                trainer.wait(moments.uniform(0.1, 2.0))
+                raise AssertionError(f"training ended: {log.read_text()}")
+            house.service.restart()
+        stop.touch()
+        assert trainer.wait(PATIENCE * 2) == 0, log.read_text()
+    health = json.loads(log.read_text().rpartition("health ")[2])
+    assert health["dropped"] == {}
+    if health["spooled"]:
+        # The last kill may outlast the trainer's farewell; its spool waits on disk, as it says.
+        done = gradwarden("sync", health["spool"], "--url", house.service.url)
+        assert done.returncode == 0, done.stderr
+    house.until_judged("besieged")
+    assert house.get("/v1/runs/besieged")["step"] == health["captured"] - 1
+
+    alerts = house.get("/v1/alerts", run="besieged", limit="500")["items"]
+    fired = {
+        a["fingerprint"]: a for a in alerts if a["fired_at"] and a["severity"] in ("page", "ticket")
+    }
+    assert fired
+    told = Counter(
+        alert["fingerprint"]
+        for request in house.pager.requests
+        for alert in json.loads(request.body)["alerts"]
+        if alert["status"] == "firing"
+    )
+    assert set(fired) <= set(told)
+
+    house.service.stop()
+    database = Database(house.service.db)
+    try:
+        frames = Counter(
+            frame.seq
+            for entry in FrameLog(database).after("default", "besieged", 0, 10**6)
+            for frame in entry.batch().frames
+        )
+    finally:
+        database.close()
+    assert set(frames) == set(range(1, health["frames"] + 1))
+    assert set(frames.values()) == {1}
