@@ -27,7 +27,7 @@ MOST_RUNS = 50
 
 _MOST_COUNTED = 1000
 
-disable_created_metrics()
+disable_created_metrics()  # type: ignore[no-untyped-call]
 
 
 def package_version() -> str:

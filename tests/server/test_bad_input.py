@@ -54,7 +54,7 @@ def parts(message: bytes) -> tuple[dict[str, Any], bytes]:
     return json.loads(message[_PRELUDE.size : end]), message[end:]
 
 
-def joined(header: Any, payload: bytes, magic: bytes = wire.MAGIC) -> bytes:
+def joined(header: dict[str, Any] | bytes, payload: bytes, magic: bytes = wire.MAGIC) -> bytes:
     """A message of any header; a dict gets the payload's true checksum."""
     if isinstance(header, dict):
         header = json.dumps(header | {"crc32": zlib.crc32(payload)}).encode()

@@ -54,8 +54,8 @@ def test_version_and_help_say_what_there_is() -> None:
     for command in ("serve", "migrate", "token", "runs", "alerts", "receivers", "check", "sync"):
         assert f"\n    {command}" in text, command
     assert "exit codes:" in text
-    for command in (["serve"], ["token", "create"], ["receivers", "test"], ["sync"]):
-        shown = gradwarden(*command, "--help")
+    for words in (["serve"], ["token", "create"], ["receivers", "test"], ["sync"]):
+        shown = gradwarden(*words, "--help")
         assert shown.returncode == 0
         assert "example:\n  gradwarden" in shown.stdout
     wrong = gradwarden("serv")

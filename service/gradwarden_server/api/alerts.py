@@ -9,8 +9,8 @@ from starlette.concurrency import run_in_threadpool
 
 from gradwarden_server.api import schemas
 from gradwarden_server.api.deps import CREDENTIALS, Admin, PartsDep, Reader
+from gradwarden_server.api.plain import rfc3339
 from gradwarden_server.api.problems import Problem
-from gradwarden_server.api.schemas import rfc3339
 from gradwarden_server.model import Alert
 from gradwarden_server.store.ledger import BadCursor
 

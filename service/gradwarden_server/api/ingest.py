@@ -12,7 +12,7 @@ from starlette.concurrency import run_in_threadpool
 
 from gradwarden import wire
 from gradwarden_server import logs
-from gradwarden_server.api import schemas
+from gradwarden_server.api import bodies, schemas
 from gradwarden_server.api.deps import CREDENTIALS, Ingester, Parts, PartsDep
 from gradwarden_server.api.problems import Problem
 from gradwarden_server.store.records import Heartbeat, StartRequest
@@ -28,7 +28,7 @@ _ABSURD = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeErr
 
 
 @router.post("/start", summary="Register one rank of one attempt of one run")
-async def start(body: schemas.StartBody, who: Ingester, parts: PartsDep) -> schemas.StartAnswer:
+async def start(body: bodies.StartBody, who: Ingester, parts: PartsDep) -> schemas.StartAnswer:
     """Idempotent by (run, attempt, rank, nonce). 409 run-already-live names the holder."""
     logs.bind(run=body.run)
     request = StartRequest(**body.model_dump())
@@ -103,7 +103,7 @@ async def ingest(request: Request, who: Ingester, parts: PartsDep) -> schemas.In
 
 @router.post("/heartbeat", summary="A sign of life between frames")
 async def heartbeat(
-    body: schemas.HeartbeatBody, who: Ingester, parts: PartsDep
+    body: bodies.HeartbeatBody, who: Ingester, parts: PartsDep
 ) -> schemas.CommandsAnswer:
     """Every ten seconds; the answer carries open commands."""
     logs.bind(run=body.run)
@@ -116,7 +116,7 @@ async def heartbeat(
 
 @router.post("/commands/{command}/ack", status_code=204, summary="A command was carried out")
 async def ack_command(
-    command: int, body: schemas.CommandAckBody, who: Ingester, parts: PartsDep
+    command: int, body: bodies.CommandAckBody, who: Ingester, parts: PartsDep
 ) -> Response:
     """Twice is fine."""
     acked = parts.commands.ack(who.project, body.run, body.rank, command, time.time_ns())

@@ -9,10 +9,10 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query
 
-from gradwarden_server.api import schemas
+from gradwarden_server.api import bodies, schemas
 from gradwarden_server.api.deps import CREDENTIALS, Admin, Parts, PartsDep, Reader, RunId
+from gradwarden_server.api.plain import plain, rfc3339
 from gradwarden_server.api.problems import Problem
-from gradwarden_server.api.schemas import plain, rfc3339
 from gradwarden_server.store.records import RunRecord
 
 router = APIRouter(prefix="/v1", tags=["runs"], dependencies=CREDENTIALS)
@@ -118,7 +118,7 @@ def list_events(
 
 @router.post("/runs/{run}/commands", status_code=201, summary="Ask something of a rank")
 async def issue_command(
-    run: RunId, body: schemas.CommandBody, who: Admin, parts: PartsDep
+    run: RunId, body: bodies.CommandBody, who: Admin, parts: PartsDep
 ) -> schemas.CommandAnswer:
     """It rides on the next answer to that rank, expires after ten minutes, and is audited."""
     issued = await parts.written(

@@ -1,124 +1,13 @@
-"""The HTTP faces of what the house knows: requests checked, answers shaped, all in OpenAPI."""
+"""What answers look like; the OpenAPI document is made of these."""
 
 from __future__ import annotations
 
-import json
-import math
-from datetime import UTC, datetime
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field
 
-from gradwarden import wire
-from gradwarden_server.store.commands import CommandKind
+from gradwarden_server.api.plain import Number, rfc3339
 from gradwarden_server.store.tokens import Scope, TokenRecord
-
-_MOST_NS = 2**62
-Number = float | Literal["NaN", "Infinity", "-Infinity"]
-
-
-def number(value: float | None) -> Number | None:
-    """A number as JSON can carry it: non-finite ones as text."""
-    if value is None or math.isfinite(value):
-        return value
-    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
-
-
-def rfc3339(ns: int | None) -> str | None:
-    """Nanoseconds since the epoch as UTC text with microseconds."""
-    if ns is None:
-        return None
-    try:
-        moment = datetime.fromtimestamp(ns // 1_000_000_000, UTC)
-    except (OverflowError, ValueError, OSError):  # a hostile clock, beyond the year 9999
-        return None
-    return f"{moment:%Y-%m-%dT%H:%M:%S}.{ns % 1_000_000_000 // 1000:06d}Z"
-
-
-def plain(value: Any) -> Any:
-    """Foreign JSON made safe to store and to send: no bare NaN, no half characters, no NUL."""
-    text = json.dumps(value, ensure_ascii=False, default=str).replace("\\u0000", "")
-    return json.loads(text.encode(errors="replace"), parse_constant=str)
-
-
-def _identifier(value: str) -> str:
-    if not wire.is_identifier(value):
-        raise ValueError("use letters, digits and . _ : + - only, at most 128 of them")
-    return value
-
-
-def _no_nul(value: str) -> str:
-    if "\x00" in value:
-        raise ValueError("leave out the NUL character")
-    return value
-
-
-Identifier = Annotated[str, AfterValidator(_identifier)]
-Text = Annotated[str, StringConstraints(max_length=256), AfterValidator(_no_nul)]
-Short = Annotated[str, StringConstraints(max_length=64), AfterValidator(_no_nul)]
-Rank = Annotated[int, Field(ge=0, le=10_000_000)]
-Step = Annotated[int, Field(ge=0, le=_MOST_NS)]
-Moment = Annotated[int, Field(ge=0, le=_MOST_NS, description="UTC nanoseconds")]
-Finite = Annotated[float, Field(allow_inf_nan=False)]
-Facts = Annotated[dict[str, Any], AfterValidator(plain)]
-
-
-class _Body(BaseModel):
-    # Members that a newer SDK sends are ignored: an upgrade of the trainers must not stop them.
-    model_config = ConfigDict(extra="ignore", strict=False)
-
-
-class StartBody(_Body):
-    """One process announces itself as one rank of one attempt of one run."""
-
-    run: Identifier
-    attempt: Identifier
-    rank: Rank
-    nonce: Identifier
-    host: Text
-    pid: Annotated[int, Field(ge=0, le=_MOST_NS)]
-    world_size: Annotated[int, Field(ge=1, le=10_000_000)] = 1
-    group: Rank = 0
-    first_step: Step = 0
-    parent: Identifier | None = None
-    started_ns: Moment | None = None
-    takeover: bool = False
-    name: Text | None = None
-    training_job: Text | None = None
-    model: Text | None = None
-    dataset: Text | None = None
-    cluster: Text | None = None
-    queue: Text | None = None
-    owner: Text | None = None
-    team: Text | None = None
-    environment: Short | None = None
-    git_commit: Short | None = None
-    config: Facts = Field(default_factory=dict)
-    page: bool = False
-    cost_per_hour: Finite | None = None
-    target_loss: Finite | None = None
-    place: Facts = Field(default_factory=dict)
-
-
-class HeartbeatBody(_Body):
-    """A sign of life between frames."""
-
-    run: Identifier
-    attempt: Identifier
-    rank: Rank
-    nonce: Identifier
-    step: Step | None = None
-    phase: Short | None = None
-    sent_ns: Moment
-
-
-class CommandAckBody(_Body):
-    """The rank that did what a command asked."""
-
-    run: Identifier
-    attempt: Identifier
-    rank: Rank
-    nonce: Identifier
 
 
 class CommandFace(BaseModel):
@@ -270,14 +159,6 @@ class EventList(BaseModel):
     items: list[EventFace]
 
 
-class CommandBody(_Body):
-    """Ask something of a rank."""
-
-    rank: Rank
-    kind: CommandKind
-    args: Facts = Field(default_factory=dict)
-
-
 class CommandAnswer(BaseModel):
     """The command as issued."""
 
@@ -360,14 +241,6 @@ class ReceiverTest(BaseModel):
     detail: str
 
 
-class TokenBody(_Body):
-    """A token to make."""
-
-    name: Annotated[Text, StringConstraints(min_length=1, max_length=128)]
-    scope: Scope
-    expires_in_days: Annotated[float, Field(gt=0, le=36500)] | None = None
-
-
 class TokenFace(BaseModel):
     """A token as listed, without its secret."""
 
@@ -406,12 +279,6 @@ class TokenCreated(TokenFace):
     """A new token; the secret is shown here and never again."""
 
     secret: str
-
-
-class LoginBody(_Body):
-    """A token to exchange for a session."""
-
-    token: Annotated[str, StringConstraints(min_length=1, max_length=256)]
 
 
 class SessionFace(BaseModel):

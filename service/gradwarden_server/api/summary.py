@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from gradwarden_server.api.schemas import AlertCounts, Number, RunFace, number, rfc3339
+from gradwarden_server.api.plain import Number, number, rfc3339
+from gradwarden_server.api.schemas import AlertCounts, RunFace
 from gradwarden_server.model import Alert
 from gradwarden_server.store.ledger import OPEN, AlertLedger
 from gradwarden_server.store.recorded import RecordedSeries, Sampled

@@ -8,7 +8,7 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Request, Response
 from starlette.concurrency import run_in_threadpool
 
-from gradwarden_server.api import schemas
+from gradwarden_server.api import bodies, schemas
 from gradwarden_server.api.access import COOKIE, Principal
 from gradwarden_server.api.deps import CREDENTIALS, Admin, Parts, PartsDep, Somebody
 from gradwarden_server.api.problems import Problem
@@ -28,9 +28,7 @@ def list_tokens(who: Admin, parts: PartsDep) -> schemas.TokenList:
 
 
 @router.post("/tokens", tags=["tokens"], status_code=201, summary="Make a token")
-async def create_token(
-    body: schemas.TokenBody, who: Admin, parts: PartsDep
-) -> schemas.TokenCreated:
+async def create_token(body: bodies.TokenBody, who: Admin, parts: PartsDep) -> schemas.TokenCreated:
     """The secret is in this answer and nowhere else."""
     now_ns = time.time_ns()
     days = body.expires_in_days
@@ -71,7 +69,7 @@ async def get_session(who: Somebody, parts: PartsDep) -> schemas.SessionFace:
 
 @router.post("/session", tags=["session"], summary="Log in with a token")
 async def login(
-    body: schemas.LoginBody, request: Request, response: Response, parts: PartsDep
+    body: bodies.LoginBody, request: Request, response: Response, parts: PartsDep
 ) -> schemas.SessionFace:
     """Sets an HttpOnly, SameSite=Strict cookie."""
     now_ns = time.time_ns()

@@ -7,13 +7,14 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import uvicorn
-from fastapi import FastAPI
 from pydantic import ValidationError
 
 from gradwarden_server import logs
-from gradwarden_server.app import StartRefused, create_app
+from gradwarden_server.app import House, StartRefused, create_app
 from gradwarden_server.cli.faults import DONE, NO, UNREACHABLE, USAGE, CommandError
 from gradwarden_server.notify.spec import ReceiversError
 from gradwarden_server.rules.spec import RulesError
@@ -36,7 +37,7 @@ def serve(options: argparse.Namespace) -> int:
         app = create_app(settings)
     except (ReceiversError, RulesError, ValueError) as error:
         raise CommandError(str(error), USAGE) from None
-    _open(app)
+    _open(app.state.house)
     server = _Server(app, f"{READY}{_address(settings)}")
     for number in (signal.SIGINT, signal.SIGTERM):
         # The server stops on its first signal and then raises it again, for whoever was
@@ -110,8 +111,7 @@ def _bind(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _open(app: FastAPI) -> None:
-    house = app.state.house
+def _open(house: House) -> None:
     try:
         house.open()
     except StartRefused as error:
@@ -130,7 +130,7 @@ def _address(settings: Settings) -> str:
 class _Server(uvicorn.Server):
     """A server that says on stdout when it can be reached."""
 
-    def __init__(self, app: FastAPI, ready: str) -> None:
+    def __init__(self, app: Callable[..., Any], ready: str) -> None:
         super().__init__(
             uvicorn.Config(
                 app,

@@ -10,7 +10,7 @@ import hashlib
 import secrets
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from sqlalchemy import Connection, Row, delete, func, insert, or_, select, update
 
@@ -208,7 +208,7 @@ class TokenStore:
 
 def _row(
     project: str, name: str, secret: str, scope: Scope, now_ns: int, expires_ns: int | None
-) -> dict[str, object]:
+) -> dict[str, Any]:
     return {
         "project": project,
         "name": name,
@@ -220,5 +220,5 @@ def _row(
     }
 
 
-def _record(row: Row[tuple[object, ...]]) -> TokenRecord:
+def _record(row: Row[Any]) -> TokenRecord:
     return TokenRecord(**{n: getattr(row, n) for n in TokenRecord.__dataclass_fields__})
