@@ -87,7 +87,7 @@ class RunFailed(Detector):
             self._attempt, self._ends = liveness.attempt, []
         ends = {e.status for e in self._ends}
         if "cancelled" in ends or facts.status in ("finished", "cancelled"):
-            return self.calm(facts.status)
+            return self.calm("run_ended")
         if "preempted" in ends:
             return self.say("note", self._preempted())
         failures = sorted(
