@@ -54,6 +54,9 @@ def test_names_from_trainers_are_text_and_never_markup(file: Path) -> None:
 def test_the_lock_file_names_no_host_and_every_direct_package_is_pinned() -> None:
     lock = json.loads((WEB / "package-lock.json").read_text())
     assert [name for name, p in lock["packages"].items() if "resolved" in p] == []
+    # `npm ci` refuses a lock without them, and a mirror may not list what it does not carry.
+    optional = {n for p in lock["packages"].values() for n in p.get("optionalDependencies", {})}
+    assert [n for n in optional if f"node_modules/{n}" not in lock["packages"]] == []
     package = json.loads((WEB / "package.json").read_text())
     wanted = package["dependencies"] | package["devDependencies"]
     assert [v for v in wanted.values() if not re.fullmatch(r"\d+\.\d+\.\d+", v)] == []
