@@ -133,12 +133,14 @@ class House:
 
         Raises:
             DatabaseInUse: another process holds the SQLite file.
+            Unavailable: the database does not answer.
             StartRefused: the bind address is not loopback and no token exists.
         """
         if self._opened:
             return
         settings = self.settings
         self.database.hold_lock(f"gradwarden serve at {settings.url}")
+        self.database.ping()
         self.database.migrate()
         now_ns = time.time_ns()
         if settings.admin_token_file is not None:

@@ -8,10 +8,12 @@ from fastapi import APIRouter, Path, Query
 from starlette.concurrency import run_in_threadpool
 
 from gradwarden_server.api import schemas
+from gradwarden_server.api.bodies import Identifier
 from gradwarden_server.api.deps import CREDENTIALS, Admin, PartsDep, Reader
 from gradwarden_server.api.plain import rfc3339
 from gradwarden_server.api.problems import Problem
-from gradwarden_server.model import Alert
+from gradwarden_server.api.runs import one_of
+from gradwarden_server.model import Alert, Severity
 from gradwarden_server.store.ledger import BadCursor
 
 router = APIRouter(prefix="/v1", tags=["alerts"], dependencies=CREDENTIALS)
@@ -22,13 +24,13 @@ def list_alerts(
     who: Reader,
     parts: PartsDep,
     state: Annotated[str, Query(max_length=100, description="States, comma-separated")] = "",
-    run: Annotated[str | None, Query(max_length=128)] = None,
-    severity: Annotated[str | None, Query(max_length=16)] = None,
+    run: Identifier | None = None,
+    severity: Severity | None = None,
     cursor: Annotated[str | None, Query(max_length=64)] = None,
     limit: Annotated[int, Query(ge=1, le=500)] = 100,
 ) -> schemas.AlertList:
     """One page; ``next_cursor`` asks for the next."""
-    states = tuple(filter(None, state.split(",")))
+    states = one_of("state", state, ("pending", "firing", "resolved"))
     try:
         page = parts.ledger.list(who.project, states, run, severity, limit, cursor)
     except BadCursor as error:

@@ -13,6 +13,7 @@ from fastapi.security import APIKeyCookie, HTTPBearer
 
 from gradwarden_server import logs
 from gradwarden_server.api.access import COOKIE, Doorman, Principal
+from gradwarden_server.api.bodies import Identifier
 from gradwarden_server.api.summary import Summaries
 from gradwarden_server.api.throttle import Throttle
 from gradwarden_server.model import Receipt
@@ -128,4 +129,4 @@ Ingester = Annotated[Principal, Depends(_ingester)]
 Reader = Annotated[Principal, Depends(_reader)]
 Admin = Annotated[Principal, Depends(_admin)]
 Somebody = Annotated[Principal | None, Depends(_somebody)]
-RunId = Annotated[str, Path(max_length=128, description="The run's identifier")]
+RunId = Annotated[Identifier, Path(description="The run's identifier")]

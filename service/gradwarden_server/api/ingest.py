@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from gradwarden import wire
 from gradwarden_server import logs
 from gradwarden_server.api import bodies, schemas
 from gradwarden_server.api.deps import CREDENTIALS, Ingester, Parts, PartsDep
+from gradwarden_server.api.plain import plain
 from gradwarden_server.api.problems import Problem
 from gradwarden_server.store.records import Heartbeat, StartRequest
 from gradwarden_server.telemetry import span
@@ -167,14 +169,23 @@ def _check_media_type(request: Request) -> bool:
 def _decode(raw: bytes, as_json: bool, limits: wire.Limits) -> tuple[wire.Batch, bytes]:
     """The batch and its wire form, which is what the log keeps."""
     try:
-        if as_json:
-            batch = wire.from_json(_json(raw), limits)
-            return batch, wire.encode(batch)
-        return wire.decode(raw, limits), raw
+        batch = wire.from_json(_json(raw), limits) if as_json else wire.decode(raw, limits)
+        clean = _cleaned(batch)
+        return clean, wire.encode(clean) if as_json or clean is not batch else raw
     except wire.WireError:
         raise
     except _ABSURD as error:
         raise Problem("malformed", f"body: {type(error).__name__}; send a wire message") from error
+
+
+def _cleaned(batch: wire.Batch) -> wire.Batch:
+    """The batch with events that any database and any page can hold."""
+    frames = []
+    for frame in batch.frames:
+        events = tuple(plain(dict(event)) for event in frame.events)
+        frames.append(replace(frame, events=events) if events != frame.events else frame)
+    same = all(new is old for new, old in zip(frames, batch.frames, strict=True))
+    return batch if same else replace(batch, frames=tuple(frames))
 
 
 def _json(raw: bytes) -> Any:

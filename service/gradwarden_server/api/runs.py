@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from collections.abc import Collection, Mapping
+from typing import Annotated, Any, Literal, get_args
 
 from fastapi import APIRouter, Query
 
@@ -33,7 +33,7 @@ def list_runs(
     limit: Limit = 50,
 ) -> schemas.RunList:
     """One page; ``next_cursor`` asks for the next."""
-    states = tuple(filter(None, state.split(",")))
+    states = one_of("state", state, get_args(Status))
     query = q.replace("\x00", "")
     page = parts.runs.list(who.project, status=states, query=query, before=cursor, limit=limit)
     items = parts.summaries.faces(who.project, page.items, time.time_ns())
@@ -137,9 +137,18 @@ async def issue_command(
     return schemas.CommandAnswer(id=issued)
 
 
+def one_of(field: str, text: str, known: Collection[str]) -> tuple[str, ...]:
+    """The words of a comma-separated filter, or the problem that one is not known."""
+    words = tuple(filter(None, text.split(",")))
+    if not set(words) <= set(known):
+        detail = f"{field}: {text[:100]!r}; any of {', '.join(known)}, comma-separated"
+        raise Problem("malformed", detail, field=field)
+    return words
+
+
 def known_run(parts: Parts, project: str, run: str) -> RunRecord:
     """The run, or the problem that there is none."""
-    record = parts.runs.get(project, run) if "\x00" not in run else None
+    record = parts.runs.get(project, run)
     if record is None:
         raise _unknown(run)
     return record

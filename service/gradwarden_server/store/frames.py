@@ -296,7 +296,9 @@ def _finish(connection: Connection, row: Row[Any], status: str, at_ns: int | Non
     """
     attempt = connection.execute(select(t.attempt).where(t.attempt.c.id == row.attempt_id)).one()
     worst = ("failed", "preempted", "cancelled", "finished")
-    if attempt.status in worst and status in worst:
+    if status not in worst:  # a word of a newer trainer, or nonsense
+        status = "failed"
+    if attempt.status in worst:
         status = min(status, attempt.status, key=worst.index)
     alive = connection.execute(
         select(func.count())
