@@ -93,6 +93,7 @@ class RunWatch:
         self._points: list[DerivedPoint] = []
         self._behind_ns: int | None = None
         self._replay(start)
+        self._recall()
 
     @property
     def detectors(self) -> RunDetectors:
@@ -165,6 +166,14 @@ class RunWatch:
                 steps = self._assembler.release(entry.received_ns)
                 self._late_outcomes += self._judge(steps, judged, entry.received_ns)
             start = entries[-1].position
+
+    def _recall(self) -> None:
+        """Alerts may stand for steps that were seen early and never joined before the crash."""
+        for alert in self._open.values():
+            step = int(alert.annotations.get("step") or -1)
+            attempt = int(alert.annotations.get("attempt") or -1)
+            if step > self._cursor.judged.get(attempt, -1):
+                self._detectors.recall(alert.alertname, attempt, step)
 
     def _take(self, entry: LogEntry) -> None:
         try:

@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit code says how it went."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments[:1] == ["demo"]:  # it has a parser of its own
-        return _guarded(lambda: _handler("gradwarden_server.demo", "main")(arguments[1:]))
+        return _guarded(lambda: _handler("gradwarden_server.demo.story", "main")(arguments[1:]))
     options = _parser().parse_args(arguments)
     return _guarded(lambda: _handler(options.module, options.function)(options))
 

@@ -53,7 +53,8 @@ class DigitNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[n, 1, 8, 8] images to [n, 10] logits."""
-        return self.head(self.blocks(x).flatten(1))
+        logits: Tensor = self.head(self.blocks(x).flatten(1))
+        return logits
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -86,7 +87,7 @@ def main(argv: list[str] | None = None) -> None:
     for step, batch in enumerate(batches):
         optimizer.zero_grad()
         loss = nn.functional.cross_entropy(model(images[batch]), labels[batch])
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         monitor.log(loss=loss, lr=optimizer.param_groups[0]["lr"])
         if step % 100 == 99:

@@ -69,7 +69,7 @@ class RunDetectors:
         self._caps = {rule.alert: rule.severity for rule in held}
         self._detectors: dict[str, Detector] = {rule.alert: build(rule) for rule in held}
         self._context = RunContext(layouts, settings_from(baseline), environment, world_size)
-        self._early: dict[str, int] = {}
+        self._early: dict[str, tuple[int, int]] = {}
 
     @property
     def judged(self) -> tuple[int, int]:
@@ -79,6 +79,11 @@ class RunDetectors:
     def start(self, world_size: int) -> None:
         """Tell how many ranks the newest attempt has."""
         self._context.world_size = world_size
+
+    def recall(self, alert: str, attempt: int, step: int) -> None:
+        """Told after a restart: ``alert`` already stands for ``step``, which is still joining."""
+        if alert in self._detectors:
+            self._early.setdefault(alert, (attempt, step))
 
     def peek(self, steps: Iterable[Step]) -> list[Verdict]:
         """Judge partial steps early, learning nothing; they come again in full."""
@@ -90,7 +95,7 @@ class RunDetectors:
             for alert, detector in self._detectors.items():
                 conditions = detector.peek(step, self._context)
                 if any(c.active for c in conditions):
-                    self._early.setdefault(alert, step.step)
+                    self._early.setdefault(alert, (step.attempt, step.step))
                 said += conditions
             if said:
                 conditions = tuple(self._capped(said).values())
@@ -109,8 +114,6 @@ class RunDetectors:
             if step.attempt < self._context.attempt:
                 continue
             self._context.observe(step)
-            if self._context.new_attempt:
-                self._early.clear()
             said: list[Condition] = []
             for alert, detector in self._detectors.items():
                 said += self._unless_early(alert, step, detector.advance(step, self._context))
@@ -163,7 +166,7 @@ class RunDetectors:
         if mine != theirs or state["baseline"] != asdict(self._context.settings):
             raise BadState("the rules changed since the snapshot")
         self._context.restore(state["context"])
-        self._early = state["early"]
+        self._early = {alert: (at[0], at[1]) for alert, at in state["early"].items()}
         for alert, held in state["detectors"].items():
             self._detectors[alert].restore(held[2])
 
@@ -174,7 +177,7 @@ class RunDetectors:
         early = self._early.get(alert)
         if early is None or step.eventful:
             return conditions
-        if step.step >= early:
+        if (step.attempt, step.step) >= early:
             del self._early[alert]
             return conditions
         return [c for c in conditions if c.active]
