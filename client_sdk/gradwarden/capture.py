@@ -58,7 +58,7 @@ class Watcher:
         self, model: nn.Module, optimizers: Sequence[Optimizer], book: FrameBook, faults: Faults
     ) -> None:
         self.model, self.book, self.faults = model, book, faults
-        self.collector = Collector()
+        self.collector, self.scalars = Collector(64), Collector(256)
         self.paused = False
         self.rows = Rows(model)
         self.order: BackwardOrder | None = BackwardOrder(self.rows)
@@ -124,7 +124,7 @@ class Watcher:
         states = scaler._per_optimizer_states[id(optimizer)]
         if scale is not None and owner.pending is not None:
             if states["stage"].name == "READY":  # still multiplied: divided on the host
-                owner.pending.scale = self.collector.fetch(scale.reshape(1).clone())
+                owner.pending.scale = self.scalars.fetch(scale.reshape(1).clone())
             self.number("loss_scale", scale)
 
     @_guarded("loss scaler")
@@ -137,7 +137,7 @@ class Watcher:
         part = owner.pending
         if part is not None and found:
             total = torch.stack([f.to(found[0].device, non_blocking=True) for f in found]).sum()
-            part.found_inf = self.collector.fetch(total.reshape(1))
+            part.found_inf = self.scalars.fetch(total.reshape(1))
         self._settle(owner, None if found else True)
 
     @_guarded("skipped steps")
@@ -274,7 +274,7 @@ class Watcher:
             if value.device.type == "cpu":
                 value = float(value)
             else:
-                pending = self.collector.fetch(value.reshape(1).to(torch.float32))
+                pending = self.scalars.fetch(value.reshape(1).to(torch.float32))
                 if pending is not None:
                     self.book.scalar(name, pending, logged=False)
                 return

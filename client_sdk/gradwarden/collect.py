@@ -48,9 +48,9 @@ class Collector:
     sample is dropped and counted, since waiting would cost the training loop.
     """
 
-    def __init__(self, slots: int = 64) -> None:
+    def __init__(self, slots: int) -> None:
         self._slots = slots
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._idle: list[Tensor] = []
         self._made = 0
         self.dropped = 0
@@ -65,7 +65,7 @@ class Collector:
             self.dropped += 1
             return None
         view = slot[: tensor.numel()].view(tensor.shape)
-        view.copy_(tensor, non_blocking=True)
+        view.copy_(tensor, non_blocking=tensor.is_cuda)  # elsewhere no event would tell
         event = torch.cuda.Event() if tensor.is_cuda else None  # type: ignore[no-untyped-call]
         if event is not None:
             event.record(torch.cuda.current_stream(tensor.device))

@@ -36,7 +36,7 @@ class Faults:
     """Keeps our own exceptions away from the host: said once, feature off, counted."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._counts: Counter[str] = Counter()
         self._off: set[str] = set()
 

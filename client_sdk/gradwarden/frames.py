@@ -19,6 +19,8 @@ GRACE = 0.02
 """Seconds that an urgent piece waits for the optimizer's verdict and the loss beside it."""
 STALE = 1.0
 """Seconds after which a piece of an open step leaves, so that the live edge stays live."""
+MOST_EVENTS = 256
+"""Events of one frame; more of them go in several frames of the same step."""
 WIDTH = len(wire.QUANTITIES)
 
 
@@ -206,6 +208,8 @@ class FrameBook:
             piece.events.append(dict(event))
             if urgent:
                 self._press(piece)
+            if len(piece.events) >= MOST_EVENTS:
+                self._flush()
 
     def step(self, number: int) -> None:
         """The step just done is ``number``; a smaller one than before is a rollback."""

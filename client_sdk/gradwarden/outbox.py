@@ -25,7 +25,7 @@ class Losses:
     """What was given up, in frames, by reason. A loss is always a number someone can see."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._counts: Counter[str] = Counter()
 
     def add(self, reason: str, frames: int) -> None:

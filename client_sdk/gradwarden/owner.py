@@ -72,8 +72,8 @@ class Owner:
 
     def holds(self, gradients: Sequence[Tensor]) -> bool:
         """Whether any of ``gradients`` belongs to this optimizer's parameters."""
-        ours = {id(p.grad) for _, p in self.rows if p.grad is not None}
-        return any(id(g) in ours for g in gradients)
+        given = {id(g) for g in gradients}
+        return any(p.grad is not None and id(p.grad) in given for _, p in self.rows)
 
 
 def inner(optimizer: Any) -> Any:

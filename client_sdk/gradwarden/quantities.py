@@ -7,13 +7,15 @@ save work, on a device it may not.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from gradwarden.wire import QUANTITIES
+
+_PIECE = 1 << 20
+"""Elements of one piece of a large tensor: little memory, and few enough calls."""
 
 Unit = Callable[[Sequence[Tensor]], Tensor]
 
@@ -50,14 +52,11 @@ def l2(tensors: Sequence[Tensor]) -> Tensor:
 
 def absmax(tensors: Sequence[Tensor]) -> Tensor:
     """Largest magnitude; NaN where any value is NaN, 0 for an empty tensor."""
-    return _stack([_largest(t) for t in tensors])
-
-
-def _largest(tensor: Tensor) -> Tensor:
-    if not tensor.numel():
-        return tensor.new_zeros(())
-    low, high = torch.aminmax(tensor)  # one pass; it passes NaN on
-    return torch.maximum(low.neg(), high)
+    # One pass over each tensor, and it passes NaN on.
+    pairs = [torch.aminmax(t) if t.numel() else (t.new_zeros(()),) * 2 for t in tensors]
+    return torch.maximum(
+        _stack([low for low, _ in pairs]).neg(), _stack([high for _, high in pairs])
+    )
 
 
 def nan(tensors: Sequence[Tensor]) -> Tensor:
@@ -89,17 +88,38 @@ def measure(tensors: Sequence[Tensor]) -> Tensor:
 def _measure_cpu(tensors: Sequence[Tensor]) -> Tensor:
     """The same on a host, where a look at one value may save a pass over all of them."""
     matrix = torch.zeros((len(tensors), len(QUANTITIES)))
-    matrix[:, 0], matrix[:, 1] = l2(tensors), absmax(tensors)
+    matrix[:, 0] = l2(tensors)
+    small = [i for i, t in enumerate(tensors) if t.numel() <= _PIECE]
+    if small:
+        few = [tensors[i] for i in small]
+        sizes = torch.tensor([t.numel() for t in few])
+        matrix[small, 1] = absmax(few)
+        matrix[small, 4] = (sizes - torch.stack([torch.count_nonzero(t) for t in few])).float()
+    for i, tensor in enumerate(tensors):
+        if tensor.numel() > _PIECE:
+            matrix[i, 1], matrix[i, 4] = _scan(tensor)
     # A finite maximum proves that there is no NaN or Inf. The norm does not serve: squares
     # of finite values may overflow it.
-    for i, peak in enumerate(matrix[:, 1].tolist()):
-        tensor = tensors[i]
-        if not math.isfinite(peak):
-            matrix[i, 2] = torch.isnan(tensor).sum()
-            matrix[i, 3] = torch.isinf(tensor).sum()
-        if tensor.numel():
-            matrix[i, 4] = tensor.numel() - torch.count_nonzero(tensor)
+    for i in torch.isfinite(matrix[:, 1]).logical_not().nonzero().flatten().tolist():
+        matrix[i, 2] = torch.isnan(tensors[i]).sum()
+        matrix[i, 3] = torch.isinf(tensors[i]).sum()
     return matrix
+
+
+def _scan(tensor: Tensor) -> tuple[Tensor, Tensor]:
+    """Largest magnitude and number of zeros of a large host tensor, piece by piece.
+
+    Counting costs ten times a pass for the extremes, so only those pieces are counted whose
+    smallest magnitude does not rule zeros out.
+    """
+    flat, peaks, zeros = tensor.reshape(-1), [], torch.zeros((), dtype=torch.long)
+    for start in range(0, flat.numel(), _PIECE):
+        piece = flat[start : start + _PIECE]
+        low, high = torch.aminmax(piece.abs())
+        peaks.append(high)
+        if not low > 0:  # also when it is NaN
+            zeros += (piece == 0).sum()
+    return torch.stack(peaks).max(), zeros
 
 
 def by_device(tensors: Sequence[Tensor]) -> dict[torch.device, list[int]]:
@@ -111,4 +131,6 @@ def by_device(tensors: Sequence[Tensor]) -> dict[torch.device, list[int]]:
 
 
 def _stack(values: Sequence[Tensor]) -> Tensor:
+    if len({v.dtype for v in values}) == 1:
+        return torch.stack(list(values)).to(torch.float32)
     return torch.stack([v.to(torch.float32) for v in values])

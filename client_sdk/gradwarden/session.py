@@ -92,7 +92,8 @@ class Session:
         self, feature: str, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs
     ) -> R | None:
         """Run one verb of the monitor so that it can neither raise nor act when off."""
-        if self.off and feature != "health":
+        over = self._over.is_set() and feature != "finish"
+        if (self.off or over) and feature != "health":
             return None
         return self._faults.quiet(feature, work, *args, **kwargs)
 
@@ -122,7 +123,7 @@ class Session:
         elif value.device.type == "cpu":
             self._book.scalar(name, float(value))
         else:
-            pending = self._watcher.collector.fetch(value.reshape(1).float())
+            pending = self._watcher.scalars.fetch(value.reshape(1).float())
             if pending is not None:
                 self._book.scalar(name, pending)
 
@@ -160,7 +161,7 @@ class Session:
             "spooled": self._spool.held,
             "spool": str(self._spool.directory),
             "dropped": self._losses.counts(),
-            "device_ring_full": self._watcher.collector.dropped,
+            "device_ring_full": self._watcher.collector.dropped + self._watcher.scalars.dropped,
             "overhead_us_p50": 1e6 * self._voice.cost(),
             "disabled": self._faults.counts,
             "trouble": courier.trouble if courier else "no server configured",

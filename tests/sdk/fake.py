@@ -119,7 +119,9 @@ class FakeService:
     def _normal(
         self, path: str, headers: dict[str, str], body: bytes
     ) -> tuple[int, dict[str, Any], dict[str, str]]:
-        commands, self.commands = self.commands, []
+        commands: list[dict[str, Any]] = []
+        if path in ("/v1/start", "/v1/ingest", "/v1/heartbeat"):
+            commands, self.commands = self.commands, []
         if path == "/v1/start":
             start = json.loads(body)
             self.starts.append(start)

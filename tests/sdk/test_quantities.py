@@ -76,6 +76,20 @@ def test_each_unit_alone_equals_the_matrix(dtype: torch.dtype) -> None:
     torch.testing.assert_close(together, quantities.measure(tensors), equal_nan=True)
 
 
+@pytest.mark.parametrize("dirt", ["clean", "zeros", "nan and zeros", "strided"])
+def test_a_large_tensor_is_scanned_in_pieces(dirt: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quantities, "_PIECE", 1 << 17)
+    tensor = torch.randn(700_001) + 10
+    if dirt != "clean":
+        tensor[[5, 300_000, 700_000]] = 0.0
+    if dirt == "nan and zeros":
+        tensor[6] = NAN
+    if dirt == "strided":
+        tensor = tensor[::2]
+    row = quantities.measure([tensor])[0].tolist()
+    near([twin(tensor)[0], *row[1:]], twin(tensor))
+
+
 def test_half_types_are_summed_in_float32() -> None:
     tensor = torch.full((4096,), 0.125, dtype=torch.bfloat16)
     assert float(quantities.l2([tensor])[0]) == pytest.approx(8.0, rel=1e-6)
