@@ -143,13 +143,17 @@ def collector() -> Iterator[tuple[str, queue.Queue[ExportTraceServiceRequest]]]:
         server.server_close()
 
 
-def test_spans_of_a_request_and_its_commit_reach_an_otlp_endpoint(tmp_path: Path) -> None:
+def test_spans_of_requests_commits_and_evaluations_reach_an_otlp_endpoint(tmp_path: Path) -> None:
     with collector() as (endpoint, received):
         service = Service(tmp_path, env={"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint})
         try:
             begin(service, "traced")
             assert send(service, batch("traced", [frame(1)])).status_code == 200
             service.get("/-/healthy")
+            deadline = time.monotonic() + 20
+            while service.get("/v1/runs")["items"][0]["loss"] is None:
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
             assert service.stop() == 0, "the last spans leave at the end"
         finally:
             service.close()
@@ -168,6 +172,7 @@ def test_spans_of_a_request_and_its_commit_reach_an_otlp_endpoint(tmp_path: Path
     commit, request = spans["commit"], spans["POST /v1/ingest"]
     assert commit.parent_span_id == request.span_id
     assert {a.key for a in commit.attributes} >= {"run", "frames"}
+    assert spans["evaluate"].trace_id != request.trace_id
     assert not any("healthy" in name for name in spans)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 
@@ -17,6 +18,7 @@ from gradwarden_server.store.database import Priority, Transaction
 from gradwarden_server.store.errors import Fenced
 from gradwarden_server.store.evaluation import Due
 from gradwarden_server.store.outbox import Outbox
+from gradwarden_server.telemetry import span
 
 log = logging.getLogger(__name__)
 
@@ -150,7 +152,10 @@ class Evaluator:
             return
         if tick:
             held.tick_ns = now_ns
-        if held.watch.evaluate(run, now_ns, tick):
+        batches = due.position - held.watch.position
+        with span("evaluate", run=due.run, batches=batches) if batches else nullcontext():
+            more = held.watch.evaluate(run, now_ns, tick)
+        if more:
             self._wake.set()
 
     def _acquire(self, project: str, due: Due, held: _Held | None, now_ns: int) -> _Held | None:
