@@ -16,7 +16,7 @@ from typing import Any
 try:
     from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 except ModuleNotFoundError:  # run by hand, where hatchling need not be installed
-    BuildHookInterface = object
+    BuildHookInterface = object  # type: ignore[assignment, misc]
 
 ROOT = Path(__file__).resolve().parent.parent
 WEB = ROOT / "dashboards" / "web"
@@ -111,7 +111,7 @@ def build() -> None:
     STAMP.write_text(f"{digest()}\n")
 
 
-class CustomBuildHook(BuildHookInterface):  # type: ignore[misc, unused-ignore]
+class CustomBuildHook(BuildHookInterface):  # type: ignore[type-arg]
     """Found by hatchling through ``[tool.hatch.build...hooks.custom]``."""
 
     def dependencies(self) -> list[str]:

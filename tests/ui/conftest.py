@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -25,7 +26,10 @@ STEPS = 240
 @pytest.fixture(scope="session")
 def dashboard() -> None:
     """The dashboard is built from the sources as they are."""
-    build_web.build()
+    # Several test processes may come here at once; one builds, the others find it built.
+    with (build_web.WEB / "package.json").open() as gate:
+        fcntl.flock(gate, fcntl.LOCK_EX)
+        build_web.build()
 
 
 @pytest.fixture(scope="module")

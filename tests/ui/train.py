@@ -53,7 +53,7 @@ def main() -> None:
             x[5] = 0.0
         optimizer.zero_grad()
         loss = nn.functional.cross_entropy(model(x), labels)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         monitor.log(loss=loss, lr=schedule.get_last_lr()[0])
         schedule.step()

@@ -148,7 +148,10 @@ describe("colour", () => {
     expect(css(sequential, 254)).toBe("rgb(254 232 56)");
   });
   it("diverges from the ground of the theme", () => {
-    expect(css(diverging("#101418"), 128)).toMatch(/^rgb\(1[67] 20 2[34]\)$/);
+    const table = diverging("#101418");
+    expect([127, 128].map((byte) => css(table, byte))).toEqual(Array(2).fill("rgb(16 20 24)"));
+    expect([1, 254].map((byte) => css(table, byte))).toEqual(["rgb(44 123 182)", "rgb(230 97 1)"]);
+    expect([css(table, 0), css(table, 255)]).toEqual(["rgb(0 0 0)", "rgb(255 43 214)"]);
   });
   it("takes its ends from what is visible and counts what lies outside", () => {
     const bytes = new Uint8Array(1000).map((_, k) => 50 + (k % 100));

@@ -32,9 +32,18 @@ function ramp(anchors: Rgb[]): Uint32Array {
 
 export const sequential = ramp(CIVIDIS);
 
+/**
+ * From the ground to blue below and to orange above. Steeper near the middle than a straight
+ * line, so that a third of a decade is seen and three decades still have room.
+ */
 export function diverging(ground: string): Uint32Array {
-  const hex = [1, 3, 5].map((k) => parseInt(ground.slice(k, k + 2), 16)) as Rgb;
-  return ramp([BLUE, hex, ORANGE]);
+  const middle = [1, 3, 5].map((k) => parseInt(ground.slice(k, k + 2), 16)) as Rgb;
+  const table = ramp([middle, middle]);
+  for (let byte = 1; byte < 255; byte++) {
+    const away = Math.max(0, (Math.abs(byte - 127.5) - 0.5) / 126);
+    table[byte] = word(between(middle, byte < 128 ? BLUE : ORANGE, away ** 0.65));
+  }
+  return table;
 }
 
 /** The colour of one byte for CSS. */

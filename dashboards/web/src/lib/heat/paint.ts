@@ -68,9 +68,13 @@ export function blit(
   const scale = frame.width / (frame.to - frame.from);
   const left = (texture.from - frame.from) * scale;
   const width = (texture.to - texture.from) * scale;
-  for (let row = 0; row < texture.rows; row++) {
+  const tall = (row: number) => frame.tops[row + 1] - frame.tops[row];
+  for (let row = 0, end = 1; row < texture.rows; row = end++) {
+    // Neighbours of one height go in one call: hundreds of calls would cost the frame.
+    while (end < texture.rows && tall(end) === tall(row)) end++;
     const top = frame.tops[row];
-    g.drawImage(image, 0, row, texture.width, 1, left, top, width, frame.tops[row + 1] - top);
+    const height = frame.tops[end] - top;
+    g.drawImage(image, 0, row, texture.width, end - row, left, top, width, height);
   }
 }
 
