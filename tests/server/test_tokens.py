@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import socket
 import sqlite3
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
 
+from gradwarden import wire
 from gradwarden_server.api.access import COOKIE
 from tests.server.traffic import batch, frame, problem, send, start_body
 from tests.service import Service, gradwarden
@@ -213,6 +217,51 @@ def test_the_open_door_of_a_laptop_lets_no_stranger_through(service: Service) ->
     problem(wrong, 401, "unauthenticated")
     odd = service.call("GET", "/v1/runs?project=a%20b")
     assert problem(odd, 400, "malformed")["field"] == "project"
+
+
+def test_a_login_ends_by_itself_and_use_is_noted(tmp_path: Path) -> None:
+    db = f"sqlite:///{tmp_path}/gradwarden.sqlite"
+    made = gradwarden("token", "create", "--name", "x", "--scope", "admin", "--db", db)
+    secret = made.stdout.strip()
+    brief = {"GRADWARDEN_SESSION_HOURS": str(2 / 3600)}
+    service = Service(tmp_path, host="0.0.0.0", env=brief, token=secret)
+    try:
+        (token,) = service.get("/v1/tokens")["items"]
+        deadline = time.monotonic() + 20
+        while (token := service.get("/v1/tokens")["items"][0])["last_used_at"] is None:
+            assert time.monotonic() < deadline
+        assert token["last_used_at"] > token["created_at"]
+        with httpx.Client(base_url=service.url) as browser:
+            login = browser.post("/v1/session", json={"token": secret})
+            assert "Max-Age=2" in login.headers["set-cookie"]
+            kept = {"Cookie": f"{COOKIE}={browser.cookies[COOKIE]}"}
+            assert httpx.get(f"{service.url}/v1/runs", headers=kept).status_code == 200
+            while httpx.get(f"{service.url}/v1/runs", headers=kept).status_code == 200:
+                assert time.monotonic() < deadline, "the cookie outlives its session"
+                time.sleep(0.05)
+    finally:
+        service.close()
+
+
+def test_more_requests_than_the_house_holds_are_told_to_come_back(tmp_path: Path) -> None:
+    service = Service(tmp_path, env={"GRADWARDEN_MAX_IN_FLIGHT": "1"})
+    try:
+        service.call("POST", "/v1/start", json=start_body("full"))
+        at = urlsplit(service.url)
+        head = f"POST /v1/ingest HTTP/1.1\r\nHost: {at.netloc}\r\nContent-Length: 10\r\n"
+        body = wire.encode(batch("full", [frame(1, values=b"")]))
+        with socket.create_connection((at.hostname, at.port)) as slow:
+            slow.sendall(head.encode() + f"Content-Type: {wire.MEDIA_TYPE}\r\n\r\n".encode())
+            deadline = time.monotonic() + 20
+            while (answer := send(service, body)).status_code == 200:
+                assert time.monotonic() < deadline
+            problem(answer, 503, "unavailable")
+            assert answer.headers["retry-after"] == "1"
+            assert service.get("/v1/runs")["items"], "people are served all the same"
+        while send(service, body).status_code != 200:
+            assert time.monotonic() < deadline, "the place is free again"
+    finally:
+        service.close()
 
 
 def test_one_token_has_a_rate_and_the_refusal_says_when_to_come_back(tmp_path: Path) -> None:

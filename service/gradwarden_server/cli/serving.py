@@ -24,6 +24,7 @@ from gradwarden_server.store.errors import DatabaseInUse, Unavailable
 
 READY = "gradwarden: listening on "
 _GRACE_SECONDS = 10
+_KEEP_ALIVE_SECONDS = 75  # trainers beat every ten seconds over one connection
 _OPTIONS = ("host", "port", "db", "receivers", "rules", "external_url", "log_format")
 
 
@@ -138,6 +139,7 @@ class _Server(uvicorn.Server):
                 access_log=False,
                 server_header=False,
                 ws="none",
+                timeout_keep_alive=_KEEP_ALIVE_SECONDS,
                 timeout_graceful_shutdown=_GRACE_SECONDS,
             )
         )
