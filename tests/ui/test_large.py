@@ -104,7 +104,7 @@ def test_a_resumed_run_is_one_axis_with_a_flag_where_it_resumed(large: Service, 
     page.go(f"{large.url}/runs/large")
     label = page.wait("document.querySelector('.flag.restart')?.ariaLabel")
     assert f"attempt 2 begins, step {RESUMED:,}" in label
-    table = page.evaluate("document.querySelector('[aria-label=Attempts]').innerText")
+    table = page.wait("document.querySelector('[aria-label=Attempts]')?.innerText")
     assert "replayed after" in table
     assert page.complaints == []
 

@@ -188,3 +188,23 @@ def test_a_run_that_nobody_knows_and_a_service_that_is_gone_are_said(
     assert "does not answer" in banner
     assert page.evaluate("document.querySelectorAll('a.run').length") >= 1, "the list stays"
     assert "violates" not in json.dumps(page.complaints)
+
+
+def test_the_keys_are_explained_and_the_theme_is_remembered(
+    service: Service, training: Training, page: Page
+) -> None:
+    page.go(f"{service.url}/runs")
+    page.wait("document.querySelector('a.run')")
+    page.press("?", "Slash", "?")
+    page.wait("document.querySelector('dialog[open]')?.innerText.includes('vs baseline')")
+    page.press("Escape")
+    page.wait("!document.querySelector('dialog')")
+    ground = "getComputedStyle(document.body).backgroundColor"
+    assert page.evaluate(ground) == "rgb(16, 20, 24)"
+    page.press("t", text="t")
+    page.press("t", text="t")
+    page.wait(f"{ground} === 'rgb(255, 255, 255)'")
+    page.go(f"{service.url}/runs/sick")
+    page.wait("document.querySelector('.verdict')")
+    assert page.evaluate(ground) == "rgb(255, 255, 255)"
+    assert page.complaints == []
