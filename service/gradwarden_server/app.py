@@ -149,10 +149,11 @@ class House:
         if settings.on_loopback:
             log.warning("no token is asked for: only this machine can connect to %s", settings.host)
         elif not self.tokens.any_live(now_ns):
+            # A PostgreSQL URL may hold a password; it is not repeated here.
+            where = f" --db {settings.db}" if self.database.kind == "sqlite" else ""
             raise StartRefused(
                 f"{settings.host} can be reached from outside and no token exists yet. "
-                f"Make one first:\n  gradwarden token create --name admin --scope admin "
-                f"--db {settings.db}"
+                f"Make one first:\n  gradwarden token create --name admin --scope admin{where}"
             )
         self._opened = True
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 import socket
@@ -15,6 +16,7 @@ from dataclasses import replace
 from typing import Any
 from urllib.parse import urlsplit
 
+import httpx
 import pytest
 import zstandard
 
@@ -353,3 +355,65 @@ def test_a_client_that_stops_halfway_changes_nothing(service: Service, good: byt
                 client.sendall(head.encode() + good[:length])
         assert service.get("/-/healthy") == {"status": "ok"}
     assert send(service, good).json()["stored"] == 2, "the service still takes a good one"
+
+
+JUNK: list[Any] = [
+    None, True, 0, 1, -1, 2**31, 2**63 - 1, 2**63, 2**64, 1e308, -0.5, "", "x", "\x00", "\ud800",
+    "NaN", "Infinity", [], {}, [[]], [None], {"a": 1}, "a" * 3000, [1] * 50, ["x", 1],
+    {"kind": "finish"}, [[0, {"kind": "finish", "status": None}]],
+]  # fmt: skip
+
+
+def mutated(document: Any, chance: random.Random) -> Any:
+    """The document with one to three members, at any depth, replaced by junk or left out."""
+    document = copy.deepcopy(document)
+    for _ in range(chance.choice([1, 1, 2, 3])):
+        at = document
+        while True:
+            keys = list(at) if isinstance(at, dict) else list(range(len(at)))
+            if not keys:
+                break
+            key = chance.choice(keys)
+            if isinstance(at[key], (dict, list)) and chance.random() < 0.7:
+                at = at[key]
+                continue
+            if isinstance(at, dict) and chance.random() < 0.15:
+                del at[key]
+            else:
+                at[key] = copy.deepcopy(chance.choice(JUNK))
+            break
+    return document
+
+
+def test_mutated_documents_are_taken_or_refused_and_never_break_anything(
+    service: Service, good: bytes
+) -> None:
+    chance = random.Random(11)
+    begin(service, "fuzz")
+    header, payload = parts(wire.encode(batch("fuzz", [frame(1, bad_row=1), frame(2)])))
+    plain = wire.to_json(batch("fuzz", [frame(1, events=({"kind": "mark"},)), frame(2)]))
+    beat = {"run": "fuzz", "attempt": "a1", "rank": 0, "nonce": "n1", "step": 1, "sent_ns": 1}
+    as_json = {"Content-Type": "application/json"}
+    documents = [
+        ("/v1/ingest", plain),
+        ("/v1/start", start("fuzzed", config={"a": [1]}, place={"pod": "x"}, cost_per_hour=1.5)),
+        ("/v1/heartbeat", beat),
+        ("/v1/layouts", LAYOUT.to_json()),
+        ("/v1/tokens", {"name": "x", "scope": "read", "expires_in_days": 1}),
+        ("/v1/runs/fuzz/commands", {"rank": 0, "kind": "pause", "args": {}}),
+    ]
+    with httpx.Client(base_url=service.url, timeout=30) as client:
+        for _ in range(100):
+            text = json.dumps(mutated(header, chance) | {"crc32": zlib.crc32(payload)}).encode()
+            message = _PRELUDE.pack(wire.MAGIC, len(text)) + text + payload
+            assert client.post("/v1/ingest", content=message, headers=FRAMES).status_code < 500
+            for path, document in documents:
+                body = json.dumps(mutated(document, chance))
+                answer = client.post(path, content=body, headers=as_json)
+                assert answer.status_code < 500, (path, body, answer.text)
+        for run in ("fuzz", "fuzzed"):
+            for part in ("", "/events", "/heatmap", "/series"):
+                assert client.get(f"/v1/runs/{run}{part}").status_code in (200, 404)
+        assert client.get("/v1/runs").status_code == 200
+        assert "gradwarden_evaluator_errors_total 0.0" in client.get("/metrics").text
+    assert "unhandled error" not in service.log_text()

@@ -93,12 +93,17 @@ def test_a_port_in_use_or_a_wrong_setting_is_told_before_anything_starts(tmp_pat
     assert "'many'" in wrong.stderr
     other = gradwarden("serve", "--port", "0", "--db", "mysql://x/y")
     assert (other.returncode, "postgresql" in other.stderr) == (2, True)
+    file = tmp_path / "file"
+    file.touch()
+    nowhere = gradwarden("serve", "--port", "0", "--db", f"sqlite:///{file}/gw.sqlite")
+    assert (nowhere.returncode, str(file) in nowhere.stderr) == (3, True)
     broken = tmp_path / "receivers.yaml"
     broken.write_text("receivers:\n  - name: x\n    typ: webhook\n")
     refused = gradwarden("serve", "--port", "0", "--db", db, "--receivers", str(broken))
     assert refused.returncode == 2
     assert "typ" in refused.stderr
-    assert "Traceback" not in busy.stderr + wrong.stderr + other.stderr + refused.stderr
+    told = busy.stderr + wrong.stderr + other.stderr + nowhere.stderr + refused.stderr
+    assert "Traceback" not in told
 
 
 def test_kubernetes_service_links_do_not_break_the_port(tmp_path: Path) -> None:
@@ -122,8 +127,9 @@ def test_commands_that_write_beside_a_running_service_refuse_or_go_through_it(
     assert (second.returncode, "pid" in second.stderr) == (3, True)
     made = json.loads(gradwarden(*create, "--url", house.url).stdout)
     assert made["secret"].startswith("gw_")
-    listed = json.loads(gradwarden("token", "list", "--json", "--url", house.url).stdout)
-    assert [token["name"] for token in listed["items"]] == ["ci"]
+    for way in (["--url", house.url], ["--db", house.db]):
+        listed = json.loads(gradwarden("token", "list", "--json", *way).stdout)
+        assert [token["name"] for token in listed["items"]] == ["ci"]
     closed = gradwarden("token", "revoke", str(made["id"]), "--url", house.url)
     assert closed.returncode == 0
 

@@ -38,6 +38,8 @@ def serve(options: argparse.Namespace) -> int:
         app = create_app(settings)
     except (ReceiversError, RulesError, ValueError) as error:
         raise CommandError(str(error), USAGE) from None
+    except OSError as error:
+        raise CommandError(f"db: {error}", UNREACHABLE) from None
     _open(app.state.house)
     server = _Server(app, f"{READY}{_address(settings)}")
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -69,28 +71,36 @@ def settings_from(options: argparse.Namespace) -> Settings:
         raise CommandError(f"{text}\nsee docs/configuration.md", USAGE) from None
 
 
-def open_database(url: str, note: str) -> Database:
+def open_database(url: str, note: str, beside: bool = False) -> Database:
     """A migrated database that nobody else writes to.
+
+    Args:
+        url: Where it is.
+        note: Who holds it now, for those who find it held.
+        beside: Only read; a running service that holds the file has migrated it.
 
     Raises:
         CommandError: a running server holds it, or it cannot be reached.
     """
     try:
         database = Database(url)
-        database.hold_lock(note)
     except ValueError as error:
         raise CommandError(str(error), USAGE) from None
     except OSError as error:
-        raise CommandError(f"db: {url}: {error}", UNREACHABLE) from None
+        raise CommandError(f"db: {error}", UNREACHABLE) from None
+    try:
+        database.hold_lock(note)
+        database.ping()
+        database.migrate()
     except DatabaseInUse as error:
+        if beside:
+            return database
+        database.close()
         raise CommandError(
             f"{error}.\nGo through that service: repeat this with --url http://HOST:PORT",
             UNREACHABLE,
         ) from None
-    try:
-        database.ping()
-        database.migrate()
-    except Unavailable as error:
+    except (OSError, Unavailable) as error:
         database.close()
         raise CommandError(f"db: {error.__cause__ or error}", UNREACHABLE) from None
     return database
@@ -118,9 +128,9 @@ def _open(house: House) -> None:
     except StartRefused as error:
         house.stop()
         raise CommandError(str(error), USAGE) from None
-    except (DatabaseInUse, Unavailable) as error:
+    except (DatabaseInUse, OSError, Unavailable) as error:
         house.stop()
-        raise CommandError(str(error), UNREACHABLE) from None
+        raise CommandError(f"db: {error.__cause__ or error}", UNREACHABLE) from None
 
 
 def _address(settings: Settings) -> str:

@@ -14,7 +14,6 @@ from gradwarden_server.api.schemas import token_face
 from gradwarden_server.cli.faults import DONE, USAGE, CommandError
 from gradwarden_server.cli.reading import Client, table
 from gradwarden_server.cli.serving import open_database, settings_from
-from gradwarden_server.store.database import Database
 from gradwarden_server.store.tokens import TokenRecord, TokenStore
 
 _DAY_NS = 86_400 * 1_000_000_000
@@ -50,9 +49,8 @@ def show(options: argparse.Namespace) -> int:
     if options.url:
         items = Client(options).call("GET", "/v1/tokens")["items"]
     else:
-        database = Database(settings_from(options).db)
+        database = open_database(settings_from(options).db, "gradwarden token", beside=True)
         try:
-            database.migrate()
             records = TokenStore(database).list(options.project or DEFAULT_PROJECT)
         finally:
             database.close()
