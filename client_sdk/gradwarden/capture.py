@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -65,6 +66,7 @@ class Watcher:
         self.layout: wire.Layout | None = None
         self.owners = [Owner(k, o, self.rows) for k, o in enumerate(map(inner, optimizers))]
         self._anyone = None if self.owners else Owner(0, None, self.rows)
+        self._foreign: weakref.WeakSet[Optimizer] = weakref.WeakSet()
         self._steps = 0
         self._noted: set[str] = set()
         for owner in self._all():
@@ -74,10 +76,13 @@ class Watcher:
 
     @_guarded("capture at clipping")
     def clip_enters(self, gradients: list[Tensor], exact: bool) -> None:
-        for owner in self._all():
-            if owner.holds(gradients):
-                self._at_clip(owner)
-                owner.exact = exact
+        holders = [o for o in self._all() if o.holds(gradients)]
+        if not holders and self.layout is None and self._replaced():
+            self._renew()  # sharding after ``watch`` put other Parameter objects in place
+            holders = [o for o in self._all() if o.holds(gradients)]
+        for owner in holders:
+            self._at_clip(owner)
+            owner.exact = exact
 
     @_guarded("clip norm")
     def clip_leaves(self, gradients: list[Tensor], total: Tensor | None, most: float) -> None:
@@ -249,16 +254,27 @@ class Watcher:
         """A new layout when parameters were frozen, unfrozen, replaced or added."""
         optimizer = owner.optimizer() if owner.optimizer is not None else None
         if self.rows.changed() or owner.size != size_of(optimizer):
-            self.rows = Rows(self.model)
-            if self.order is not None:
-                self.order.finish()
-            for known in self._all():
-                known.assign(self.rows)
+            self._renew()
             self.layout = self.rows.layout()
-            self.order = BackwardOrder(self.rows)
-        elif self.order is not None:
+        elif self.order is not None and self.order.seen:
             self.layout = self.rows.layout(self.order.finish())
             self.order = None
+        elif self.layout is None:
+            self.layout = self.rows.layout()
+
+    def _renew(self) -> None:
+        """Walk the model again; the order of its backward pass is learnt anew."""
+        if self.order is not None:
+            self.order.finish()
+        self.rows = Rows(self.model)
+        self.order = BackwardOrder(self.rows)
+        for known in self._all():
+            known.assign(self.rows)
+
+    def _replaced(self) -> bool:
+        """Whether the model's trainable parameters are other objects than our rows."""
+        now = [id(p) for p in self.model.parameters() if p.requires_grad]
+        return now != [id(p) for p in self.rows.parameters]
 
     def _learning_rate(self, owner: Owner) -> None:
         optimizer = owner.optimizer() if owner.optimizer is not None else None
@@ -289,8 +305,14 @@ class Watcher:
         for owner in self.owners:
             if owner.optimizer is not None and owner.optimizer() is optimizer:
                 return owner
+        if optimizer in self._foreign:
+            return None
         owner = Owner(len(self.owners), optimizer, self.rows)
+        if not owner.rows and self._replaced():
+            self._renew()
+            owner.assign(self.rows)
         if not owner.rows:
+            self._foreign.add(optimizer)
             return None
         if self._anyone is not None:  # it is the first one seen: a clip came before its step
             owner.pending, owner.token = self._anyone.pending, self._anyone.token

@@ -120,6 +120,11 @@ class BackwardOrder:
             self._known.add(row)
             self._seen.append(row)
 
+    @property
+    def seen(self) -> bool:
+        """Whether a backward pass came by."""
+        return bool(self._seen)
+
     def finish(self) -> tuple[int, ...]:
         """Remove the hooks and answer the order; rows without a gradient come last.
 

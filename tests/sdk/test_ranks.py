@@ -47,9 +47,32 @@ dist.destroy_process_group()
 """
 
 
-def launch(service: FakeService, tmp_path: Path, *words: str) -> None:
+SHARDED = """
+import torch, torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+import gradwarden
+
+dist.init_process_group("gloo")
+torch.manual_seed(0)
+model = torch.nn.Sequential(torch.nn.Linear(4, 7), torch.nn.Tanh(), torch.nn.Linear(7, 2))
+monitor = gradwarden.watch(model)
+fully_shard(model, mesh=init_device_mesh("cpu", (dist.get_world_size(),)))
+optimizer = torch.optim.SGD(model.parameters(), 0.1)
+for step in range(10):
+    optimizer.zero_grad()
+    model(torch.ones(3, 4) * (dist.get_rank() + 1)).pow(2).mean().backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+dist.barrier()
+monitor.finish()
+dist.destroy_process_group()
+"""
+
+
+def launch(service: FakeService, tmp_path: Path, *words: str, script: str = SCRIPT) -> None:
     file = tmp_path / "train.py"
-    file.write_text(SCRIPT)
+    file.write_text(script)
     env = {k: v for k, v in os.environ.items() if not k.startswith("GRADWARDEN_")}
     env |= {"PYTHONPATH": str(ROOT / "client_sdk"), "OMP_NUM_THREADS": "1"}
     env |= {"GRADWARDEN_URL": service.url, "GRADWARDEN_SPOOL": str(tmp_path / "spool")}
@@ -92,3 +115,18 @@ def test_a_rank_with_another_model_speaks_for_itself(service: FakeService, tmp_p
     speakers = {k[2] for k, held in service.frames.items() if any(f.values for f in held.values())}
     assert speakers == {0, 3}
     assert len(service.layouts) == 2
+
+
+def test_sharded_ranks_each_speak_for_their_shard(service: FakeService, tmp_path: Path) -> None:
+    launch(service, tmp_path, script=SHARDED)
+    assert {s["rank"]: s["group"] for s in service.starts} == {r: r for r in range(4)}
+    assert len({(s["run"], s["attempt"]) for s in service.starts}) == 1
+    for layout in service.layouts.values():
+        assert [p.name for p in layout.parameters] == ["0.weight", "0.bias", "2.weight", "2.bias"]
+        assert [p.shape for p in layout.parameters] == [(7, 4), (7,), (2, 7), (2,)]
+    orders = {layout.backward for layout in service.layouts.values()}
+    assert sorted(max(orders)) == [0, 1, 2, 3]
+    assert min(orders) == () or len(orders) == 1
+    for held in service.frames.values():
+        assert [f.step for _, f in sorted(held.items()) if f.values] == list(range(10))
+        assert {f.capture for f in held.values() if f.values} == {"pre_clip"}
