@@ -197,7 +197,7 @@ def test_the_keys_are_explained_and_the_theme_is_remembered(
     page.wait("document.querySelector('a.run')")
     page.press("?", "Slash", "?")
     page.wait("document.querySelector('dialog[open]')?.innerText.includes('vs baseline')")
-    page.press("Escape")
+    page.evaluate("document.querySelector('dialog button').click()")
     page.wait("!document.querySelector('dialog')")
     ground = "getComputedStyle(document.body).backgroundColor"
     assert page.evaluate(ground) == "rgb(16, 20, 24)"
