@@ -180,16 +180,16 @@ class House:
             )
             self._tracing = provider.shutdown
 
-    def snapshot(self) -> Snapshot:
-        """What a scrape tells beyond the counters."""
-        totals = self.overview.totals(telemetry.MOST_RUNS)
+    def snapshot(self, project: str | None) -> Snapshot:
+        """What a scrape tells beyond the counters; only this project's runs one by one."""
+        totals = self.overview.totals(project, telemetry.MOST_RUNS)
         oldest_ns = self.outbox.oldest_unsent()
         age = 0.0 if oldest_ns is None else max(0.0, (time.time_ns() - oldest_ns) / 1e9)
         return Snapshot(
             runs=totals.runs,
             alerts=totals.alerts,
             live=tuple(self._gauges(live) for live in totals.live),
-            live_count=totals.runs.get("running", 0),
+            live_count=totals.live_count,
             outbox_waiting=self.outbox.counts().get("waiting", 0),
             outbox_oldest_seconds=age,
             writer_queue_depth=self.database.queue_depth,

@@ -7,7 +7,7 @@ the outbox, the latest gradient norms) is asked for at each scrape, through a sn
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -20,7 +20,6 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import choose_encoder
-from prometheus_client.registry import Collector
 
 MOST_RUNS = 50
 """Live runs with series of their own on /metrics; the rest are counted, so it stays bounded."""
@@ -89,6 +88,7 @@ class Telemetry:
             ["receiver", "result"],
             registry=self.registry,
         )
+        self._source: Callable[[str | None], Snapshot] = lambda project: Snapshot()
         self._lock = threading.Lock()
         self._nonfinite: dict[tuple[str, str], int] = {}
         build = Gauge(
@@ -110,62 +110,69 @@ class Telemetry:
         """Non-finite gradient values of a run since this process started."""
         return self._nonfinite.get((project, run), 0)
 
-    def watch(self, source: Callable[[], Snapshot]) -> None:
-        """Ask ``source`` at every scrape."""
-        self.registry.register(_Scrape(source))
-
-    def exposition(self, accept: str) -> tuple[bytes, str]:
-        """The metrics in the format that the scraper accepts, and its media type."""
-        encode, media_type = choose_encoder(accept)
-        return encode(self.registry), media_type
-
-
-class _Scrape(Collector):
-    def __init__(self, source: Callable[[], Snapshot]) -> None:
+    def watch(self, source: Callable[[str | None], Snapshot]) -> None:
+        """Ask ``source`` at every scrape; its argument is that of :meth:`exposition`."""
         self._source = source
-        self._lock = threading.Lock()
 
-    def describe(self) -> Iterable[Metric]:
-        return []  # registering must not ask the source
+    def exposition(self, accept: str, project: str | None = None) -> tuple[bytes, str]:
+        """The metrics in the format that the scraper accepts, and its media type.
+
+        Args:
+            accept: The scraper's Accept header.
+            project: Whose runs have series of their own here; None means everybody's.
+        """
+        encode, media_type = choose_encoder(accept)
+        return encode(_Scrape(self.registry, self._source(project))), media_type
+
+
+class _Scrape:
+    """Counters and a snapshot as one registry, which is anything that collects."""
+
+    def __init__(self, registry: CollectorRegistry, now: Snapshot) -> None:
+        self._registry = registry
+        self._now = now
 
     def collect(self) -> Iterator[Metric]:
-        with self._lock:  # two scrapers at once would read the same rows twice
-            now = self._source()
-        runs = GaugeMetricFamily("gradwarden_runs", "Runs known, by status.", labels=["status"])
-        for status, count in sorted(now.runs.items()):
-            runs.add_metric([status], count)
-        alerts = GaugeMetricFamily(
-            "gradwarden_alerts", "Alerts that are open.", labels=["severity", "state"]
-        )
-        for (severity, state), count in sorted(now.alerts.items()):
-            alerts.add_metric([severity, state], count)
-        yield from (runs, alerts)
-        yield GaugeMetricFamily(
-            "gradwarden_outbox_waiting",
-            "Notifications that wait for delivery.",
-            value=now.outbox_waiting,
-        )
-        yield GaugeMetricFamily(
-            "gradwarden_outbox_oldest_unsent_seconds",
-            "Age of the oldest notification not delivered yet; 0 when none waits.",
-            value=now.outbox_oldest_seconds,
-        )
-        yield GaugeMetricFamily(
-            "gradwarden_writer_queue_depth",
-            "Writes that wait for the next commit.",
-            value=now.writer_queue_depth,
-        )
-        yield GaugeMetricFamily(
-            "gradwarden_evaluator_lag_seconds",
-            "Age of the oldest stored frame that is not evaluated yet; 0 when none waits.",
-            value=now.evaluator_lag_seconds,
-        )
-        yield CounterMetricFamily(
-            "gradwarden_evaluator_errors",
-            "Evaluations that raised; the run is tried again at the next tick.",
-            value=now.evaluator_errors,
-        )
-        yield from _per_run(now)
+        yield from self._registry.collect()
+        yield from _service(self._now)
+        yield from _per_run(self._now)
+
+
+def _service(now: Snapshot) -> Iterator[Metric]:
+    runs = GaugeMetricFamily("gradwarden_runs", "Runs known, by status.", labels=["status"])
+    for status, count in sorted(now.runs.items()):
+        runs.add_metric([status], count)
+    alerts = GaugeMetricFamily(
+        "gradwarden_alerts", "Alerts that are open.", labels=["severity", "state"]
+    )
+    for (severity, state), count in sorted(now.alerts.items()):
+        alerts.add_metric([severity, state], count)
+    yield from (runs, alerts)
+    yield GaugeMetricFamily(
+        "gradwarden_outbox_waiting",
+        "Notifications that wait for delivery.",
+        value=now.outbox_waiting,
+    )
+    yield GaugeMetricFamily(
+        "gradwarden_outbox_oldest_unsent_seconds",
+        "Age of the oldest notification not delivered yet; 0 when none waits.",
+        value=now.outbox_oldest_seconds,
+    )
+    yield GaugeMetricFamily(
+        "gradwarden_writer_queue_depth",
+        "Writes that wait for the next commit.",
+        value=now.writer_queue_depth,
+    )
+    yield GaugeMetricFamily(
+        "gradwarden_evaluator_lag_seconds",
+        "Age of the oldest stored frame that is not evaluated yet; 0 when none waits.",
+        value=now.evaluator_lag_seconds,
+    )
+    yield CounterMetricFamily(
+        "gradwarden_evaluator_errors",
+        "Evaluations that raised; the run is tried again at the next tick.",
+        value=now.evaluator_errors,
+    )
 
 
 def _per_run(now: Snapshot) -> Iterator[Metric]:

@@ -107,7 +107,7 @@ def test_runs_on_the_metrics_page_are_bounded(service: Service) -> None:
 def test_a_label_of_a_hostile_run_is_escaped() -> None:
     numbers = Telemetry()
     hostile = RunGauges("p", 'a"\n} evil 1\n', 1, float("nan"), 0)
-    numbers.watch(lambda: Snapshot(live=(hostile,), live_count=1))
+    numbers.watch(lambda project: Snapshot(live=(hostile,), live_count=1))
     text = numbers.exposition("")[0].decode()
     families = {f.name: f for f in text_string_to_metric_families(text)}
     assert "evil" not in families

@@ -131,6 +131,20 @@ def test_an_unknown_expired_or_revoked_token_is_told_so(guarded: Service) -> Non
     problem(guarded.call("GET", "/v1/runs", headers=bearer(brief)), 401, "unauthenticated")
 
 
+def test_runs_are_named_on_the_metrics_page_to_those_who_may_read_them(guarded: Service) -> None:
+    guarded.call("POST", "/v1/start", json=start_body("named"))
+    own, trainer = make(guarded, "read")["secret"], make(guarded, "ingest")["secret"]
+    other = gradwarden_token(guarded, "third")
+    for secret, shown in ((own, True), (trainer, False), (other, False)):
+        page = guarded.call("GET", "/metrics", headers=bearer(secret))
+        assert page.status_code == 200
+        assert ('run="named"' in page.text) is shown
+        assert "gradwarden_evaluator_lag_seconds" in page.text
+    stranger = httpx.get(f"{guarded.url}/metrics")
+    assert stranger.status_code == 200
+    assert 'run="named"' not in stranger.text
+
+
 def test_the_dashboard_logs_in_over_plain_http_and_out_again(guarded: Service) -> None:
     secret = make(guarded, "read")["secret"]
     with httpx.Client(base_url=guarded.url) as browser:

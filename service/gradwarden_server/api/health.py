@@ -5,8 +5,10 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic import BaseModel
+from starlette.concurrency import run_in_threadpool
 
-from gradwarden_server.api.deps import PartsDep
+from gradwarden_server.api.access import Principal
+from gradwarden_server.api.deps import PartsDep, Somebody
 from gradwarden_server.api.problems import Problem
 
 router = APIRouter(tags=["health"])
@@ -36,7 +38,18 @@ def ready(parts: PartsDep) -> Healthy:
 
 
 @router.get("/metrics", summary="Our own numbers, for Prometheus", response_class=Response)
-def metrics(request: Request, parts: PartsDep) -> Response:
-    """Bounded: at most fifty live runs have series of their own here."""
-    body, media_type = parts.telemetry.exposition(request.headers.get("accept", ""))
+async def metrics(request: Request, who: Somebody, parts: PartsDep) -> Response:
+    """The service's sums for anybody; series of runs for those who may read their project.
+
+    Bounded: at most fifty live runs have series of their own here.
+    """
+    accept = request.headers.get("accept", "")
+    body, media_type = await run_in_threadpool(parts.telemetry.exposition, accept, _sees(who))
     return Response(body, headers={"Content-Type": media_type})
+
+
+def _sees(who: Principal | None) -> str | None:
+    """The project whose runs a scraper may see: None for all, no name for none."""
+    if who is None or who.scope == "ingest":
+        return ""
+    return None if who.token is None else who.project

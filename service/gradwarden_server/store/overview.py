@@ -1,4 +1,4 @@
-"""A few sums over all projects, for the service's own metrics. Never shown to a tenant."""
+"""A few sums over all projects, for the service's own metrics."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ class Totals:
     runs: dict[str, int]
     alerts: dict[tuple[str, str], int]
     live: list[LiveRun]
+    live_count: int
 
 
 class Overview:
@@ -36,8 +37,11 @@ class Overview:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def totals(self, most_live: int) -> Totals:
-        """Runs by status, open alerts by severity and state, and the newest running runs."""
+    def totals(self, project: str | None, most_live: int) -> Totals:
+        """Runs by status, open alerts by severity and state, and the newest running runs.
+
+        Sums are over all projects; runs are named of one project, or of all for None.
+        """
         statuses = select(t.run.c.status, func.count()).group_by(t.run.c.status)
         alerts = (
             select(t.alert.c.severity, t.alert.c.state, func.count())
@@ -48,11 +52,15 @@ class Overview:
             select(t.run.c.id, t.run.c.project, t.run.c.run, t.run.c.last_step)
             .where(t.run.c.status == "running")
             .order_by(t.run.c.id.desc())
-            .limit(most_live)
         )
+        if project is not None:
+            live = live.where(t.run.c.project == project)
         with self._database.read() as connection:
             return Totals(
                 runs=dict(connection.execute(statuses).tuples().all()),
                 alerts={(row[0], row[1]): row[2] for row in connection.execute(alerts)},
-                live=[LiveRun(*row) for row in connection.execute(live)],
+                live=[LiveRun(*row) for row in connection.execute(live.limit(most_live))],
+                live_count=connection.execute(
+                    select(func.count()).select_from(live.order_by(None).subquery())
+                ).scalar_one(),
             )
