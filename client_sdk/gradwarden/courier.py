@@ -21,6 +21,10 @@ _PATHS = {"start": "/v1/start", "layout": "/v1/layouts", "batch": "/v1/ingest"}
 _LONGEST_PAUSE = 15.0
 
 
+LIVE: set[str] = set()
+"""Nonces of the monitors that live in this process."""
+
+
 class Verdict(Enum):
     """What became of one record."""
 
@@ -161,12 +165,16 @@ def _media(record: Record) -> str:
 
 
 def _gone(holder: dict[str, Any]) -> bool:
-    """Whether the holder was a process of this host that no longer lives (or is this one)."""
+    """Whether the holder was a process of this host that no longer lives.
+
+    Our own pid under a nonce that is none of ours was a process before us: containers start
+    again with the same host name and pid.
+    """
     pid = holder.get("pid")
     if holder.get("host") != socket.gethostname() or not isinstance(pid, int) or pid <= 0:
         return False
     if pid == os.getpid():
-        return True
+        return holder.get("nonce") not in LIVE
     if Path("/proc/self").exists():
         return not Path(f"/proc/{pid}").exists()
     try:

@@ -94,7 +94,7 @@ class Resolver:
 
     def __init__(self, run: str | None, group: int | None, watch_number: int = 0) -> None:
         self._run, self._group = known_run(run), group
-        self._attempt, self._nonce = ulid(), ulid()
+        self._attempt, self.nonce = ulid(), ulid()
         restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         self._key = f"gradwarden/identity/{restart}/{watch_number}"
 
@@ -123,7 +123,7 @@ class Resolver:
 
     def _as(self, here: Place, run: str, attempt: str, group: int) -> Identity:
         chosen = group if self._group is None else self._group
-        return Identity(run, attempt, here.rank, here.world, chosen, self._nonce)
+        return Identity(run, attempt, here.rank, here.world, chosen, self.nonce)
 
     def _derived(self) -> tuple[str, str]:
         """Without a process group all ranks derive one key from what their launcher told."""

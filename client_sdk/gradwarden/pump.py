@@ -93,11 +93,8 @@ class Pump:
             last = self._deadline is not None
             try:
                 self._turn(time.monotonic(), last)
-            except Exception as error:  # our own bug: this turn's pieces are lost and counted
+            except Exception as error:  # our own bug: what waits is tried again next turn
                 self._faults.record("sealing", error, fatal=False)
-                self._losses.add("sealing failed", len(self._pieces) + len(self._batch))
-                self._pieces.clear()
-                self._reset()
             if last and (not self._pieces or time.monotonic() >= (self._deadline or 0.0)):
                 break
             self._rest()
@@ -123,9 +120,16 @@ class Pump:
             self._open_stream(0, self._pieces[0].step if self._pieces else self._book.first)
         late = self._deadline is not None and now >= self._deadline - 0.5
         while self._pieces and (self._pieces[0].ready or late):
-            self._add(self._pieces.popleft(), now)
+            self._give_or_lose(self._pieces.popleft(), now)
         if self._batch and (last or self._urgent or now - self._since >= BATCH_SECONDS):
             self._seal()
+
+    def _give_or_lose(self, piece: Piece, now: float) -> None:
+        try:
+            self._add(piece, now)
+        except Exception as error:
+            self._faults.record("sealing", error, fatal=False)
+            self._losses.add("sealing failed", 1)
 
     def _hold_back(self, last: bool) -> None:
         """Frames wait for the run's name, bounded; without one at the end they are lost."""
@@ -138,11 +142,11 @@ class Pump:
 
     def _open_stream(self, rollback: int, first_step: int) -> None:
         assert self.identity is not None
-        self._rollback, self._seq = rollback, 0
         record = self._start_record(self.identity, rollback, max(0, first_step))
         body = json.dumps(record, default=str).encode()
         attempt = self.identity.attempt_after(rollback)
         self._outlet.put(Record("start", body, 0, attempt), f"start{rollback % 2}")
+        self._rollback, self._seq = rollback, 0
 
     def _add(self, piece: Piece, now: float) -> None:
         if piece.attempt != self._rollback:
@@ -157,9 +161,8 @@ class Pump:
         if values and self._layout is not layout:
             self._seal()
             self._layout = layout
-        self._seq += 1
         frame = wire.Frame(
-            seq=self._seq,
+            seq=self._seq + 1,
             step=piece.step,
             time_ns=piece.time_ns,
             scalars=piece.numbers() if ready else {},
@@ -175,6 +178,7 @@ class Pump:
         if not self._batch:
             self._since = now
         self._batch.append(frame)
+        self._seq += 1
         self._events += len(frame.events)
         self._bytes += len(frame.values)
         self._urgent = self._urgent or piece.urgent
@@ -198,23 +202,33 @@ class Pump:
         if not self._batch:
             return
         assert self.identity is not None
-        layout = self._layout if any(f.values for f in self._batch) else None
+        frames, layout = self._batch, self._layout
+        self._reset()
+        try:
+            self._send(self.identity, frames, layout)
+        except Exception as error:
+            self._faults.record("sealing", error, fatal=False)
+            self._losses.add("sealing failed", len(frames))
+
+    def _send(
+        self, identity: Identity, frames: list[wire.Frame], layout: wire.Layout | None
+    ) -> None:
+        layout = layout if any(f.values for f in frames) else None
         if layout is not None and layout.hash not in self._sent_layouts:
             body = json.dumps(layout.to_json()).encode()
             slot = f"layout{len(self._sent_layouts) % 3}"
             self._sent_layouts[layout.hash] = None
             self._outlet.put(Record("layout", body), slot)
         batch = wire.Batch(
-            stream=self.identity.stream(self._rollback),
-            frames=tuple(self._batch),
+            stream=identity.stream(self._rollback),
+            frames=tuple(frames),
             layout=layout.hash if layout is not None else "",
             parameters=len(layout.parameters) if layout is not None else 0,
             sent_ns=time.time_ns(),
         )
-        attempt = self.identity.attempt_after(self._rollback)
-        record = Record("batch", wire.encode(batch, CODEC), len(self._batch), attempt)
-        self.frames += len(self._batch)
-        self._reset()
+        attempt = identity.attempt_after(self._rollback)
+        record = Record("batch", wire.encode(batch, CODEC), len(frames), attempt)
+        self.frames += len(frames)
         self._outlet.put(record)
 
     def _reset(self) -> None:

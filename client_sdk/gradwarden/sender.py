@@ -11,7 +11,7 @@ from typing import Any
 
 from gradwarden.courier import TIMEOUT, Courier, Verdict
 from gradwarden.errors import Faults, say
-from gradwarden.outbox import Losses, Outbox
+from gradwarden.outbox import Losses, Outbox, Record
 from gradwarden.spool import Spool
 from gradwarden.sync import send_directory
 from gradwarden.transport import JSON, Transport, Unreachable
@@ -40,6 +40,7 @@ class Sender:
         self._deadline = float("inf")
         self._handled: set[str] = set()
         self._said: str | None = None
+        self._in_flight: Record | None = None
         self._tried_at_end = False
         self._next_beat = time.monotonic() + HEARTBEAT
         self._orphans: Callable[[], list[Path]] | None = orphans
@@ -70,9 +71,11 @@ class Sender:
         while not (self._stopping.is_set() and self._finished()):
             try:
                 self._turn()
-            except Exception as error:  # our own bug must not end delivery for good
+            except Exception as error:  # our own bug: the record goes, delivery goes on
                 self._faults.record("delivery", error, fatal=False)
-                self._outbox.nap(1.0)
+                if self._in_flight is not None:
+                    self._losses.add("delivery failed", self._in_flight.frames)
+                    self._forget(self._in_flight)
 
     def _finished(self) -> bool:
         empty = not len(self._outbox) and (self._spool is None or self._spool.head() is None)
@@ -83,9 +86,9 @@ class Sender:
             self._outbox.wait(1.0)
             self.spill()
             return
+        self._in_flight = None
         self._heartbeat()
         record = self._spool.head() if self._spool is not None else None
-        spooled = record is not None
         if record is None:
             record = self._outbox.head()
         elif len(self._outbox):
@@ -96,6 +99,7 @@ class Sender:
         if self._orphans is not None and not self._adopt(self._orphans):
             return
         left = self._deadline - time.monotonic()
+        self._in_flight = record
         verdict = self.courier.deliver(record, max(0.1, min(TIMEOUT, left)))
         if verdict is Verdict.LATER:
             self._down()
@@ -103,10 +107,14 @@ class Sender:
         self._say(None)
         if record.kind == "start":
             self._next_beat = 0.0  # by heartbeats the service knows who lives
-        if spooled and self._spool is not None:
+        self._forget(record)
+
+    def _forget(self, record: Record) -> None:
+        """Take a record that was acked or given up from where it waits."""
+        self._in_flight = None
+        self._outbox.remove(record)
+        if self._spool is not None:
             self._spool.remove(record)
-        else:
-            self._outbox.remove(record)
 
     def _adopt(self, orphans: Callable[[], list[Path]]) -> bool:
         """Before our first record, what a killed process of this run and rank left behind.

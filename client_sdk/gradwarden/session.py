@@ -13,7 +13,7 @@ from typing import Any, ParamSpec, TypeVar
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from gradwarden import facts, hooks, lifecycle
+from gradwarden import courier, facts, hooks, lifecycle
 from gradwarden.capture import Watcher
 from gradwarden.checkpoint import Checkpoints
 from gradwarden.errors import Faults
@@ -31,6 +31,8 @@ P = ParamSpec("P")
 R = TypeVar("R")
 PATIENCE = 30.0
 """Seconds before a run that has not stepped yet announces itself."""
+SEALING = 1.0
+"""Seconds that sealing may take whatever the deadline: unsealed frames cannot be spooled."""
 _STATUSES = ("finished", "failed", "cancelled", "preempted")
 _MOST_NAMES = 200
 
@@ -86,6 +88,7 @@ class Session:
         self._event({"kind": "start", "hooks": list(hooks.found)})
         self._pump.start()
         self._sender.start()
+        courier.LIVE.add(self._resolver.nonce)
         lifecycle.enlist(self)
 
     def quietly(
@@ -118,8 +121,8 @@ class Session:
 
     def _log_tensor(self, name: str, value: Tensor) -> None:
         value = getattr(value.detach(), "_local_tensor", value.detach())
-        if value.numel() != 1:
-            self._faults.record(f"log({name})", ValueError("expected one number"), False)
+        if value.numel() != 1 or value.is_complex() or value.is_meta:
+            self._faults.record(f"log({name})", ValueError("expected one real number"), False)
         elif value.device.type == "cpu":
             self._book.scalar(name, float(value))
         else:
@@ -143,29 +146,33 @@ class Session:
         self._book.event(event, urgent=False)
 
     def step(self, number: int) -> None:
-        number = int(number)
-        if number < 0:
-            raise ValueError(f"a step is at least 0, got {number}")
+        try:
+            number = int(number)
+            if number < 0:
+                raise ValueError(f"a step is at least 0, got {number}")
+        except (TypeError, ValueError, OverflowError) as error:
+            self._faults.record("step(number)", error, False)
+            return
         self._book.step(number)
 
     def health(self) -> dict[str, Any]:
         if self.off:
             return {"off": True, "captured": 0, "dropped": {}}
-        courier = self._sender.courier
+        post = self._sender.courier
         return {
             "off": False,
             "run": self.identity.run if self.identity else None,
             "captured": self._book.captures,
             "frames": self._pump.frames,
-            "acked": courier.acked if courier else 0,
+            "acked": post.acked if post else 0,
             "spooled": self._spool.held,
             "spool": str(self._spool.directory),
             "dropped": self._losses.counts(),
             "device_ring_full": self._watcher.collector.dropped + self._watcher.scalars.dropped,
             "overhead_us_p50": 1e6 * self._voice.cost(),
             "disabled": self._faults.counts,
-            "trouble": courier.trouble if courier else "no server configured",
-            "url": courier.url if courier else None,
+            "trouble": post.trouble if post else "no server configured",
+            "url": post.url if post else None,
             "hooks": list(hooks.found),
         }
 
@@ -209,10 +216,11 @@ class Session:
             self._losses_event()
         self._event({"kind": "finish", "status": status, **details})
         self._book.close()
-        self._pump.stop(deadline - left / 4)
+        self._pump.stop(max(deadline - left / 4, time.monotonic() + SEALING))
         self._sender.stop(deadline)
         self._voice.wait(deadline)
         self._voice.report(self._losses, self._spool)
+        courier.LIVE.discard(self._resolver.nonce)
         lifecycle.release(self)
 
     def forget(self) -> None:

@@ -100,10 +100,16 @@ def dead_pid() -> int:
     return child.pid
 
 
-@pytest.mark.parametrize("holder", ["dead here", "alive here", "elsewhere"])
-def test_only_a_dead_holder_of_this_host_is_taken_over(service: FakeService, holder: str) -> None:
+@pytest.mark.parametrize(
+    "holder", ["dead here", "ours before", "alive here", "ours now", "elsewhere"]
+)
+def test_only_a_dead_holder_of_this_host_is_taken_over(
+    service: FakeService, holder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     held_by = {
         "dead here": {"host": socket.gethostname(), "pid": dead_pid(), "nonce": "x"},
+        "ours before": {"host": socket.gethostname(), "pid": os.getpid(), "nonce": "x"},
+        "ours now": {"host": socket.gethostname(), "pid": os.getpid(), "nonce": "live"},
         "alive here": {"host": socket.gethostname(), "pid": os.getppid(), "nonce": "x"},
         "elsewhere": {"host": "elsewhere", "pid": 1, "nonce": "x"},
     }[holder]
@@ -115,11 +121,12 @@ def test_only_a_dead_holder_of_this_host_is_taken_over(service: FakeService, hol
         return None
 
     service.script = script
+    monkeypatch.setattr("gradwarden.courier.LIVE", {"live"})
+    gone = holder in ("dead here", "ours before")
     post = courier(service)
-    verdict = post.deliver(START)
-    assert verdict is (Verdict.ACKED if holder == "dead here" else Verdict.LATER)
-    assert [s["takeover"] for s in service.starts] == ([True] if holder == "dead here" else [])
-    if holder != "dead here":
+    assert post.deliver(START) is (Verdict.ACKED if gone else Verdict.LATER)
+    assert [s["takeover"] for s in service.starts] == ([True] if gone else [])
+    if not gone:
         assert str(held_by["pid"]) in str(post.trouble)
 
 

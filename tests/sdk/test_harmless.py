@@ -13,11 +13,16 @@ import torch
 from torch import nn
 
 import gradwarden
-from gradwarden import hooks, quantities
+from gradwarden import facts, hooks, quantities, wire
 from gradwarden.capture import Watcher
+from gradwarden.courier import Courier
 from gradwarden.frames import FrameBook
+from gradwarden.identity import Resolver
+from gradwarden.layout import BackwardOrder
+from gradwarden.owner import Owner
 from gradwarden.session import Session
 from gradwarden.sync import sync
+from gradwarden.tripwires import Tripwires
 from tests.sdk.conftest import Watch, batch, mlp
 from tests.sdk.fake import FakeService, problem
 
@@ -139,6 +144,8 @@ FAULTS: list[tuple[Any, str, str]] = [
     (FrameBook, "scalar", "log"),
     (FrameBook, "event", "mark"),
     (Session, "enter_phase", "phase"),
+    (BackwardOrder, "finish", "capture at clipping"),
+    (Owner, "fresh", "skipped steps"),
 ]
 
 
@@ -169,13 +176,47 @@ def test_our_own_bugs_stay_ours_and_are_counted(
     assert f"missed {missed[feature]} times: {feature}" in told
 
 
+THREADS: list[tuple[Any, str]] = [
+    (wire, "encode"),
+    (Tripwires, "advance"),
+    (Courier, "deliver"),
+    (Resolver, "look"),
+    (facts, "start_record"),
+]
+
+
+@pytest.mark.parametrize(("owner", "name"), THREADS, ids=lambda v: str(v)[-30:])
+def test_bugs_in_our_threads_cost_frames_that_are_counted(
+    owner: Any, name: str, watch: Watch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = train()
+    model, optimizer = pair()
+    monitor = watch(model, optimizer, exit_seconds=2)
+    broken_until = time.monotonic() + 0.5
+
+    def broken(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("our bug")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, broken)
+        assert train(monitor, model, optimizer) == plain
+        until(lambda: time.monotonic() > broken_until)
+    monitor.finish()
+    health = monitor.health()
+    assert health["disabled"], health
+    assert health["dropped"] or owner in (Tripwires, Resolver, facts)
+
+
 def test_numbers_that_are_none_never_raise(service: FakeService, watch: Watch) -> None:
     model, optimizer = pair()
     monitor = watch(model, optimizer)
     monitor.log(a=object(), b=torch.ones(2), c=torch.tensor(2.0, requires_grad=True))  # type: ignore[arg-type]
     monitor.log(**{"x" * 200: 1.0}, d=math.nan, e=True, f=10**400, g=torch.tensor(7))
     monitor.mark("", object())
+    monitor.log(h=torch.ones((), dtype=torch.complex64), i=torch.ones((), device="meta"))
     monitor.step(-3)
+    monitor.step("four")  # type: ignore[arg-type]
+    monitor.log(c=torch.tensor(2.0))
     monitor.finish("bogus")
     (frame,) = [f for f in service.all_frames() if f.scalars]
     assert {k: v for k, v in frame.scalars.items() if k != "d"} == {"c": 2.0, "e": 1.0, "g": 7.0}
