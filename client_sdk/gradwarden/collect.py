@@ -36,9 +36,17 @@ class Pending:
         if self._free is None:
             return self._tensor
         tensor = self._tensor.clone()
-        self._free()
-        self._free = None
+        self._release()
         return tensor
+
+    def __del__(self) -> None:
+        # Superseded values are never read. The next copy into their slot queues behind theirs.
+        self._release()
+
+    def _release(self) -> None:
+        free, self._free = self._free, None
+        if free is not None:
+            free()
 
 
 class Collector:

@@ -157,7 +157,7 @@ class Pump:
         weights = piece.weights() if ready else []
         values = piece.values() if ready else b""
         if layout is not None and not values:
-            self._losses.add("device copy not ready", 1)
+            self._losses.add("no device copy in time", 1)
         if values and self._layout is not layout:
             self._seal()
             self._layout = layout
