@@ -122,10 +122,14 @@ class Telemetry:
             project: Whose runs have series of their own here; None means everybody's.
         """
         encode, media_type = choose_encoder(accept)
-        return encode(_Scrape(self.registry, self._source(project))), media_type
+        return encode(self.scrape(project)), media_type
+
+    def scrape(self, project: str | None = None) -> Scrape:
+        """What one scrape reads, as metric families."""
+        return Scrape(self.registry, self._source(project))
 
 
-class _Scrape:
+class Scrape:
     """Counters and a snapshot as one registry, which is anything that collects."""
 
     def __init__(self, registry: CollectorRegistry, now: Snapshot) -> None:
@@ -133,6 +137,7 @@ class _Scrape:
         self._now = now
 
     def collect(self) -> Iterator[Metric]:
+        """Every family."""
         yield from self._registry.collect()
         yield from _service(self._now)
         yield from _per_run(self._now)

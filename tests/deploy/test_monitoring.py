@@ -41,7 +41,7 @@ def lively() -> tuple[Telemetry, Callable[[], None]]:
         writer_queue_depth=1,
         evaluator_lag_seconds=0.1,
     )
-    telemetry.watch(lambda: now)
+    telemetry.watch(lambda project: now)
 
     def move() -> None:
         nonlocal now
@@ -62,7 +62,7 @@ def metric_names() -> set[str]:
     suffixes = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}
     return {
         family.name + suffix
-        for family in telemetry.registry.collect()
+        for family in telemetry.scrape().collect()
         for suffix in suffixes.get(family.type, ("",))
     }
 
