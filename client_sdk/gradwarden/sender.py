@@ -41,6 +41,7 @@ class Sender:
         self._handled: set[str] = set()
         self._said: str | None = None
         self._in_flight: Record | None = None
+        self._closed = False
         self._tried_at_end = False
         self._next_beat = time.monotonic() + HEARTBEAT
         self._orphans: Callable[[], list[Path]] | None = orphans
@@ -55,6 +56,7 @@ class Sender:
         self._stopping.set()
         self._outbox.wake()
         self._thread.join(max(0.0, deadline - time.monotonic()))
+        self._closed = True
         self.spill()
         if self._spool is not None:
             self._spool.close()
@@ -148,7 +150,9 @@ class Sender:
                 self.spill()
 
     def _say(self, trouble: str | None) -> None:
-        """An outage is said once when it begins and once when it ends."""
+        """An outage is said once when it begins and once when it ends, never after our end."""
+        if self._closed:
+            return
         if trouble is not None and self._said is None:
             where = f"; frames wait in {self._spool.directory}" if self._spool else ""
             say(f"cannot deliver ({trouble}){where}; training goes on")

@@ -109,7 +109,7 @@ def test_mixed_dtypes_keep_their_rows() -> None:
 
 def test_repeated_indices_of_a_sparse_gradient_add_up() -> None:
     sparse = torch.sparse_coo_tensor(
-        torch.tensor([[1, 1, 3]]), torch.tensor([3.0, 1.0, -3.0]), (9,)
+        torch.tensor([[1, 1, 3]]), torch.tensor([3.0, 1.0, -3.0]), (9,), check_invariants=True
     )
     values = quantities.local(sparse)
     assert values is not None
