@@ -38,6 +38,7 @@ def firing(severity: Severity, summary: str) -> Alert:
         (replace(RUN, last_seen_ns=0), [firing("page", "NaN")], "crit", "NaN"),
         (replace(RUN, last_seen_ns=0, status="finished"), [], "ok", ""),
         (replace(RUN, status="failed"), [firing("ticket", "OOM")], "warn", "OOM"),
+        (replace(RUN, status="failed"), [], "warn", "the run failed"),
     ],
 )
 def test_a_runs_health_follows_its_worst_alert_then_its_silence(

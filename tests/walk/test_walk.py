@@ -79,6 +79,9 @@ def test_alerts_of_a_run_that_ends_well_resolve_and_say_why(house: House) -> Non
     story = house.get(f"/v1/alerts/{alerts[0]['id']}")
     assert [line["to"] for line in story["timeline"]][-1] == "resolved"
     assert story["timeline"][-1]["reason"] == "run_finished"
+    # Its end closed the alerts; it does not make the run a healthy one.
+    run = house.get("/v1/runs/sick")
+    assert (run["health"], run["worst_layer"]) == ("crit", SICK_LAYER)
     bodies = [json.loads(r.body) for r in house.pager.wait(2)]
     assert bodies[0]["status"] == "firing"
     assert bodies[-1]["status"] == "resolved"

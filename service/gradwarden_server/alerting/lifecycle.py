@@ -17,6 +17,7 @@ Alerts = Mapping[str, Alert]
 OPEN: tuple[AlertState, ...] = ("pending", "firing")
 RUN_FINISHED = "run_finished"
 RUN_CANCELLED = "run_cancelled"
+AT_THE_END = (RUN_FINISHED, RUN_CANCELLED)
 ENRICHED = "enriched"
 NO_HOLDS: Mapping[str, int] = MappingProxyType({})
 

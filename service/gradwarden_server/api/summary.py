@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from gradwarden_server.alerting.lifecycle import AT_THE_END
 from gradwarden_server.api.plain import Number, number, rfc3339
 from gradwarden_server.api.schemas import AlertCounts, RunFace
 from gradwarden_server.model import Alert
@@ -54,22 +55,22 @@ class Summaries:
     def faces(self, project: str, records: Sequence[RunRecord], now_ns: int) -> list[RunFace]:
         """The lines of some runs of a project."""
         only = records[0].run if len(records) == 1 else None
-        opened = self._ledger.list(project, OPEN, only, limit=_MOST_ALERTS).items
+        known = self._ledger.list(project, (), only, limit=_MOST_ALERTS).items
         of_run: dict[str, list[Alert]] = {}
-        for alert in opened:
+        for alert in known:
             if alert.run is not None:
                 of_run.setdefault(alert.run, []).append(alert)
         return [self._face(project, run, of_run.get(run.run, []), now_ns) for run in records]
 
-    def _face(self, project: str, run: RunRecord, alerts: Sequence[Alert], now_ns: int) -> RunFace:
-        firing = sorted(
-            (a for a in alerts if a.state == "firing"),
-            key=lambda a: (_RANK.get(a.severity, 3), a.active_ns),
-        )
-        health, reason = judge(run, firing, now_ns)
+    def _face(self, project: str, run: RunRecord, known: Sequence[Alert], now_ns: int) -> RunFace:
+        alerts = [a for a in known if a.state in OPEN]
+        firing = _worst_first(a for a in alerts if a.state == "firing")
+        # A run that ended ill is not healthy, though its end closed its alerts.
+        ailing = firing or _worst_first(a for a in known if a.reason in AT_THE_END)
+        health, reason = judge(run, ailing, now_ns)
         attempts = self._runs.attempts(project, run.run)
         recent = self._past(project, run, now_ns)
-        layers = (a.annotations.get("layer") for a in firing)
+        layers = (a.annotations.get("layer") for a in ailing)
         return RunFace(
             run=run.run,
             name=run.name,
@@ -117,18 +118,24 @@ class Summaries:
         return recent
 
 
-def judge(run: RunRecord, firing: Sequence[Alert], now_ns: int) -> tuple[Health, str]:
-    """Health and its reason in words; ``firing`` has the worst alert first."""
-    worst = firing[0] if firing else None
+def judge(run: RunRecord, ailing: Sequence[Alert], now_ns: int) -> tuple[Health, str]:
+    """Health and its reason in words; ``ailing`` has the worst alert first."""
+    worst = ailing[0] if ailing else None
     summary = "" if worst is None else worst.annotations.get("summary") or worst.alertname
     if worst is not None and worst.severity == "page":
         return "crit", summary
     if worst is not None and worst.severity == "ticket":
         return "warn", summary
+    if run.status == "failed":
+        return "warn", summary or "the run failed"
     quiet_ns = now_ns - run.last_seen_ns
     if run.status == "running" and quiet_ns > SILENT_NS:
         return "silent", f"nothing heard for {quiet_ns // 1_000_000_000} s"
     return "ok", summary
+
+
+def _worst_first(alerts: Iterable[Alert]) -> list[Alert]:
+    return sorted(alerts, key=lambda a: (_RANK.get(a.severity, 3), a.active_ns))
 
 
 def _newest(found: Sequence[Sampled], name: str) -> list[float]:
