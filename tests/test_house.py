@@ -74,6 +74,7 @@ WITHOUT_PROJECT = {
     "Outbox.due": "the delivery loop",
     "Outbox.oldest_unsent": "totals for /metrics",
     "Outbox.record": "the delivery loop",
+    "Outbox.void_claims": "a process that starts alone takes over from one that died",
     "RunStore.projects": "lists the projects",
     "TokenStore.any_live": "whether the service may listen beyond loopback at all",
     "TokenStore.authenticate": "a token is what tells the project",

@@ -139,9 +139,11 @@ class House:
         if self._opened:
             return
         settings = self.settings
-        self.database.hold_lock(f"gradwarden serve at {settings.url}")
+        alone = self.database.hold_lock(f"gradwarden serve at {settings.url}")
         self.database.ping()
         self.database.migrate()
+        if alone:
+            self.evaluator.inherit()
         now_ns = time.time_ns()
         if settings.admin_token_file is not None:
             secret = _read_secret(settings)

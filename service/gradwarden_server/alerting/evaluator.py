@@ -66,6 +66,12 @@ class Evaluator:
         self.lag_seconds = 0.0
         self.last_round_ns = 0
 
+    def inherit(self) -> None:
+        """Take over at once from a process that died; only where no other can be alive."""
+        for project in (*self._rooms.runs.projects(), _SYSTEM):
+            self._rooms.evaluation.release(project, None)
+        self._rooms.database.write(self._outbox.void_claims, Priority.ALERT).result()
+
     def start(self) -> None:
         """Begin evaluating."""
         self._thread.start()

@@ -128,14 +128,17 @@ class Database:
         with self.read() as connection:
             connection.execute(text("SELECT 1"))
 
-    def hold_lock(self, note: str) -> None:
+    def hold_lock(self, note: str) -> bool:
         """Hold the SQLite file against other writers; does nothing on PostgreSQL.
+
+        Returns:
+            Whether this process is now the only one, so that claims of dead ones are void.
 
         Raises:
             DatabaseInUse: another process holds it; the text says who.
         """
         if self._path is None:
-            return
+            return False
         path = self._path.with_name(self._path.name + ".lock")
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
@@ -147,6 +150,7 @@ class Database:
         os.ftruncate(handle, 0)
         os.write(handle, f"pid {os.getpid()}: {note}\n".encode())
         self._lock_file = handle
+        return True
 
     def close(self) -> None:
         """Finish what waits, then let go of connections and the lock."""

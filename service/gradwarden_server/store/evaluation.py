@@ -116,14 +116,13 @@ class EvaluationStore:
 
         return self._database.write(job, Priority.ALERT).result()
 
-    def release(self, project: str, holder: str) -> None:
-        """Give back every lease of a holder that stops, so that another takes over at once."""
+    def release(self, project: str, holder: str | None) -> None:
+        """Let the leases of a holder that stops (None: of any) go to whoever asks next."""
+        statement = update(t.lease).where(t.lease.c.scope.startswith(f"{project}/"))
+        if holder is not None:
+            statement = statement.where(t.lease.c.holder == holder)
         self._database.write(
-            lambda connection: connection.execute(
-                update(t.lease)
-                .where(t.lease.c.holder == holder, t.lease.c.scope.startswith(f"{project}/"))
-                .values(expires_ns=0)
-            ),
+            lambda connection: connection.execute(statement.values(expires_ns=0)),
             Priority.ALERT,
         ).result()
 

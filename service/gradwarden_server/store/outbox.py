@@ -118,6 +118,10 @@ class Outbox:
             )
         return [_queued(row) for row in rows]
 
+    def void_claims(self, conn: Connection) -> None:
+        """Free the messages that a dead process had in hand; they are tried again at once."""
+        conn.execute(update(outbox).where(outbox.c.lease_until_ns > 0).values(lease_until_ns=0))
+
     def record(self, conn: Connection, queued: Queued, receipt: Receipt) -> None:
         """Write down how a try went and say what becomes of the message."""
         mine = outbox.c.id == queued.id
