@@ -13,6 +13,7 @@ import time
 import urllib.request
 from collections.abc import Mapping, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -92,7 +93,8 @@ def _tell(console: Console, running: service.DemoService, pager: Pager, sick: bo
         _show(console, page)
     console.print(Panel(output.strip()[-1200:], title="what the training script itself printed"))
     address = f"{running.url}/runs/{run}"
-    console.print(f"\nDashboard: [bold]{address}[/]   (stop it with: gradwarden demo --stop)")
+    console.print(f"\nDashboard: [bold]{address}[/]", soft_wrap=True)
+    console.print(f"It stays up; stop it with: {_own_command()} --stop", soft_wrap=True)
     if not sick:
         verdict = "no alert" if page is None else "an alert that should not be"
         console.print(f"Healthy run over after {elapsed:.0f} s: {verdict}.")
@@ -101,6 +103,15 @@ def _tell(console: Console, running: service.DemoService, pager: Pager, sick: bo
         console.print(f"[red]No alert arrived.[/] The service's log: {service.folder()}")
         return 1
     return 0
+
+
+def _own_command() -> str:
+    """How this demo was called, as one can type it again from here."""
+    called = Path(sys.argv[0])
+    if called.name != "gradwarden":
+        return "gradwarden demo"
+    here = Path.cwd()
+    return f"{called.relative_to(here) if called.is_relative_to(here) else called} demo"
 
 
 def _train(url: str, run: str, sick: bool) -> subprocess.Popen[str]:
