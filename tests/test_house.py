@@ -54,6 +54,7 @@ THIRD_PARTY = {
     "opentelemetry": {"telemetry", "app"},
     "yaml": {"settings", "rules", "notify", "app", "cli"},
     "numpy": {"store", "detect", "rules", "alerting", "api", "app", "demo"},
+    "markdown_it": {"api"},
     "rich": {"cli", "demo"},
     "sklearn": {"demo"},
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import struct
 import time
 from collections.abc import Callable
@@ -239,7 +240,12 @@ def test_the_dashboard_is_served_under_its_routes_and_never_over_the_api(service
 def test_runbooks_are_pages_and_their_text_is_never_markup(service: Service) -> None:
     page = service.call("GET", "/runbooks/Watchdog")
     assert page.status_code == 200
-    assert "<pre>" in page.text
+    assert page.text.count("<h1>") == 1
+    assert "<strong>Check first</strong>" in page.text
+    assert "**" not in page.text
+    linked = re.findall(r'href="(\w+\.md)"', page.text)
+    assert linked
+    assert all(service.call("GET", f"/runbooks/{link}").status_code == 200 for link in linked)
     source = service.call("GET", "/runbooks/Watchdog", headers={"Accept": "text/markdown"})
     assert source.headers["content-type"].startswith("text/markdown")
     for slug in ("nothing", "..%2f..%2fREADME", "%00"):

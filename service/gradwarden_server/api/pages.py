@@ -9,6 +9,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path, Request
 from fastapi.responses import FileResponse, HTMLResponse, Response
+from markdown_it import MarkdownIt
 
 from gradwarden_server import assets
 from gradwarden_server.api.problems import Problem
@@ -19,7 +20,8 @@ _FOREVER = "public, max-age=31536000, immutable"
 _HASHED = re.compile(r"-[A-Za-z0-9_-]{8}\.[a-z0-9]+\Z")
 _STYLE = (
     "body{font:16px/1.5 system-ui,sans-serif;max-width:50rem;margin:2rem auto;padding:0 1rem}"
-    "pre{white-space:pre-wrap;font:inherit}code{font-family:monospace}"
+    "li{margin:.4rem 0}code{font-family:monospace;overflow-wrap:anywhere}"
+    "pre{overflow-x:auto}h1{overflow-wrap:anywhere}"
     "@media(prefers-color-scheme:dark){body{background:#14171a;color:#e6e6e6}a{color:#8ab4f8}}"
 )
 _NOT_BUILT = (
@@ -28,6 +30,7 @@ _NOT_BUILT = (
     "<p>and load this page again. An installed wheel always has it. The API works without it: "
     '<a href="/docs">see its pages</a>.</p>'
 )
+_MARKDOWN = MarkdownIt("commonmark", {"html": False})
 _OURS = ("v1/", "api/", "-/", "assets/", "runbooks/", "metrics")
 
 
@@ -55,13 +58,14 @@ async def docs(request: Request) -> HTMLResponse:
 @router.get("/runbooks/{slug}")
 async def runbook(slug: Annotated[str, Path(max_length=100)], request: Request) -> Response:
     """A runbook to read at three in the morning; its source for ``Accept: text/markdown``."""
+    slug = slug.removesuffix(".md")  # as runbooks link to each other
     file = assets.RUNBOOKS / f"{slug}.md"
     if not slug.replace("-", "").replace("_", "").isalnum() or not file.is_file():
         raise Problem("not-found", f"runbook: {slug[:100]!r}; there is none of that name")
     text = file.read_text(encoding="utf-8")
     if "text/markdown" in request.headers.get("accept", ""):
         return Response(text, media_type="text/markdown; charset=utf-8")
-    return _page(slug.replace("-", " "), f"<pre>{html.escape(text)}</pre>")
+    return _page(slug, _MARKDOWN.render(text.removeprefix(f"# {slug}\n")))
 
 
 @router.get("/assets/{name:path}")
