@@ -23,14 +23,14 @@ TRAINER = [sys.executable, "-m", "tests.walk.trainer"]
 class House:
     """Service, pager and trainers of one test."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, **settings: str) -> None:
         self.folder = folder
         self.pager = LocalReceiver()
         receivers = (
             f"receivers:\n  - name: pager\n    type: webhook\n    url: {self.pager.url}\n"
             "    allow_private: true\n"
         )
-        self.service = Service(folder, receivers=receivers)
+        self.service = Service(folder, receivers=receivers, env=settings)
 
     def environment(self, run: str, **more: str) -> dict[str, str]:
         """A trainer's environment: where the service is, which run, and its own spool."""

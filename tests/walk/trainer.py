@@ -58,6 +58,7 @@ def main() -> None:
     parser.add_argument("--skip", choices=["no", "by-norm", "by-gradients"], default="no")
     parser.add_argument("--pace", type=float, default=0.0)
     parser.add_argument("--die-at", type=int, default=-1)
+    parser.add_argument("--raise-at", type=int, default=-1)
     parser.add_argument("--until", type=Path, help="train on until this file exists")
     parser.add_argument("--sick-every", type=int, default=0, help="fall ill, be healed, again")
     arguments = parser.parse_args()
@@ -98,6 +99,8 @@ def main() -> None:
         if step == arguments.die_at:
             print(f"dying at step {step}", flush=True)
             os.kill(os.getpid(), 9)
+        if step == arguments.raise_at:
+            raise MemoryError("out of memory: tried to allocate 80 GiB")
         batch = torch.randint(len(images), (32,), generator=generator)
         optimizer.zero_grad()
         loss = nn.functional.cross_entropy(model(images[batch]), labels[batch])
