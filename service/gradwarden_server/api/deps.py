@@ -93,7 +93,7 @@ class Parts:
         return await asyncio.wrap_future(write)
 
 
-def _parts(request: Request) -> Parts:
+async def _parts(request: Request) -> Parts:  # a plain function would cost a thread each time
     parts: Parts = request.app.state.parts
     return parts
 

@@ -200,10 +200,17 @@ def _unavailable(error: BaseException) -> Unavailable:
 
 
 class _Job:
-    def __init__(self, run: Callable[[Connection], Any], order: tuple[int, str, int]) -> None:
+    def __init__(
+        self, run: Callable[[Connection], Any], priority: int, key: str, number: int
+    ) -> None:
         self.run = run
-        self.order = order
+        self.priority = priority
+        self.key = key
+        self.number = number
         self.future: Future[Any] = Future()
+        # What is queued is written. A caller that is cancelled, as at shutdown, would else
+        # cancel the future, and giving it the result would raise here and end the writer.
+        self.future.set_running_or_notify_cancel()
 
 
 class _Writer:
@@ -229,7 +236,7 @@ class _Writer:
                 self._thread = threading.Thread(target=self._loop, name="gradwarden-writer")
                 self._thread.daemon = True
                 self._thread.start()
-            job = _Job(run, (priority, key, next(self._count)))
+            job = _Job(run, priority, key, next(self._count))
             self._waiting.append(job)
             self._wake.notify()
         return job.future
@@ -249,10 +256,11 @@ class _Writer:
                     if self._closed:
                         return
                     self._wake.wait()
-                self._waiting.sort(key=lambda job: job.order)
+                # The oldest are taken, and only then ordered by key: no run starves another.
+                self._waiting.sort(key=lambda job: (job.priority, job.number))
                 jobs = self._waiting[:_JOBS_PER_COMMIT]
                 del self._waiting[:_JOBS_PER_COMMIT]
-            self._commit(jobs)
+            self._commit(sorted(jobs, key=lambda job: (job.priority, job.key, job.number)))
 
     def _commit(self, jobs: list[_Job]) -> None:
         outcomes: list[tuple[_Job, Any, BaseException | None]] = []
@@ -278,6 +286,8 @@ def _attempt(connection: Connection, job: _Job) -> tuple[Any, BaseException | No
     try:
         result = job.run(connection)
     except Exception as error:
+        if connection.invalidated:
+            raise  # the connection is gone, and with it everything since BEGIN
         savepoint.rollback()
         return None, _unavailable(error) if isinstance(error, _AWAY) else error
     savepoint.commit()

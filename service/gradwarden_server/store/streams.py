@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from sqlalchemy import Connection, Row, and_, insert, or_, select, update
+from sqlalchemy import Connection, Row, and_, bindparam, insert, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from gradwarden_server.store import tables as t
@@ -31,6 +31,20 @@ _FACTS = (
     "target_loss",
 )
 
+# Asked for every batch, so it is put together once. The run first: all lock in that order.
+_FIND = (
+    select(t.stream, t.run.c.position)
+    .join(t.attempt, t.attempt.c.id == t.stream.c.attempt_id)
+    .join(t.run, t.run.c.id == t.stream.c.run_id)
+    .where(
+        t.run.c.project == bindparam("in_project"),
+        t.run.c.run == bindparam("in_run"),
+        t.attempt.c.attempt == bindparam("in_attempt"),
+        t.stream.c.rank == bindparam("in_rank"),
+    )
+    .with_for_update(of=(t.run, t.stream), key_share=True)
+)
+
 
 def insert_or_ignore(connection: Connection, table: Any) -> Any:
     """An INSERT that leaves an existing row alone, in the dialect at hand."""
@@ -49,30 +63,16 @@ def ensure_project(connection: Connection, project: str) -> None:
 def find_stream(
     connection: Connection, project: str, run: str, attempt: str, rank: int
 ) -> Row[Any]:
-    """The stream's row with its run's, the run's row locked.
+    """The stream's row with its run's, both locked.
+
+    Locking the run alone would not do: where PostgreSQL has to wait for the lock, it reads
+    only locked rows anew, and the stream's received seqs would be those from before the wait.
 
     Raises:
         UnknownStream: there is none.
     """
-    statement = (
-        select(
-            t.stream,
-            t.attempt.c.ordinal,
-            t.attempt.c.attempt,
-            t.run.c.position,
-            t.run.c.status.label("run_status"),
-        )
-        .join(t.attempt, t.attempt.c.id == t.stream.c.attempt_id)
-        .join(t.run, t.run.c.id == t.stream.c.run_id)
-        .where(
-            t.run.c.project == project,
-            t.run.c.run == run,
-            t.attempt.c.attempt == attempt,
-            t.stream.c.rank == rank,
-        )
-        .with_for_update(of=t.run)
-    )
-    row = connection.execute(statement).one_or_none()
+    key = {"in_project": project, "in_run": run, "in_attempt": attempt, "in_rank": rank}
+    row = connection.execute(_FIND, key).one_or_none()
     if row is None:
         raise UnknownStream(run, attempt, rank)
     return row
@@ -110,7 +110,7 @@ def _ensure_run(
     query = (
         select(t.run.c.id)
         .where(t.run.c.project == project, t.run.c.run == request.run)
-        .with_for_update()
+        .with_for_update(key_share=True)
     )
     found = connection.execute(query).scalar_one_or_none()
     if found is not None:
