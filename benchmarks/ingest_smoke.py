@@ -1,0 +1,164 @@
+"""How many durable single-frame requests a second does one ``gradwarden serve`` take?
+
+Every client is one live run on a connection of its own, and sends its next frame as soon as
+the last one was acked: no batching, no pipelining, the evaluator at work on every run. The
+frames are made before the clock starts. Service and clients share this machine, so the figure
+is a floor. The last line of stdout is one JSON object.
+
+    python benchmarks/ingest_smoke.py --clients 8 --frames 250 --layers 150
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import statistics
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from gradwarden import wire
+
+READY = "gradwarden: listening on http://"
+# Modest on purpose: two shared cores, a virtual disk, Python at both ends.
+GOALS = {"requests_per_second": 300.0, "p99_ms": 250.0}
+
+
+def main() -> int:
+    """Run once; the exit code is 0 if every goal was met."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--clients", type=int, default=8)
+    parser.add_argument("--frames", type=int, default=250, help="frames of each client")
+    parser.add_argument("--layers", type=int, default=150)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="gradwarden-bench-") as folder:
+        service = _serve(Path(folder))
+        try:
+            address = _address(service)
+            figures = asyncio.run(_measure(address, options))
+            figures["server_cpu_ms_per_request"] = round(
+                _cpu_seconds(service.pid) * 1000 / (options.clients * options.frames), 3
+            )
+        finally:
+            service.terminate()
+            service.wait(30)
+    met = {
+        "requests_per_second": figures["requests_per_second"] >= GOALS["requests_per_second"],
+        "p99_ms": figures["p99_ms"] <= GOALS["p99_ms"],
+    }
+    print(json.dumps({"name": "ingest_smoke", "figures": figures, "goals": GOALS, "met": met}))
+    return 0 if all(met.values()) else 1
+
+
+def _serve(folder: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "gradwarden_server.cli", "serve", "--port", "0"]
+    return subprocess.Popen(
+        [*command, "--db", f"sqlite:///{folder}/gradwarden.sqlite"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+
+
+def _address(service: subprocess.Popen[str]) -> tuple[str, int]:
+    assert service.stdout is not None
+    for line in service.stdout:
+        if line.startswith(READY):
+            host, _, port = line.removeprefix(READY).strip().rpartition(":")
+            return host, int(port)
+    raise SystemExit("the service did not start")
+
+
+async def _measure(address: tuple[str, int], options: argparse.Namespace) -> dict[str, float]:
+    parameters = tuple(
+        wire.Parameter(f"layer.{i}.weight", (64, 64), "float32", f"layer.{i}", "matrix")
+        for i in range(options.layers)
+    )
+    layout = wire.Layout(parameters)
+    clients = [_Client(address, f"bench-{i}", layout) for i in range(options.clients)]
+    prepared = [client.bodies(options.frames) for client in clients]
+    await asyncio.gather(*(client.begin() for client in clients))
+    began = time.perf_counter()
+    spent = await asyncio.gather(
+        *(client.send(bodies) for client, bodies in zip(clients, prepared, strict=True))
+    )
+    seconds = time.perf_counter() - began
+    waits = sorted(wait for each in spent for wait in each)
+    return {
+        "clients": options.clients,
+        "layers": options.layers,
+        "requests": len(waits),
+        "requests_per_second": round(len(waits) / seconds, 1),
+        "p50_ms": round(statistics.median(waits) * 1000, 2),
+        "p99_ms": round(waits[int(0.99 * (len(waits) - 1))] * 1000, 2),
+    }
+
+
+def _cpu_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+class _Client:
+    """One run on one connection, in plain HTTP/1.1: a client library would cost as much again."""
+
+    def __init__(self, address: tuple[str, int], run: str, layout: wire.Layout) -> None:
+        self._address = address
+        self._key = wire.StreamKey(run, "a1", 0, "n1")
+        self._layout = layout
+
+    def bodies(self, frames: int) -> list[bytes]:
+        """One message a frame."""
+        row = struct.pack("<5f", 1.0, 0.5, 0.0, 0.0, 3.0)
+        values = row * len(self._layout.parameters)
+        made = []
+        for seq in range(1, frames + 1):
+            now = time.time_ns()
+            frame = wire.Frame(seq, seq - 1, now, {"loss": 1.0}, capture="unclipped", values=values)
+            batch = wire.Batch(
+                self._key, (frame,), self._layout.hash, len(self._layout.parameters), sent_ns=now
+            )
+            made.append(wire.encode(batch))
+        return made
+
+    async def begin(self) -> None:
+        """Connect, announce the run and its layout."""
+        self._reader, self._writer = await asyncio.open_connection(*self._address)
+        start = {"run": self._key.run, "attempt": "a1", "rank": 0, "nonce": "n1"}
+        start |= {"host": "bench", "pid": 1}  # type: ignore[dict-item]
+        await self._post("/v1/start", "application/json", json.dumps(start).encode())
+        layout = json.dumps(self._layout.to_json()).encode()
+        await self._post("/v1/layouts", "application/json", layout)
+
+    async def send(self, bodies: list[bytes]) -> list[float]:
+        """Send one after the other; the seconds that each took to its ack."""
+        spent = []
+        for body in bodies:
+            began = time.perf_counter()
+            answer = await self._post("/v1/ingest", wire.MEDIA_TYPE, body)
+            spent.append(time.perf_counter() - began)
+            if answer["stored"] != 1:
+                raise SystemExit(f"not stored: {answer}")
+        return spent
+
+    async def _post(self, path: str, media_type: str, body: bytes) -> dict[str, object]:
+        head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {media_type}\r\n"
+        self._writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        await self._writer.drain()
+        answer = await self._reader.readuntil(b"\r\n\r\n")
+        fields = answer.decode("latin-1").lower().split("\r\n")
+        length = next(int(f.split(":")[1]) for f in fields if f.startswith("content-length:"))
+        text = await self._reader.readexactly(length)
+        if not fields[0].startswith("http/1.1 200"):
+            raise SystemExit(f"{path}: {fields[0]} {text[:500]!r}")
+        document: dict[str, object] = json.loads(text)
+        return document
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
