@@ -40,6 +40,7 @@ class Sender:
         self._deadline = float("inf")
         self._handled: set[str] = set()
         self._said: str | None = None
+        self._announced = False
         self._in_flight: Record | None = None
         self._closed = False
         self._tried_at_end = False
@@ -109,6 +110,7 @@ class Sender:
         self._say(None)
         if record.kind == "start":
             self._next_beat = 0.0  # by heartbeats the service knows who lives
+            self._announce()
         self._forget(record)
 
     def _forget(self, record: Record) -> None:
@@ -159,6 +161,15 @@ class Sender:
         elif trouble is None and self._said is not None:
             say("delivery works again")
         self._said = trouble
+
+    def _announce(self) -> None:
+        """Rank 0 says once where people see this run."""
+        body = self._beat()
+        url = self.courier.url if self.courier is not None else None
+        if self._announced or self._closed or url is None or body is None or body["rank"] != 0:
+            return
+        self._announced = True
+        say(f"this run's page: {url}")
 
     def _heartbeat(self) -> None:
         now = time.monotonic()

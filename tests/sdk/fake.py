@@ -127,7 +127,9 @@ class FakeService:
             self.starts.append(start)
             key = (start["run"], start["attempt"], start["rank"])
             self.frames.setdefault(key, {})
-            return 200, {"run": key[0], "attempt": key[1], "ordinal": 1, "commands": commands}, {}
+            url = f"{self.url}/runs/{key[0]}"
+            named = {"run": key[0], "attempt": key[1], "ordinal": 1, "url": url}
+            return 200, {**named, "commands": commands}, {}
         if path == "/v1/layouts":
             layout = wire.Layout.from_json(json.loads(body))
             self.layouts[layout.hash] = layout

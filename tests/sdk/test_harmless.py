@@ -115,6 +115,16 @@ def test_frames_of_an_outage_come_later_in_order_and_once(tmp_path: Path) -> Non
     service.stop()
 
 
+def test_the_page_of_the_run_is_said_once(
+    service: FakeService, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    model, optimizer = pair()
+    monitor = gradwarden.watch(model, optimizer, url=service.url, spool=tmp_path, run="r")
+    train(monitor, model, optimizer)
+    monitor.finish()
+    assert capfd.readouterr().err.count(f"gradwarden: this run's page: {service.url}/runs/r\n") == 1
+
+
 def test_without_a_service_the_run_is_spooled_and_synced(
     service: FakeService, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
