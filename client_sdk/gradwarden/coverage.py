@@ -13,18 +13,19 @@ DETECTORS = (
     "RunFailed",
 )
 AT_STEP = 20
+MATRICES = 4
 
 
-def armed(scalars: Collection[str], captured: bool, matrices: int, server: bool) -> set[str]:
+def armed(scalars: Collection[str], captured: bool, matrices: int, server: bool | None) -> set[str]:
     """The detectors that have what they need.
 
-    ``matrices`` counts the blocks with a weight matrix: VanishingGradient compares quarters
-    of them; stalls and failures need a service that notices our silence.
+    ``matrices`` counts the layers with a weight matrix, the head aside: VanishingGradient
+    compares quarters of them; stalls and failures need a service that notices our silence.
     """
     found: set[str] = set()
     if captured:
         found |= {"NonFiniteGradient", "ExplodingGradient"}
-        if matrices >= 3:
+        if matrices >= MATRICES:
             found.add("VanishingGradient")
     if "loss" in scalars:
         found.add("NonFiniteLoss")
@@ -37,7 +38,7 @@ def line(
     scalars: Collection[str],
     captured: bool,
     matrices: int,
-    server: bool,
+    server: bool | None,
     hooks: Collection[str],
     seconds: float,
 ) -> str:
@@ -50,9 +51,11 @@ def line(
         gain = " adds NonFiniteLoss" if "loss" in missing else " sharpens VanishingGradient"
         parts.append(f"monitor.log({call}){gain}")
     if "VanishingGradient" not in ready and captured:
-        parts.append("VanishingGradient needs 3 blocks of weight matrices")
-    if not server:
+        parts.append(f"VanishingGradient needs {MATRICES} layers below the head")
+    if server is None:
         parts.append("GRADWARDEN_URL adds RunStalled, RunFailed")
+    elif not server:
+        parts.append("RunStalled, RunFailed wait for the service to answer")
     parts.append(f"hooks: {', '.join(hooks) or 'none'}")
     parts.append(f"cost {seconds * 1e3:.2f} ms a step")
     return "; ".join(parts)

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from gradwarden import coverage, hooks, wire
+from gradwarden import coverage, wire
 from gradwarden.errors import Faults, say
 from gradwarden.identity import Identity
 from gradwarden.outbox import Losses
@@ -23,9 +23,16 @@ class Voice:
     """Hears every frame on the pump's thread and speaks when there is something to say."""
 
     def __init__(
-        self, settings: Settings, faults: Faults, identity: Callable[[], Identity | None]
+        self,
+        settings: Settings,
+        faults: Faults,
+        identity: Callable[[], Identity | None],
+        reached: Callable[[], bool],
     ) -> None:
         self._settings, self._faults, self._identity = settings, faults, identity
+        self._reached = reached
+        self.hooks: tuple[str, ...] = ()
+        """What was found to listen to when this run's watch began."""
         self._tripwires = Tripwires()
         self._scalars: set[str] = set()
         self._costs: deque[float] = deque(maxlen=256)
@@ -75,9 +82,9 @@ class Voice:
         identity = self._identity()
         if identity is not None and identity.rank != 0:
             return
-        matrices = {p.block for p in layout.parameters if p.kind == "matrix"}
-        server = self._settings.url is not None
-        say(coverage.line(self._scalars, True, len(matrices), server, hooks.found, self.cost()))
+        matrices = {p.layer for p in layout.parameters if p.kind == "matrix"}
+        server = self._reached() if self._settings.url is not None else None
+        say(coverage.line(self._scalars, True, len(matrices), server, self.hooks, self.cost()))
 
     def _speak(self, finding: Finding) -> None:
         say(finding.text)

@@ -136,7 +136,8 @@ class VanishingGradient(Detector):
             return Coverage(self.alert, "waiting", f"0 of {self.params.birth_steps} steps")
         if not self._judgeable:
             wanted = self.params.monotone_blocks + 1
-            return Coverage(self.alert, "blind", f"the model has fewer than {wanted} deep blocks")
+            few = f"the model has fewer than {wanted} layers with weight matrices below its head"
+            return Coverage(self.alert, "blind", few)
         if ctx.steps < self.params.birth_steps:
             return Coverage(
                 self.alert, "waiting", f"{ctx.steps} of {self.params.birth_steps} steps"
