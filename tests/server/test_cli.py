@@ -164,6 +164,8 @@ def test_runs_and_alerts_are_read_by_people_and_by_programs(house: Service) -> N
     shown = gradwarden("runs", *at)
     assert shown.returncode == 0
     assert "name of r1" in shown.stdout
+    assert len(shown.stdout.splitlines()) == 2, "a row is a line, and nothing is cut"
+    assert "…" not in shown.stdout
     (run,) = json.loads(gradwarden("runs", "--json", *at).stdout)["items"]
     assert run["run"] == "r1"
     assert "blocks.0.weight" in gradwarden("runs", "r1", "--json", *at).stdout

@@ -16,6 +16,7 @@ from rich.text import Text
 from gradwarden_server.cli.faults import DONE, NO, REFUSED, UNREACHABLE, USAGE, CommandError
 
 _TIMEOUT_SECONDS = 30.0
+_WIDEST = 10_000
 
 
 class Client:
@@ -115,15 +116,18 @@ def test_receiver(options: argparse.Namespace) -> int:
 
 
 def table(columns: Sequence[str], items: Sequence[Mapping[str, Any]], none: str) -> None:
-    """Print rows for people; what strangers wrote is shown as text, never as markup."""
+    """Print rows for people, one line each: names can be copied whole, whatever the width.
+
+    What strangers wrote is shown as text, never as markup.
+    """
     if not items:
         print(none)
         return
     grid = Table(*columns, box=None, pad_edge=False, header_style="bold")
     for item in items:
-        grid.add_row(*(Text(_cell(item.get(name))) for name in columns))
-    console = Console()
-    console.print(grid, soft_wrap=not console.is_terminal)
+        cells = {n: _to_seconds(v) if n.endswith("_at") else v for n, v in item.items()}
+        grid.add_row(*(Text(_cell(cells.get(name))) for name in columns))
+    Console(width=_WIDEST).print(grid, soft_wrap=True)
 
 
 def _show(item: Mapping[str, Any], as_json: bool) -> int:
@@ -135,6 +139,10 @@ def _show(item: Mapping[str, Any], as_json: bool) -> int:
     for name, value in [*facts.items(), *nested.items()]:
         print(f"{name:<16} {_cell(value)}")
     return DONE
+
+
+def _to_seconds(moment: str | None) -> str | None:
+    return None if moment is None else f"{moment[:19]}Z"
 
 
 def _cell(value: object) -> str:
