@@ -148,6 +148,9 @@ def test_tokens_are_made_listed_and_revoked_on_the_database(tmp_path: Path) -> N
     again = gradwarden("token", "revoke", str(token["id"]), *db)
     assert (again.returncode, "token list" in again.stderr) == (2, True)
     assert gradwarden("token", "create", "--name", "b", "--days", "-1", *db).returncode == 2
+    assert gradwarden("token", "create", "--scope", "admin", *db).stdout.startswith("gw_")
+    unnamed = json.loads(gradwarden("token", "list", "--json", *db).stdout)["items"][0]
+    assert (unnamed["name"], unnamed["scope"]) == ("admin", "admin")
 
 
 def test_migrate_makes_the_schema_and_may_be_repeated(tmp_path: Path) -> None:

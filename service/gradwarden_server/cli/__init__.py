@@ -115,7 +115,7 @@ def _tokens(commands: argparse._SubParsersAction[_Parser]) -> None:
         "gradwarden token create --name ci --scope ingest --days 90",
         "tokens:create",
     )
-    create.add_argument("--name", required=True, help="what it is for")
+    create.add_argument("--name", help="what it is for (its scope)")
     create.add_argument(
         "--scope",
         choices=("ingest", "read", "admin"),

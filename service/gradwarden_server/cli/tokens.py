@@ -23,8 +23,9 @@ def create(options: argparse.Namespace) -> int:
     """Make a token; its secret is printed here and never again."""
     if options.days is not None and not 0 < options.days <= 36500:
         raise CommandError(f"--days: {options.days:g}; give 0 to 36500", USAGE)
+    name = options.name or options.scope
     if options.url:
-        body = {"name": options.name, "scope": options.scope, "expires_in_days": options.days}
+        body = {"name": name, "scope": options.scope, "expires_in_days": options.days}
         made = Client(options).call("POST", "/v1/tokens", json=body)
     else:
         with _tokens(options) as (store, project):
@@ -32,7 +33,7 @@ def create(options: argparse.Namespace) -> int:
             expires_ns = None if options.days is None else now_ns + int(options.days * _DAY_NS)
             try:
                 issued = store.create(
-                    project, options.name, options.scope, now_ns=now_ns, expires_ns=expires_ns
+                    project, name, options.scope, now_ns=now_ns, expires_ns=expires_ns
                 ).result()
             except ValueError as error:
                 raise CommandError(str(error), USAGE) from None
@@ -59,7 +60,7 @@ def show(options: argparse.Namespace) -> int:
         print(json.dumps({"items": items}, indent=2))
     else:
         columns = ("id", "name", "scope", "prefix", "last_used_at", "expires_at", "revoked_at")
-        table(columns, items, "no tokens; make one with: gradwarden token create --name NAME")
+        table(columns, items, "no tokens; make one with: gradwarden token create")
     return DONE
 
 
