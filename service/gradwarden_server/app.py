@@ -157,6 +157,8 @@ class House:
                 f"{settings.host} can be reached from outside and no token exists yet. "
                 f"Make one first:\n  gradwarden token create --name admin --scope admin{where}"
             )
+        if settings.receivers is None:
+            log.warning("alerts are recorded and nobody is told: GRADWARDEN_RECEIVERS is not set")
         self._opened = True
 
     def start(self) -> None:

@@ -26,6 +26,10 @@ from gradwarden_server.demo import service
 
 STEPS = 1000
 _PATIENCE_SECONDS = 60.0
+_ABOUT = (
+    "Train a small network until a NaN is born in it, and show the alert, the delivered page and "
+    "the dashboard, which stays up."
+)
 
 
 class Pager:
@@ -57,7 +61,7 @@ class Pager:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the demo; 0 when the service said what it had to say, and nothing else."""
-    parser = argparse.ArgumentParser(prog="gradwarden demo", description=__doc__)
+    parser = argparse.ArgumentParser(prog="gradwarden demo", description=_ABOUT)
     parser.add_argument("--healthy", action="store_true", help="train without the bad image")
     parser.add_argument("--stop", action="store_true", help="stop the dashboard of the last demo")
     arguments = parser.parse_args(argv)
