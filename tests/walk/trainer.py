@@ -58,11 +58,15 @@ def main() -> None:
     parser.add_argument("--skip", choices=["no", "by-norm", "by-gradients"], default="no")
     parser.add_argument("--pace", type=float, default=0.0)
     parser.add_argument("--die-at", type=int, default=-1)
+    parser.add_argument("--dying-rank", type=int, default=-1, help="-1: every rank")
+    parser.add_argument("--resume-at", type=int, default=0, help="where an elastic restart begins")
     parser.add_argument("--raise-at", type=int, default=-1)
     parser.add_argument("--until", type=Path, help="train on until this file exists")
     parser.add_argument("--sick-every", type=int, default=0, help="fall ill, be healed, again")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")):
+        arguments.first_step, arguments.die_at = arguments.resume_at, -1
 
     rank = int(os.environ.get("RANK", "0"))
     inner = network()
@@ -96,7 +100,7 @@ def main() -> None:
             break
         if arguments.sick_every and step % arguments.sick_every == arguments.sick_every // 2 + 5:
             model.load_state_dict(healthy)
-        if step == arguments.die_at:
+        if step == arguments.die_at and arguments.dying_rank in (-1, rank):
             print(f"dying at step {step}", flush=True)
             os.kill(os.getpid(), 9)
         if step == arguments.raise_at:
