@@ -67,6 +67,11 @@ LONG_BY_DESIGN: dict[str, int] = {}
 
 # Public methods of store classes that take no project, each with its reason.
 WITHOUT_PROJECT = {
+    "Buckets.columns": "arithmetic",
+    "Buckets.starts": "arithmetic",
+    "Curve.add": "arithmetic",
+    "Curve.of_first_rank": "arithmetic",
+    "Curve.summed": "arithmetic",
     "Database": "the engine itself: connections, migrations and the writer, no tenant's rows",
     "Overview.totals": "totals for /metrics",
     "Outbox.bury": "the delivery loop serves all projects; a message carries its own",

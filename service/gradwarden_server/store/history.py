@@ -10,20 +10,25 @@ from __future__ import annotations
 import math
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby, islice
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gradwarden import wire
+from gradwarden_server.store.curves import Buckets, Curve, Doubles, Ints, SeriesTable, empty, table
 from gradwarden_server.store.frames import FrameLog
 from gradwarden_server.store.runs import RunStore
 
 Floats = NDArray[np.float32]
 
 _CACHE_BYTES = 256 << 20
+_PAGE = 64
+_GRAD_NORM = "grad_norm"
+_NOTHING = np.zeros(0, dtype=np.int64), np.zeros(0)
 _NON_FINITE_LISTED = 20_000
 _NAN, _INF = wire.QUANTITIES.index("nan"), wire.QUANTITIES.index("inf")  # neighbours
 
@@ -37,34 +42,38 @@ class Heatmap:
 
 
 @dataclass(frozen=True, slots=True)
-class SeriesTable:
-    """Per key and bucket: min, max and last of the finite values, and the non-finite count."""
-
-    step: list[int]
-    time_ns: list[int]
-    keys: dict[str, dict[str, list[float | int | None]]]
-
-
-@dataclass(frozen=True, slots=True)
 class _Piece:
-    """One decoded batch; ``matrix`` is [m, L, K] over the frames at ``rows``.
+    """One decoded batch; ``matrix`` is [m, L, K] over the frames that hold one.
 
-    ``squares`` is the sum of squared norms over the observed layers, [m].
+    ``squares`` is the sum of squared norms over the observed layers, [m]; ``scalars`` are
+    steps and values of each name.
     """
 
     rank: int
     layout: str
-    frames: tuple[wire.Frame, ...]
-    rows: NDArray[np.int64]
-    steps: NDArray[np.int64]
-    times_ns: NDArray[np.int64]
+    steps: Ints
+    times_ns: Ints
+    scalars: dict[str, tuple[Ints, Doubles]]
+    matrix_steps: Ints
+    matrix_times_ns: Ints
     matrix: Floats
-    squares: NDArray[np.float64]
-    shift_ns: int
+    squares: Doubles
 
     @property
     def size(self) -> int:
-        return int(self.matrix.nbytes) + 500 * len(self.frames)
+        names = sum(400 + 16 * steps.size for steps, _ in self.scalars.values())
+        return int(self.matrix.nbytes) + names + 1000 + 40 * self.steps.size
+
+
+@dataclass(frozen=True, slots=True)
+class _Joined:
+    """The matrices of several batches of one layout, end to end over ``steps``."""
+
+    layout: str
+    superseded_after: float
+    steps: Ints
+    times_ns: Ints
+    matrix: Floats
 
 
 class History:
@@ -97,35 +106,36 @@ class History:
         layout = self.layers(project, run)
         if span is None or layout is None:
             return None
-        grid = _Buckets(span, first, last, cols)
+        grid = Buckets(span, first, last, cols)
         quantity = wire.QUANTITIES.index(metric)
         shape = (len(layout.parameters), grid.count)
         top = np.full(shape, -np.inf, dtype=np.float32)
         nan = np.zeros(shape, dtype=np.int64)
         inf = np.zeros(shape, dtype=np.int64)
         times = np.zeros(grid.count, dtype=np.int64)
-        rows_of: dict[str, NDArray[np.int64]] = {}
+        rows_of: dict[str, Ints] = {}
         position = {p.name: i for i, p in enumerate(layout.parameters)}
-        for piece, superseded_after in self._pieces(project, run, grid.first, grid.last):
-            kept, columns = grid.columns(piece.steps, superseded_after)
+        for joined in _joined(self._pieces(project, run, grid.first, grid.last)):
+            kept, columns = grid.columns(joined.steps, joined.superseded_after)
             if not kept.size:
                 continue
-            if piece.layout not in rows_of:
-                own = self._runs.layout(project, piece.layout)
-                names = [p.name for p in own.parameters] if own else []
-                rows_of[piece.layout] = np.array([position[n] for n in names], dtype=np.int64)
-            block = piece.matrix[kept]
+            if joined.layout not in rows_of:
+                names = self._rows(project, joined.layout)
+                rows_of[joined.layout] = np.array([position[n] for n in names], dtype=np.int64)
+            block = joined.matrix[kept]
             starts = np.flatnonzero(np.diff(columns, prepend=-1))
-            cell = np.ix_(rows_of[piece.layout], columns[starts])
+            cell = np.ix_(rows_of[joined.layout], columns[starts])
             values = block[:, :, quantity]
             seen = np.isfinite(values) & ~np.isnan(block[:, :, _NAN])
             highest = np.maximum.reduceat(np.where(seen, values, -np.inf), starts, axis=0)
             top[cell] = np.maximum(top[cell], highest.T)
-            counts = np.nan_to_num(block[:, :, _NAN : _INF + 1]).astype(np.int64)
-            summed = np.add.reduceat(counts, starts, axis=0)
-            nan[cell] += summed[:, :, 0].T
-            inf[cell] += summed[:, :, 1].T
-            first_times = piece.times_ns[kept][starts]
+            counts = block[:, :, _NAN : _INF + 1]
+            if (counts > 0).any():
+                counts = np.nan_to_num(counts).astype(np.int64)
+                summed = np.add.reduceat(counts, starts, axis=0)
+                nan[cell] += summed[:, :, 0].T
+                inf[cell] += summed[:, :, 1].T
+            first_times = joined.times_ns[kept][starts]
             held = times[columns[starts]]
             times[columns[starts]] = np.where(held > 0, held, first_times)
         return _paint(metric, grid, top, nan, inf, times)
@@ -148,58 +158,36 @@ class History:
         layout = self.layers(project, run)
         wanted = {key: _layer_key(key, layout) for key in keys}
         if span is None:
-            return SeriesTable([], [], {key: _empty() for key in keys})
-        grid = _Buckets(span, first, last, points)
-        raw: dict[str, dict[int, float]] = {key: {} for key in keys}
-        speaker: dict[tuple[str, int], int] = {}
-        times: dict[int, int] = {}
-        squares: dict[int, dict[int, float]] = {}
-        for piece, superseded_after in self._pieces(project, run, grid.first, grid.last):
-            matrix_of = {int(at): i for i, at in enumerate(piece.rows)}
-            columns = self._layer_columns(project, piece, wanted)
-            for at, frame in enumerate(piece.frames):
-                if not grid.first <= frame.step <= grid.last or frame.step > superseded_after:
-                    continue
-                times.setdefault(frame.step, frame.time_ns + piece.shift_ns)
-                index = matrix_of.get(at)
-                for key in keys:
-                    if key == "grad_norm":
-                        if index is not None:
-                            by_rank = squares.setdefault(frame.step, {})
-                            by_rank[piece.rank] = float(piece.squares[index])
-                        continue
-                    if key in columns:
-                        value = None if index is None else columns[key].get(index)
-                    else:
-                        value = frame.scalars.get(key)
-                    if value is not None and speaker.get((key, frame.step), piece.rank) >= (
-                        piece.rank
-                    ):
-                        speaker[key, frame.step] = piece.rank
-                        raw[key][frame.step] = value
-        if "grad_norm" in raw:
-            raw["grad_norm"] = {
-                step: math.sqrt(sum(by_rank.values())) for step, by_rank in squares.items()
-            }
-        return _bucketed(grid, raw, times)
+            return SeriesTable([], [], {key: empty() for key in keys})
+        grid = Buckets(span, first, last, points)
+        times = Curve()
+        curves = {key: Curve() for key in keys}
+        rows_of: dict[str, dict[str, int]] = {}
+        for piece, until in self._pieces(project, run, grid.first, grid.last):
+            times.add(piece.steps, piece.times_ns, piece.rank, until)
+            if piece.layout not in rows_of:
+                rows_of[piece.layout] = self._rows(project, piece.layout)
+            for key, curve in curves.items():
+                layer = wanted[key]
+                if key == _GRAD_NORM:
+                    curve.add(piece.matrix_steps, piece.squares, piece.rank, until)
+                elif layer is None:
+                    steps, values = piece.scalars.get(key, _NOTHING)
+                    curve.add(steps, values, piece.rank, until)
+                elif (row := rows_of[piece.layout].get(layer[0])) is not None:
+                    observed = ~np.isnan(piece.matrix[:, row, _NAN])
+                    values = piece.matrix[observed, row, layer[1]]
+                    curve.add(piece.matrix_steps[observed], values, piece.rank, until)
+        found = {key: curve.of_first_rank(grid) for key, curve in curves.items()}
+        if _GRAD_NORM in curves:
+            steps, squares = curves[_GRAD_NORM].summed(grid)
+            found[_GRAD_NORM] = steps, np.sqrt(squares)
+        return table(grid, times, found)
 
-    def _layer_columns(
-        self, project: str, piece: _Piece, wanted: dict[str, tuple[str, int] | None]
-    ) -> dict[str, dict[int, float]]:
-        """Per layer key, the observed values of a piece by matrix index."""
-        columns: dict[str, dict[int, float]] = {}
-        for key, layer in wanted.items():
-            if layer is None:
-                continue
-            columns[key] = {}
-            own = self._runs.layout(project, piece.layout) if piece.layout else None
-            names = [p.name for p in own.parameters] if own else []
-            if layer[0] in names:
-                row = names.index(layer[0])
-                observed = np.flatnonzero(~np.isnan(piece.matrix[:, row, _NAN]))
-                values = piece.matrix[observed, row, layer[1]]
-                columns[key] = dict(zip(observed.tolist(), values.tolist(), strict=True))
-        return columns
+    def _rows(self, project: str, digest: str) -> dict[str, int]:
+        """The row of each parameter in matrices of this layout."""
+        layout = self._runs.layout(project, digest) if digest else None
+        return {p.name: i for i, p in enumerate(layout.parameters)} if layout else {}
 
     def _pieces(
         self, project: str, run: str, first: int, last: int
@@ -210,23 +198,33 @@ class History:
             for a in self._runs.attempts(project, run)
         }
         entries = self._log.index(project, run, first, last)
+        for start in range(0, len(entries), _PAGE):
+            page = entries[start : start + _PAGE]
+            held = self._cached(project, run, [e.position for e in page])
+            misses = [e.position for e in page if e.position not in held]
+            for entry in self._log.bodies(project, run, misses):
+                piece = _decode(entry.batch(), entry.rank, entry.shift_ns)
+                held[entry.position] = piece
+                self._keep((project, run, entry.position), piece)
+            for entry in page:
+                if entry.position in held:
+                    yield held[entry.position], until.get(entry.ordinal, math.inf)
+
+    def _cached(self, project: str, run: str, positions: Sequence[int]) -> dict[int, _Piece]:
+        found = {}
         with self._lock:
-            held = {
-                e.position: self._cache[key]
-                for e in entries
-                if (key := (project, run, e.position)) in self._cache
-            }
-        misses = [e.position for e in entries if e.position not in held]
-        for entry in self._log.bodies(project, run, misses):
-            piece = _decode(entry.batch(), entry.rank, entry.shift_ns)
-            held[entry.position] = piece
-            self._keep((project, run, entry.position), piece)
-        for entry in entries:
-            if entry.position in held:
-                yield held[entry.position], until.get(entry.ordinal, math.inf)
+            for position in positions:
+                key = (project, run, position)
+                piece = self._cache.get(key)
+                if piece is not None:
+                    self._cache.move_to_end(key)
+                    found[position] = piece
+        return found
 
     def _keep(self, key: tuple[str, str, int], piece: _Piece) -> None:
         with self._lock:
+            if key in self._cache:
+                return  # decoded by two readers at once
             self._cache[key] = piece
             self._cached_bytes += piece.size
             while self._cached_bytes > _CACHE_BYTES and self._cache:
@@ -234,34 +232,18 @@ class History:
                 self._cached_bytes -= oldest.size
 
 
-class _Buckets:
-    """Steps [first, last] in at most ``limit`` buckets of a power-of-two width."""
-
-    def __init__(
-        self, span: tuple[int, int], first: int | None, last: int | None, limit: int
-    ) -> None:
-        self.first = span[0] if first is None else max(first, span[0])
-        self.last = max(self.first, span[1] if last is None else min(last, span[1]))
-        self.width = 1
-        while self._count(self.width) > limit:
-            self.width *= 2
-        self.count = self._count(self.width)
-        self.origin = self.first // self.width * self.width
-
-    def _count(self, width: int) -> int:
-        return self.last // width - self.first // width + 1
-
-    def columns(
-        self, steps: NDArray[np.int64], until: float
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Indices of the steps within range and up to ``until``, by column, and the columns."""
-        kept = np.flatnonzero((steps >= self.first) & (steps <= min(self.last, until)))
-        columns = (steps[kept] - self.origin) // self.width
-        order = np.argsort(columns, kind="stable")
-        return kept[order], columns[order]
-
-    def starts(self) -> list[int]:
-        return [self.origin + i * self.width for i in range(self.count)]
+def _joined(pieces: Iterable[tuple[_Piece, float]]) -> Iterator[_Joined]:
+    """Neighbours that read alike, laid end to end: many small batches cost like a few."""
+    filled = (pair for pair in pieces if pair[0].matrix_steps.size)
+    for (layout, until), group in groupby(filled, key=lambda pair: (pair[0].layout, pair[1])):
+        while some := [piece for piece, _ in islice(group, _PAGE)]:
+            yield _Joined(
+                layout,
+                until,
+                np.concatenate([piece.matrix_steps for piece in some]),
+                np.concatenate([piece.matrix_times_ns for piece in some]),
+                np.concatenate([piece.matrix for piece in some]),
+            )
 
 
 def _decode(batch: wire.Batch, rank: int, shift_ns: int) -> _Piece:
@@ -276,30 +258,37 @@ def _decode(batch: wire.Batch, rank: int, shift_ns: int) -> _Piece:
         filler = np.full((*shape[:2], 1), np.nan, dtype=np.float32)
         matrix = np.concatenate([matrix, filler], axis=2)[:, :, order]
     norms = np.where(np.isnan(matrix[:, :, _NAN]), 0, matrix[:, :, 0]).astype(np.float64)
-    frames = tuple(
-        wire.Frame(f.seq, f.step, f.time_ns, f.scalars, capture=f.capture, stepped=f.stepped)
-        for f in batch.frames
-    )
+    scalars: dict[str, tuple[list[int], list[float]]] = {}
+    for frame in batch.frames:
+        for name, value in frame.scalars.items():
+            steps_of, values_of = scalars.setdefault(name, ([], []))
+            steps_of.append(frame.step)
+            values_of.append(value)
+    steps = np.array([frame.step for frame in batch.frames], dtype=np.int64)
+    times_ns = np.array([frame.time_ns + shift_ns for frame in batch.frames], dtype=np.int64)
     return _Piece(
         rank=rank,
         layout=batch.layout,
-        frames=frames,
-        rows=np.array(rows, dtype=np.int64),
-        steps=np.array([frames[i].step for i in rows], dtype=np.int64),
-        times_ns=np.array([frames[i].time_ns + shift_ns for i in rows], dtype=np.int64),
+        steps=steps,
+        times_ns=times_ns,
+        scalars={
+            name: (np.array(at, dtype=np.int64), np.array(values, dtype=np.float64))
+            for name, (at, values) in scalars.items()
+        },
+        matrix_steps=steps[rows],
+        matrix_times_ns=times_ns[rows],
         matrix=matrix,
         squares=np.sum(norms * norms, axis=1),
-        shift_ns=shift_ns,
     )
 
 
 def _paint(
     metric: str,
-    grid: _Buckets,
+    grid: Buckets,
     top: Floats,
-    nan: NDArray[np.int64],
-    inf: NDArray[np.int64],
-    times: NDArray[np.int64],
+    nan: Ints,
+    inf: Ints,
+    times: Ints,
 ) -> Heatmap:
     bad = (nan > 0) | (inf > 0)
     seen = np.isfinite(top)
@@ -332,40 +321,6 @@ def _paint(
         "metric": metric,
     }
     return Heatmap(header, cells.tobytes())
-
-
-def _bucketed(
-    grid: _Buckets, raw: dict[str, dict[int, float]], times: dict[int, int]
-) -> SeriesTable:
-    columns = sorted({(step - grid.origin) // grid.width for step in times})
-    slot = {column: i for i, column in enumerate(columns)}
-    when: list[int] = [0] * len(columns)
-    for step in sorted(times, reverse=True):
-        when[slot[(step - grid.origin) // grid.width]] = times[step]
-    table: dict[str, dict[str, list[float | int | None]]] = {}
-    for key, values in raw.items():
-        cell = _empty(len(columns))
-        for step in sorted(values):
-            at, value = slot[(step - grid.origin) // grid.width], values[step]
-            if not math.isfinite(value):
-                cell["nonfinite"][at] = (cell["nonfinite"][at] or 0) + 1
-                continue
-            low, high = cell["min"][at], cell["max"][at]
-            cell["min"][at] = value if low is None else min(low, value)
-            cell["max"][at] = value if high is None else max(high, value)
-            cell["last"][at] = value
-        table[key] = cell
-    steps = [grid.origin + column * grid.width for column in columns]
-    return SeriesTable(steps, when, table)
-
-
-def _empty(size: int = 0) -> dict[str, list[float | int | None]]:
-    return {
-        "min": [None] * size,
-        "max": [None] * size,
-        "last": [None] * size,
-        "nonfinite": [0] * size,
-    }
 
 
 def _layer_key(key: str, layout: wire.Layout | None) -> tuple[str, int] | None:

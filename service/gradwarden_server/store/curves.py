@@ -1,0 +1,148 @@
+"""Steps in buckets, and one value over steps: what the reading of a run is made of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ints = NDArray[np.int64]
+Doubles = NDArray[np.float64]
+
+_MOST = 2**63 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class SeriesTable:
+    """Per key and bucket: min, max and last of the finite values, and the non-finite count."""
+
+    step: list[int]
+    time_ns: list[int]
+    keys: dict[str, dict[str, list[float | int | None]]]
+
+
+class Buckets:
+    """Steps [first, last] in at most ``limit`` buckets of a power-of-two width."""
+
+    def __init__(
+        self, span: tuple[int, int], first: int | None, last: int | None, limit: int
+    ) -> None:
+        self.first = span[0] if first is None else max(first, span[0])
+        self.last = max(self.first, span[1] if last is None else min(last, span[1]))
+        self.width = 1
+        while self._count(self.width) > limit:
+            self.width *= 2
+        self.count = self._count(self.width)
+        self.origin = self.first // self.width * self.width
+
+    def _count(self, width: int) -> int:
+        return self.last // width - self.first // width + 1
+
+    def columns(self, steps: Ints, until: float) -> tuple[Ints, Ints]:
+        """Indices of the steps within range and up to ``until``, by column, and the columns."""
+        kept = np.flatnonzero((steps >= self.first) & (steps <= min(self.last, until)))
+        columns = (steps[kept] - self.origin) // self.width
+        order = np.argsort(columns, kind="stable")
+        return kept[order], columns[order]
+
+    def starts(self) -> list[int]:
+        """The first step of each bucket."""
+        return [self.origin + i * self.width for i in range(self.count)]
+
+
+class Curve:
+    """Values of one key, batch after batch; a later one for the same step takes its place."""
+
+    def __init__(self) -> None:
+        self._steps: list[Ints] = []
+        self._values: list[NDArray[np.generic]] = []
+        self._origin: list[tuple[int, int]] = []
+
+    def add(self, steps: Ints, values: NDArray[np.generic], rank: int, until: float) -> None:
+        """Take a batch of a rank, of which steps up to ``until`` count."""
+        if steps.size:
+            self._steps.append(steps)
+            self._values.append(values)
+            self._origin.append((rank, int(min(until, _MOST))))
+
+    def of_first_rank(self, grid: Buckets) -> tuple[Ints, NDArray[np.generic]]:
+        """Per step in order, the value that the lowest rank gave."""
+        steps, values, ranks = self._flat(grid)
+        order = np.lexsort((-ranks, steps))
+        last = order[_ends(steps[order])]
+        return steps[last], values[last]
+
+    def summed(self, grid: Buckets) -> tuple[Ints, Doubles]:
+        """Per step in order, the sum over its ranks."""
+        steps, values, ranks = self._flat(grid)
+        order = np.lexsort((ranks, steps))
+        newest = order[_ends(steps[order]) | _ends(ranks[order])]
+        steps, numbers = steps[newest], values[newest].astype(np.float64)
+        if not steps.size:
+            return steps, numbers
+        ends = np.flatnonzero(_ends(steps))
+        starts = np.concatenate([[0], ends[:-1] + 1])
+        return steps[ends], np.add.reduceat(numbers, starts)
+
+    def _flat(self, grid: Buckets) -> tuple[Ints, NDArray[np.generic], Ints]:
+        if not self._steps:
+            none = np.zeros(0, dtype=np.int64)
+            return none, np.zeros(0), none
+        steps, values = np.concatenate(self._steps), np.concatenate(self._values)
+        origin = np.array(self._origin, dtype=np.int64)
+        origin = np.repeat(origin, [part.size for part in self._steps], axis=0)
+        kept = (steps >= grid.first) & (steps <= np.minimum(origin[:, 1], grid.last))
+        return steps[kept], values[kept], origin[kept, 0]
+
+
+def table(
+    grid: Buckets, times: Curve, curves: dict[str, tuple[Ints, NDArray[np.generic]]]
+) -> SeriesTable:
+    """All curves over the buckets in which any frame fell."""
+    steps, when = times.of_first_rank(grid)
+    columns, first = np.unique((steps - grid.origin) // grid.width, return_index=True)
+    keys = {
+        key: _bucketed(np.searchsorted(columns, (at - grid.origin) // grid.width), values, columns)
+        for key, (at, values) in curves.items()
+    }
+    starts = [grid.origin + column * grid.width for column in columns.tolist()]
+    return SeriesTable(starts, when[first].tolist(), keys)
+
+
+def empty(size: int = 0) -> dict[str, list[float | int | None]]:
+    """The columns of a key that nobody reported."""
+    return {
+        "min": [None] * size,
+        "max": [None] * size,
+        "last": [None] * size,
+        "nonfinite": [0] * size,
+    }
+
+
+def _bucketed(
+    slots: Ints, values: NDArray[np.generic], columns: Ints
+) -> dict[str, list[float | int | None]]:
+    cell = empty(columns.size)
+    numbers = values.astype(np.float64)
+    finite = np.isfinite(numbers)
+    cell["nonfinite"] = np.bincount(slots[~finite], minlength=columns.size).tolist()
+    slots, numbers = slots[finite], numbers[finite]
+    if not slots.size:
+        return cell
+    ends = np.flatnonzero(_ends(slots))
+    starts = np.concatenate([[0], ends[:-1] + 1])
+    filled = {
+        "min": np.minimum.reduceat(numbers, starts),
+        "max": np.maximum.reduceat(numbers, starts),
+        "last": numbers[ends],
+    }
+    for name, found in filled.items():
+        for slot, value in zip(slots[ends].tolist(), found.tolist(), strict=True):
+            cell[name][slot] = value
+    return cell
+
+
+def _ends(ordered: Ints) -> NDArray[np.bool_]:
+    """Where a run of equal numbers ends."""
+    return np.append(ordered[1:] != ordered[:-1], ordered.size > 0)[: ordered.size]
