@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from gradwarden_server.api.summary import judge
+from gradwarden_server.api.summary import judge, spark
 from gradwarden_server.model import Alert, Severity
 from gradwarden_server.store.records import RunRecord
 
@@ -45,3 +45,14 @@ def test_a_runs_health_follows_its_worst_alert_then_its_silence(
     run: RunRecord, alerts: list[Alert], health: str, reason: str
 ) -> None:
     assert judge(run, alerts, NOW) == (health, reason)
+
+
+def test_a_sparkline_keeps_each_spike_and_shows_each_nan_as_a_gap() -> None:
+    norms = [1.0] * 240
+    norms[100], norms[200] = 50.0, float("nan")
+    line = spark(norms)
+    assert len(line) == 48
+    assert line[20] == 50.0
+    assert line[40] is None
+    assert spark([1.0, 2.0]) == (1.0, 2.0)
+    assert spark([]) == ()

@@ -22,6 +22,7 @@ Health = Literal["ok", "warn", "crit", "silent"]
 
 SILENT_NS = 60 * 1_000_000_000
 _SPARK_POINTS = 48
+_SPARK_STEPS = 240
 _LOSS = "gradwarden_loss"
 _NORM = "gradwarden_gradient_norm"
 _RECOUNT_SECONDS = 2.0
@@ -102,14 +103,14 @@ class Summaries:
             or (held.settled and held.position == run.position)
         ):
             return held
-        found = self._recorded.newest(project, run.id, (_LOSS, _NORM), _SPARK_POINTS)
-        losses, norms = _newest(found, _LOSS), _newest(found, _NORM)
+        losses = _newest(self._recorded.newest(project, run.id, (_LOSS,), 1), _LOSS)
+        norms = _newest(self._recorded.newest(project, run.id, (_NORM,), _SPARK_STEPS), _NORM)
         recent = _Recent(
             run.position,
             now_ns - run.last_seen_ns > _SETTLED_NS,
             now,
             number(losses[-1]) if losses else None,
-            tuple(norm if math.isfinite(norm) else None for norm in norms),
+            spark(norms),
         )
         with self._lock:
             while len(self._recent) >= _MOST_KEPT:
@@ -136,6 +137,13 @@ def judge(run: RunRecord, ailing: Sequence[Alert], now_ns: int) -> tuple[Health,
 
 def _worst_first(alerts: Iterable[Alert]) -> list[Alert]:
     return sorted(alerts, key=lambda a: (_RANK.get(a.severity, 3), a.active_ns))
+
+
+def spark(norms: Sequence[float]) -> tuple[float | None, ...]:
+    """At most 48 points, each the largest of its steps; None where any is not finite."""
+    width = max(1, math.ceil(len(norms) / _SPARK_POINTS))
+    groups = (norms[at : at + width] for at in range(0, len(norms), width))
+    return tuple(max(g) if all(map(math.isfinite, g)) else None for g in groups)
 
 
 def _newest(found: Sequence[Sampled], name: str) -> list[float]:
