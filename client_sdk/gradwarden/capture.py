@@ -76,10 +76,13 @@ class Watcher:
 
     @_guarded("capture at clipping")
     def clip_enters(self, gradients: list[Tensor], exact: bool) -> None:
-        holders = [o for o in self._all() if o.holds(gradients)]
+        holders = self._holders(gradients)
         if not holders and self.layout is None and self._replaced():
             self._renew()  # sharding after ``watch`` put other Parameter objects in place
-            holders = [o for o in self._all() if o.holds(gradients)]
+            holders = self._holders(gradients)
+        for owner in holders:  # all verdicts on the last step first: it may end right after
+            if self._abandoned(owner):
+                self._settle(owner, False)
         for owner in holders:
             self._at_clip(owner)
             owner.exact = exact
@@ -87,7 +90,7 @@ class Watcher:
     @_guarded("clip norm")
     def clip_leaves(self, gradients: list[Tensor], total: Tensor | None, most: float) -> None:
         for owner in self._all():
-            if owner.pending is None or not owner.holds(gradients):
+            if owner.pending is None or not owner.count(gradients):
                 continue
             owner.remember()
             owner.exact = True
@@ -98,24 +101,29 @@ class Watcher:
                 return
 
     @_guarded("capture at the step")
-    def step_enters(self, optimizer: Optimizer, closure: bool) -> None:
-        owner = self._owner(optimizer)
+    def step_enters(
+        self, optimizer: Optimizer, closure: bool, within: Sequence[Optimizer] = ()
+    ) -> None:
+        owner = self._owner(optimizer, within)
         self._steps += 1
         if owner is None or owner.scaling:
             return
         owner.closure = closure
-        if owner.pending is None and not closure:
+        if owner.pending is None and not closure and not (owner.dropped and not owner.fresh()):
             self._take(owner, "unclipped")
 
     @_guarded("capture at the step")
     def step_leaves(self, optimizer: Optimizer) -> None:
-        owner = self._owner(optimizer)
+        owner = self._named(optimizer)
         if owner is None or owner.scaling:
             return
         if owner.closure and owner.pending is None:
             self._take(owner, "unclipped")
         owner.closure = False
         self._settle(owner, True)
+        for other in self.owners:
+            if other.pending is not None and other.numbers & owner.numbers:
+                other.pending.stepped = True  # its gradients, or some of them, were applied
 
     @_guarded("loss scaler")
     def scaler_enters(self, scaler: Any, optimizer: Optimizer) -> None:
@@ -152,9 +160,11 @@ class Watcher:
                 continue
             if owner.pending is not None:
                 self._settle(owner, False)
+                owner.dropped = True
             elif owner.fresh() and self._dropped_by_hand(owner):
                 self._take(owner, "unclipped")
                 self._settle(owner, False)
+                owner.dropped = True
 
     @_guarded("skipped steps")
     def zero_leaves(self, who: Optimizer | nn.Module) -> None:
@@ -165,31 +175,38 @@ class Watcher:
 
     # -- decisions ------------------------------------------------------------------------
 
+    def _holders(self, gradients: list[Tensor]) -> list[Owner]:
+        """Whose gradients are clipped; of optimizers that share some, who holds them all."""
+        counts = [(o, o.count(gradients)) for o in self._all()]
+        whole = [o for o, n in counts if n == len(gradients)]
+        some = whole or [o for o, n in counts if n]
+        return [o for o in some if not o.gone] or some
+
+    def _abandoned(self, owner: Owner) -> bool:
+        """Whether what was taken before is known to be dropped, now that there is more."""
+        part = owner.pending
+        if part is None or owner.closure:
+            return False
+        return owner.replaced() or (owner.written() and part.examine() is False)
+
     def _at_clip(self, owner: Owner) -> None:
         part = owner.pending
-        if part is None:
-            self._take(owner, "pre_clip")
-        elif owner.replaced() and not owner.closure:
-            self._settle(owner, False)
-            self._take(owner, "pre_clip")
-        elif owner.replaced() or (owner.exact and owner.accumulated()):
-            if part.examine() is False and not owner.closure:
-                self._settle(owner, False)
-                self._take(owner, "pre_clip")
-            else:
-                self._take(owner, "pre_clip", instead_of=part)
+        if part is None or owner.replaced() or owner.written():
+            self._take(owner, "pre_clip", instead_of=part)
 
     def _dropped_by_hand(self, owner: Owner) -> bool:
         """Whether gradients that nobody consumed are a skipped step, or residue.
 
-        A GAN's generator loss leaves gradients in the discriminator, and an epoch's end may
-        drop a partial accumulation; on a host the values tell. A device is never asked:
-        there, residue is what another optimizer's step used since the last clearing.
+        A GAN's generator loss leaves gradients in the discriminator: residue is what another
+        optimizer's step used since the last clearing. An epoch's end may drop a partial
+        accumulation: on a host the values tell, a device is never asked.
         """
+        if self._steps != owner.others:
+            return False
         tensors = [t for t in (quantities.local(g) for _, g in owner.gradients()) if t is not None]
-        if all(t.device.type == "cpu" for t in tensors):
-            return bool(tensors) and not bool(torch.isfinite(quantities.absmax(tensors)).all())
-        return self._steps == owner.others
+        if any(t.device.type != "cpu" for t in tensors):
+            return True
+        return bool(tensors) and not bool(torch.isfinite(quantities.absmax(tensors)).all())
 
     def _take(self, owner: Owner, kind: wire.Capture, instead_of: Part | None = None) -> None:
         self._refresh(owner)
@@ -211,9 +228,9 @@ class Watcher:
         if instead_of is not None:
             self.book.replace(owner.key, instead_of, part)
         else:
-            self.book.capture(owner.key, owner.key == 0, part, kind)
+            self.book.capture(owner.key, self._leads(owner), part, kind)
             self._learning_rate(owner)
-        owner.pending = part
+        owner.pending, owner.dropped = part, False
         owner.remember()
 
     def _measurable(self, owner: Owner) -> tuple[tuple[int, ...], list[Tensor], dict[int, int]]:
@@ -244,9 +261,9 @@ class Watcher:
         return self.collector.fetch(quantities.l2(held))
 
     def _settle(self, owner: Owner, stepped: bool | None) -> None:
-        if owner.pending is not None:
-            owner.pending.stepped = stepped
-            owner.pending = None
+        part, owner.pending = owner.pending, None
+        if part is not None and not (stepped is False and part.stepped):
+            part.stepped = stepped
         owner.remember()
         owner.others = self._steps
 
@@ -278,7 +295,7 @@ class Watcher:
 
     def _learning_rate(self, owner: Owner) -> None:
         optimizer = owner.optimizer() if owner.optimizer is not None else None
-        if owner.key == 0 and optimizer is not None and optimizer.param_groups:
+        if self._leads(owner) and optimizer is not None and optimizer.param_groups:
             rate = optimizer.param_groups[0].get("lr")
             if isinstance(rate, (int, float)):
                 self.book.scalar("lr", float(rate), logged=False)
@@ -301,12 +318,21 @@ class Watcher:
     def _all(self) -> list[Owner]:
         return [*self.owners, *([self._anyone] if self._anyone is not None else [])]
 
-    def _owner(self, optimizer: Optimizer) -> Owner | None:
+    def _leads(self, owner: Owner) -> bool:
+        """Whether this optimizer counts the steps: the first one that still lives."""
+        alive = (o for o in self.owners if not o.gone)
+        return owner is self._anyone or owner is next(alive, self.owners[0])
+
+    def _named(self, optimizer: Optimizer) -> Owner | None:
         for owner in self.owners:
             if owner.optimizer is not None and owner.optimizer() is optimizer:
                 return owner
-        if optimizer in self._foreign:
-            return None
+        return None
+
+    def _owner(self, optimizer: Optimizer, within: Sequence[Optimizer] = ()) -> Owner | None:
+        known = self._named(optimizer)
+        if known is not None or optimizer in self._foreign:
+            return known
         owner = Owner(len(self.owners), optimizer, self.rows)
         if not owner.rows and self._replaced():
             self._renew()
@@ -314,11 +340,28 @@ class Watcher:
         if not owner.rows:
             self._foreign.add(optimizer)
             return None
+        outer = (self._named(o) for o in within)
+        if any(o is not None and o.numbers & owner.numbers for o in outer):
+            return None  # a step inside another's, over the same parameters
+        heir = self._heir(owner)
+        if heir is not None:
+            heir.succeed(optimizer, self.rows)
+            return heir
         if self._anyone is not None:  # it is the first one seen: a clip came before its step
             owner.pending, owner.token = self._anyone.pending, self._anyone.token
             self._anyone = None
         self.owners.append(owner)
         return owner
+
+    def _heir(self, new: Owner) -> Owner | None:
+        """Whose place a new optimizer takes: that of one it covers, or of one that is gone.
+
+        Loops make their optimizer anew to change its kind or to thaw parameters.
+        """
+        covered = (o for o in self.owners if o.rows and o.numbers <= new.numbers)
+        shared = (o for o in self.owners if o.gone and o.numbers & new.numbers)
+        gone = (o for o in self.owners if o.gone)
+        return next((o for held in (covered, shared, gone) for o in held), None)
 
     def _cleared(self, who: Optimizer | nn.Module) -> list[Owner]:
         if isinstance(who, Optimizer):

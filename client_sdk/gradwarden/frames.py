@@ -87,11 +87,16 @@ class Piece:
         return all(p.ready for p in self.parts.values()) and all(v.ready for v in values)
 
     def stepped(self) -> bool | None:
-        """False if any optimizer of the step skipped, None while one has not decided."""
-        verdicts = [p.verdict() for p in self.verdicts]
-        if not verdicts or None in verdicts:
-            return False if False in verdicts else None
-        return all(verdicts)
+        """Whether the step was applied; None while that is undecided.
+
+        Of several optimizers those with a non-finite gradient count, if there are any: what
+        the others did is no news beside it. One that sat a step out skips nothing.
+        """
+        sick = [p for p in self.verdicts if p.examine() is False]
+        verdicts = [p.verdict() for p in sick or self.verdicts]
+        if True in verdicts:
+            return True
+        return None if None in verdicts or not verdicts else False
 
     def layout(self) -> wire.Layout | None:
         return next((p.layout for p in reversed(self.parts.values())), None)
@@ -145,7 +150,7 @@ class FrameBook:
         self._names: set[str] = set()
         self._captured: set[int] = set()
         self._verdicts: list[Part] = []
-        self._split = False
+        self._split = self._led = False
         self.first = self._next = start_step
         self._last = start_step - 1
         self._bad = False
@@ -164,11 +169,15 @@ class FrameBook:
         return self._open.step if self._open else self._last
 
     def capture(self, key: int, leads: bool, part: Part, kind: wire.Capture) -> None:
-        """Take one optimizer's gradients; the leading optimizer's next capture ends the step."""
+        """Take one optimizer's gradients.
+
+        The leading optimizer counts the steps: its next capture ends one, and so does
+        another's next once the leading one was there.
+        """
         with self._lock:
             if key in self._captured:
                 held = self._open.parts.get(key) if self._open else None
-                if leads:
+                if leads or self._led:
                     self.close()
                 elif held is not None and held.examine() is False:
                     self._flush()  # a non-finite matrix is never overwritten
@@ -177,6 +186,7 @@ class FrameBook:
                 piece.capture = kind
             piece.parts[key] = part
             self._captured.add(key)
+            self._led = self._led or leads
             self._verdicts.append(part)
             piece.verdicts = self._verdicts
             self.captures += 1
@@ -237,7 +247,8 @@ class FrameBook:
                 self._put(piece)
             self._last = piece.step
             self._next = piece.step + 1 if captured else piece.step
-            self._names, self._captured, self._split = set(), set(), False
+            self._names, self._captured = set(), set()
+            self._split = self._led = False
             self._verdicts = []
 
     def drain(self, now: float) -> list[Piece]:

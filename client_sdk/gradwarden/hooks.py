@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import sys
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from types import FrameType
 from typing import Any, ParamSpec, Protocol
 
@@ -40,7 +40,9 @@ class Listener(Protocol):
 
     def clip_leaves(self, gradients: list[Tensor], total: Tensor | None, most: float) -> None: ...
 
-    def step_enters(self, optimizer: Optimizer, closure: bool) -> None: ...
+    def step_enters(
+        self, optimizer: Optimizer, closure: bool, within: Sequence[Optimizer]
+    ) -> None: ...
 
     def step_leaves(self, optimizer: Optimizer) -> None: ...
 
@@ -172,14 +174,15 @@ def _gradients(parameters: Tensor | Iterable[Tensor]) -> list[Tensor]:
 def _install_step() -> None:
     @_eager
     def before(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if _outermost(optimizer):
+        own, others = _calls(optimizer)
+        if own <= 1:
             closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
             for listener in _listeners:
-                listener.step_enters(optimizer, callable(closure))
+                listener.step_enters(optimizer, callable(closure), others)
 
     @_eager
     def after(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if _outermost(optimizer):
+        if _calls(optimizer)[0] <= 1:
             for listener in _listeners:
                 listener.step_leaves(optimizer)
 
@@ -187,20 +190,24 @@ def _install_step() -> None:
     _undo.append(optimizer_module.register_optimizer_step_post_hook(after).remove)
 
 
-def _outermost(optimizer: Optimizer) -> bool:
-    """Whether the hook belongs to the outermost live ``step`` call of this optimizer.
+def _calls(optimizer: Optimizer) -> tuple[int, list[Optimizer]]:
+    """How many live ``step`` calls are this optimizer's, and the others around them.
 
     A subclass that calls ``super().step()`` runs the hooks twice, and the post hook does not
     run when ``step`` raises, so a counter would stick; the stack itself does not lie.
     """
-    calls = 0
+    own, others = 0, []
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         code = frame.f_code
         if code.co_name == "wrapper" and code.co_filename == _STEP_FILE:
-            calls += frame.f_locals.get("self") is optimizer
+            stepping = frame.f_locals.get("self")
+            if stepping is optimizer:
+                own += 1
+            elif isinstance(stepping, Optimizer):
+                others.append(stepping)
         frame = frame.f_back
-    return calls <= 1
+    return own, others
 
 
 _STEP_FILE = optimizer_module.__file__

@@ -27,19 +27,35 @@ class Owner:
         self.closure = False
         self.scaling = False
         self.others = 0
+        self.dropped = False
+        """Whether the gradients that are there now are what zeroing left of a skipped step."""
         self.token: dict[int, tuple[Tensor, weakref.ref[Tensor], int]] = {}
+        self.rows: list[tuple[int, Tensor]] = []
         self.assign(rows)
 
     def assign(self, rows: Rows) -> None:
         """Find the rows of the watched parameters that this optimizer holds now."""
         optimizer = self.optimizer() if self.optimizer is not None else None
         self.size = size_of(optimizer)
-        if optimizer is None:
-            self.rows = list(enumerate(rows.parameters))
+        if self.optimizer is None:
+            ours = set(rows.row)
+        elif optimizer is None:  # gone: what it held stays in its name until another takes it
+            ours = {id(p) for _, p in self.rows}
         else:
             ours = {id(p) for group in optimizer.param_groups for p in group["params"]}
-            self.rows = [(i, p) for i, p in enumerate(rows.parameters) if id(p) in ours]
+        self.rows = [(i, p) for i, p in enumerate(rows.parameters) if id(p) in ours]
         self.stride = max(1, len(self.rows) // _SAMPLE)
+        self.numbers = frozenset(i for i, _ in self.rows)
+
+    @property
+    def gone(self) -> bool:
+        """Whether the optimizer was here once and is no more."""
+        return self.optimizer is not None and self.optimizer() is None
+
+    def succeed(self, optimizer: Optimizer, rows: Rows) -> None:
+        """Another optimizer goes on in this one's place, with what is in progress."""
+        self.optimizer = weakref.ref(optimizer)
+        self.assign(rows)
 
     def gradients(self) -> list[tuple[int, Tensor]]:
         return [(i, p.grad) for i, p in self.rows if p.grad is not None]
@@ -65,15 +81,18 @@ class Owner:
         """Whether every known gradient gave way to a new tensor."""
         return all(p.grad is not ref() for p, ref, _ in self.token.values())
 
-    def accumulated(self) -> bool:
-        """Whether every known gradient was written to, though it is the same tensor."""
-        known = self.token.values()
-        return all(p.grad is not None and p.grad._version != v for p, _, v in known)
+    def written(self) -> bool:
+        """Whether every known gradient was written to since, though it is the same tensor.
 
-    def holds(self, gradients: Sequence[Tensor]) -> bool:
-        """Whether any of ``gradients`` belongs to this optimizer's parameters."""
+        Never so while a clip whose own writes cannot be told apart has gone over them.
+        """
+        known = self.token.values()
+        return self.exact and all(p.grad is not None and p.grad._version != v for p, _, v in known)
+
+    def count(self, gradients: Sequence[Tensor]) -> int:
+        """How many of ``gradients`` belong to this optimizer's parameters."""
         given = {id(g) for g in gradients}
-        return any(p.grad is not None and id(p.grad) in given for _, p in self.rows)
+        return sum(p.grad is not None and id(p.grad) in given for _, p in self.rows)
 
 
 def inner(optimizer: Any) -> Any:

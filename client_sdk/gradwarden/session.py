@@ -59,7 +59,7 @@ class Session:
         self._begun, self._begun_ns = time.monotonic(), time.time_ns()
         self._watcher = Watcher(model, optimizers, self._book, self._faults)
         self._resolver = Resolver(settings.run, settings.group, number)
-        self._voice = Voice(settings, self._faults, lambda: self.identity)
+        self._voice = Voice(settings, self._faults, lambda: self.identity, self._reached)
         self._spool = Spool(
             settings.spool_root, f"{os.getpid()}.{ulid()}", self._losses, settings.spool_bytes
         )
@@ -85,6 +85,7 @@ class Session:
             self._voice.hear,
         )
         hooks.add(self._watcher)
+        self._voice.hooks = hooks.found
         self._event({"kind": "start", "hooks": list(hooks.found)})
         self._pump.start()
         self._sender.start()
@@ -265,6 +266,11 @@ class Session:
             "phase": self._phase,
             "sent_ns": time.time_ns(),
         }
+
+    def _reached(self) -> bool:
+        """Whether nothing speaks against it that the service hears us."""
+        post = self._sender.courier
+        return post is not None and post.trouble is None
 
     def _orphans(self) -> list[Path]:
         """Spools that a killed process of this run and rank left under the same root."""

@@ -191,7 +191,7 @@ def table(tripwires: Tripwires, lost: int) -> list[str]:
     """The short table printed at exit; empty when there is nothing to tell."""
     if not tripwires.findings and not tripwires.skipped and not lost:
         return []
-    lines = [f"{'finding':<30} {'step':>8}  where"]
+    lines = [f"{'finding':<30} {'step':>8}  where"] if tripwires.findings else []
     for finding in tripwires.findings[:20]:
         lines.append(f"{finding.kind:<30} {finding.step:>8}  {_few(finding.layers) or '-'}")
     lines.append(f"steps {tripwires.steps}, skipped {tripwires.skipped}, frames dropped {lost}")

@@ -210,12 +210,28 @@ def test_checkpoint_mark_and_phase_travel_as_events(
 
 
 def test_the_coverage_line_says_what_one_more_line_adds() -> None:
-    bare = coverage.line(set(), True, 4, False, ["clip", "step"], 0.0005)
+    bare = coverage.line(set(), True, 4, None, ["clip", "step"], 0.0005)
     assert bare.startswith("3 of 6 detectors armed; monitor.log(loss=loss, lr=lr) adds Non")
     assert "GRADWARDEN_URL adds RunStalled, RunFailed" in bare
     assert bare.endswith("hooks: clip, step; cost 0.50 ms a step")
     full = coverage.line({"loss", "lr"}, True, 4, True, ["step"], 0.001)
     assert full == "6 of 6 detectors armed; hooks: step; cost 1.00 ms a step"
+    down = coverage.line({"loss", "lr"}, True, 4, False, ["step"], 0.001)
+    assert down.startswith("4 of 6 detectors armed; RunStalled, RunFailed wait for the service")
+
+
+def test_the_coverage_line_of_a_short_run_names_its_hooks(
+    watch: Watch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), 1e-3)
+    monitor = watch(model, optimizer)
+    for step in range(20):
+        optimizer.zero_grad()
+        model(batch(step)).sum().backward()
+        optimizer.step()
+    monitor.finish()
+    assert "hooks: clip, step, scaler, zero_grad; cost" in capfd.readouterr().err
 
 
 def test_the_service_may_pause_resume_and_be_answered(service: FakeService, watch: Watch) -> None:
