@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from gradwarden import wire
 from gradwarden_server import assets
 from gradwarden_server.alerting.evaluator import Evaluator
-from gradwarden_server.alerting.watch import BACKFILL_NS, Rooms
+from gradwarden_server.alerting.watch import BACKFILL_NS, Rooms, RunWatch
 from gradwarden_server.detect import registry
 from gradwarden_server.notify import pipeline
 from gradwarden_server.notify.spec import parse
@@ -50,6 +50,7 @@ class Bench:
     def __init__(self, folder: Path) -> None:
         self.store = Store(f"sqlite:///{folder}/gw.sqlite")
         self.now = NOW
+        self.started_ns = NOW
         self.outbox = Outbox(self.store.database.engine)
         self.ledger = AlertLedger(self.store.database.engine)
         self.rules = load(assets.ALERT_RULES, registry.schemas(), registry.BASELINE_SCHEMA)
@@ -71,7 +72,7 @@ class Bench:
             rules=self.rules,
             pipeline=pipeline.build(RECEIVERS, "http://gw.example"),
             external_url="http://gw.example",
-            service_started_ns=NOW,
+            service_started_ns=self.started_ns,
         )
         name = f"process-{self.processes}"
         return Evaluator(rooms, self.outbox, RECEIVERS, name, lambda: self.now)
@@ -265,3 +266,50 @@ def test_derived_series_hold_each_judged_step_once_over_restarts(bench: Bench) -
     row = bench.store.runs.get(PROJECT, "r").id  # type: ignore[union-attr]
     (norm,) = bench.store.recorded.newest(PROJECT, row, ["gradwarden_gradient_norm"], 1000)
     assert len(norm.points) == STEPS
+
+
+def test_a_run_whose_evaluation_raises_is_tried_less_and_less_and_then_recovers(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.send(0, SICK, sick=(SICK,))
+    with monkeypatch.context() as broken:
+        broken.setattr(RunWatch, "evaluate", lambda *_: 1 / 0)
+        for _ in range(60):
+            bench.round()
+        assert bench.evaluator.errors == 6, "after 1, 2, 4, 8, 16 and 32 seconds"
+    for _ in range(60):
+        bench.round()
+    assert ("NonFiniteGradient", "page", "pending") in {line[:3] for line in bench.story()}
+
+
+def test_a_run_that_never_ends_is_let_go_and_found_again_when_it_speaks(bench: Bench) -> None:
+    bench.send(0, 3)
+    bench.round()
+    assert bench.evaluator.coverage(PROJECT, "r")
+    bench.now += 48 * 3600 * SECOND
+    bench.round()
+    assert bench.evaluator.coverage(PROJECT, "r") is None
+    bench.send(4, SICK, sick=(SICK,))
+    bench.round()
+    assert ("NonFiniteGradient", "page", "firing") in {line[:3] for line in bench.story()}
+
+
+def test_after_a_long_outage_even_a_run_that_fell_silent_meanwhile_is_judged(
+    bench: Bench,
+) -> None:
+    bench.send(0, 3)
+    bench.round()
+    bench.now += 48 * 3600 * SECOND
+    bench.started_ns = bench.now
+    bench.crash()
+    bench.round()
+    assert bench.evaluator.coverage(PROJECT, "r")
+
+
+def test_a_process_that_stops_leaves_the_watchdog_to_the_next(bench: Bench) -> None:
+    bench.round()
+    bench.evaluator.stop()
+    bench.process().round(bench.now)
+    with bench.store.database.read() as connection:
+        rows = connection.exec_driver_sql("SELECT seq FROM outbox WHERE receiver = 'dead-man'")
+        assert [row.seq for row in rows] == [2]

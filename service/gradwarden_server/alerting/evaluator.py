@@ -15,7 +15,7 @@ from gradwarden_server.model import Notification
 from gradwarden_server.notify.spec import Receiver
 from gradwarden_server.notify.watchdog import watchdog, watchdogs
 from gradwarden_server.store.database import Priority, Transaction
-from gradwarden_server.store.errors import Fenced
+from gradwarden_server.store.errors import Fenced, Unavailable
 from gradwarden_server.store.evaluation import Due
 from gradwarden_server.store.outbox import Outbox
 from gradwarden_server.telemetry import span
@@ -27,6 +27,10 @@ LEASE_NS = 15 * SECOND_NS
 TICK_NS = 1 * SECOND_NS
 _POLL_SECONDS = 0.25
 _ACTIVE_NS = 3600 * SECOND_NS
+# A run that never said its end, and that nobody heard for so long while we listened, has
+# been told of; its alerts stand, and it is looked at again when it speaks.
+_FORSAKEN_NS = 24 * 3600 * SECOND_NS
+_RETRY_MOST_SECONDS = 60
 _SYSTEM = "gradwarden"
 
 
@@ -35,6 +39,14 @@ class _Held:
     watch: RunWatch
     renew_ns: int
     tick_ns: int = 0
+
+
+@dataclass(slots=True)
+class _Failing:
+    """A run whose evaluation raises: tried again after 1, 2, 4, ... seconds."""
+
+    times: int = 0
+    retry_ns: int = 0
 
 
 class Evaluator:
@@ -57,6 +69,7 @@ class Evaluator:
         self._clock = clock
         self._changed = changed
         self._held: dict[tuple[str, str], _Held] = {}
+        self._failing: dict[tuple[str, str], _Failing] = {}
         self._beats: dict[str, int] = {}
         self._wake = threading.Event()
         self._stopping = False
@@ -86,8 +99,11 @@ class Evaluator:
         self._wake.set()
         if self._thread.is_alive():
             self._thread.join()
-        for project in {project for project, _ in self._held}:
-            self._rooms.evaluation.release(project, self._holder)
+        try:
+            for project in {_SYSTEM, *(project for project, _ in self._held)}:
+                self._rooms.evaluation.release(project, self._holder)
+        except Unavailable as error:
+            log.warning("leases are not given back, they run out: %s", error)
 
     @property
     def alive(self) -> bool:
@@ -119,11 +135,17 @@ class Evaluator:
         """Evaluate every due run once."""
         lag = 0.0
         due_now: set[tuple[str, str]] = set()
+        listening_ns = now_ns - self._rooms.service_started_ns
+        forsaken_ns = now_ns - _FORSAKEN_NS if listening_ns > _FORSAKEN_NS else 0
         for project in self._rooms.runs.projects():
-            for due in self._rooms.evaluation.due(project, now_ns - _ACTIVE_NS):
+            for due in self._rooms.evaluation.due(project, now_ns - _ACTIVE_NS, forsaken_ns):
                 due_now.add((project, due.run))
+                failing = self._failing.get((project, due.run))
+                if failing is not None and now_ns < failing.retry_ns:
+                    continue
                 try:
                     self._run(project, due, now_ns)
+                    self._failing.pop((project, due.run), None)
                 except Fenced as error:
                     log.info("run %s: %s", due.run, error)
                     self._drop(project, due.run)
@@ -132,11 +154,13 @@ class Evaluator:
                     self.errors += 1
                     log.exception("run %s: evaluation failed and is tried again", due.run)
                     self._drop(project, due.run)
+                    self._put_off(project, due.run, now_ns)
                 behind = self._held.get((project, due.run))
                 if behind is not None:
                     lag = max(lag, behind.watch.lag_seconds(now_ns))
         for project, run in [key for key in self._held if key not in due_now]:
             self._drop(project, run)
+        self._failing = {key: held for key, held in self._failing.items() if key in due_now}
         self._beat(now_ns)
         self.lag_seconds = lag
         self.last_round_ns = now_ns
@@ -186,6 +210,11 @@ class Evaluator:
     def _drop(self, project: str, run: str) -> None:
         with self._lock:
             self._held.pop((project, run), None)
+
+    def _put_off(self, project: str, run: str, now_ns: int) -> None:
+        failing = self._failing.setdefault((project, run), _Failing())
+        failing.retry_ns = now_ns + min(2**failing.times, _RETRY_MOST_SECONDS) * SECOND_NS
+        failing.times = min(failing.times + 1, 10)
 
     def _beat(self, now_ns: int) -> None:
         """Let the Watchdog speak: only a process whose evaluator runs gets here."""

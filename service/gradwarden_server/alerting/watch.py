@@ -26,7 +26,7 @@ from gradwarden_server.store.evaluation import Cursor, EvaluationStore, Lease, S
 from gradwarden_server.store.frames import FrameLog, LogEntry
 from gradwarden_server.store.ledger import AlertLedger
 from gradwarden_server.store.recorded import RecordedSeries
-from gradwarden_server.store.records import RunRecord, StreamRecord
+from gradwarden_server.store.records import AttemptRecord, RunRecord, StreamRecord
 from gradwarden_server.store.runs import RunStore
 
 log = logging.getLogger(__name__)
@@ -122,7 +122,8 @@ class RunWatch:
         """
         self._run = run
         self._facts = self._facts_of(run)
-        self._assembler.start(self._newest_attempt(), run.world_size)
+        attempts = self._rooms.runs.attempts(self._project, run.run)
+        self._assembler.start(attempts[-1].ordinal if attempts else 0, run.world_size)
         self._detectors.start(run.world_size)
         entries = self._rooms.frames.after(self._project, run.run, self._cursor.position, _ENTRIES)
         outcomes, self._late_outcomes = self._late_outcomes, []
@@ -135,8 +136,8 @@ class RunWatch:
             outcomes += self._judge(self._assembler.release(now_ns), judged, now_ns)
         for verdict in self._detectors.peek(self._assembler.urgent()):
             outcomes.append(self._outcome(verdict, now_ns))
-        if tick and not more:
-            conditions = self._detectors.tick(now_ns, self._facts, self._liveness())
+        if tick and attempts and not more:
+            conditions = self._detectors.tick(now_ns, self._facts, self._liveness(attempts[-1]))
             outcomes.append((now_ns, self._dress(conditions)))
         position = entries[-1].position if entries else self._cursor.position
         self._commit(Cursor(position, judged), outcomes, now_ns, drained=not more)
@@ -276,10 +277,6 @@ class RunWatch:
         }
         return Snapshot(cursor.position, pack(state))
 
-    def _newest_attempt(self) -> int:
-        attempts = self._rooms.runs.attempts(self._project, self._run.run)
-        return max((a.ordinal for a in attempts), default=0)
-
     def _facts_of(self, run: RunRecord) -> RunFacts:
         return RunFacts(
             row=run.id,
@@ -297,10 +294,8 @@ class RunWatch:
             ended_ns=run.ended_ns,
         )
 
-    def _liveness(self) -> Liveness:
-        attempts = self._rooms.runs.attempts(self._project, self._run.run)
+    def _liveness(self, newest: AttemptRecord) -> Liveness:
         streams = self._rooms.runs.streams(self._project, self._run.run)
-        newest = attempts[-1]
         return Liveness(
             attempt=newest.ordinal,
             attempt_started_ns=newest.started_ns,

@@ -59,8 +59,11 @@ class EvaluationStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def due(self, project: str, active_since_ns: int) -> list[Due]:
-        """Runs with batches past their cursor, or active since ``active_since_ns``."""
+    def due(self, project: str, active_since_ns: int, forsaken_ns: int = 0) -> list[Due]:
+        """Runs with batches past their cursor, or active since ``active_since_ns``.
+
+        A run that did not end stays due until nobody heard it since ``forsaken_ns``.
+        """
         statement = (
             select(t.run.c.run, t.run.c.position, t.cursor.c.position.label("judged"))
             .outerjoin(t.cursor, t.cursor.c.run_id == t.run.c.id)
@@ -68,7 +71,7 @@ class EvaluationStore:
                 t.run.c.project == project,
                 (t.cursor.c.position.is_(None))
                 | (t.cursor.c.position < t.run.c.position)
-                | (t.run.c.status == "running")
+                | ((t.run.c.status == "running") & (t.run.c.last_seen_ns > forsaken_ns))
                 | (t.run.c.last_seen_ns > active_since_ns),
             )
         )
@@ -118,7 +121,9 @@ class EvaluationStore:
 
     def release(self, project: str, holder: str | None) -> None:
         """Let the leases of a holder that stops (None: of any) go to whoever asks next."""
-        statement = update(t.lease).where(t.lease.c.scope.startswith(f"{project}/"))
+        statement = update(t.lease).where(
+            t.lease.c.scope.startswith(f"{project}/", autoescape=True)
+        )
         if holder is not None:
             statement = statement.where(t.lease.c.holder == holder)
         self._database.write(

@@ -91,6 +91,8 @@ class RunStore:
         """The attempts of a run in order, with what each later one superseded."""
         last_step = (
             select(t.stream.c.attempt_id, func.max(t.stream.c.last_step).label("last_step"))
+            .join(t.run, t.run.c.id == t.stream.c.run_id)
+            .where(t.run.c.project == project, t.run.c.run == run)
             .group_by(t.stream.c.attempt_id)
             .subquery()
         )
