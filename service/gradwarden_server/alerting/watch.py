@@ -125,7 +125,9 @@ class RunWatch:
         attempts = self._rooms.runs.attempts(self._project, run.run)
         self._assembler.start(attempts[-1].ordinal if attempts else 0, run.world_size)
         self._detectors.start(run.world_size)
-        entries = self._rooms.frames.after(self._project, run.run, self._cursor.position, _ENTRIES)
+        entries: list[LogEntry] = []
+        if run.position > self.position:
+            entries = self._rooms.frames.after(self._project, run.run, self.position, _ENTRIES)
         outcomes, self._late_outcomes = self._late_outcomes, []
         judged = dict(self._cursor.judged)
         for entry in entries:

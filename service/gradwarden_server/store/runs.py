@@ -6,7 +6,7 @@ from collections.abc import Collection
 from concurrent.futures import Future
 from typing import Any
 
-from sqlalchemy import Connection, Row, func, or_, select
+from sqlalchemy import Connection, Row, bindparam, func, or_, select
 
 from gradwarden import wire
 from gradwarden_server.store import streams
@@ -24,6 +24,34 @@ from gradwarden_server.store.records import (
 )
 
 _LAYOUTS_KEPT = 1000
+
+# The evaluator asks these of every live run, every second, so they are put together once.
+_MINE = (t.run.c.project == bindparam("of_project"), t.run.c.run == bindparam("of_run"))
+_RUN = select(t.run).where(*_MINE)
+_ATTEMPTS = (
+    select(
+        t.attempt,
+        select(func.max(t.stream.c.last_step))
+        .where(t.stream.c.attempt_id == t.attempt.c.id)
+        .scalar_subquery()
+        .label("last_step"),
+    )
+    .join(t.run, t.run.c.id == t.attempt.c.run_id)
+    .where(*_MINE)
+    .order_by(t.attempt.c.ordinal)
+)
+_STREAMS = (
+    select(
+        *(
+            t.attempt.c.ordinal if name == "ordinal" else t.stream.c[name]
+            for name in StreamRecord.__dataclass_fields__
+        )
+    )
+    .join_from(t.stream, t.attempt, t.attempt.c.id == t.stream.c.attempt_id)
+    .join(t.run, t.run.c.id == t.stream.c.run_id)
+    .where(*_MINE)
+    .order_by(t.attempt.c.ordinal, t.stream.c.rank)
+)
 
 
 class RunStore:
@@ -82,29 +110,14 @@ class RunStore:
 
     def get(self, project: str, run: str) -> RunRecord | None:
         """One run by its identifier, or None."""
-        statement = select(t.run).where(t.run.c.project == project, t.run.c.run == run)
         with self._database.read() as connection:
-            row = connection.execute(statement).one_or_none()
+            row = connection.execute(_RUN, {"of_project": project, "of_run": run}).one_or_none()
         return None if row is None else _run(row)
 
     def attempts(self, project: str, run: str) -> list[AttemptRecord]:
         """The attempts of a run in order, with what each later one superseded."""
-        last_step = (
-            select(t.stream.c.attempt_id, func.max(t.stream.c.last_step).label("last_step"))
-            .join(t.run, t.run.c.id == t.stream.c.run_id)
-            .where(t.run.c.project == project, t.run.c.run == run)
-            .group_by(t.stream.c.attempt_id)
-            .subquery()
-        )
-        statement = (
-            select(t.attempt, last_step.c.last_step)
-            .join(t.run, t.run.c.id == t.attempt.c.run_id)
-            .outerjoin(last_step, last_step.c.attempt_id == t.attempt.c.id)
-            .where(t.run.c.project == project, t.run.c.run == run)
-            .order_by(t.attempt.c.ordinal)
-        )
         with self._database.read() as connection:
-            rows = connection.execute(statement).all()
+            rows = connection.execute(_ATTEMPTS, {"of_project": project, "of_run": run}).all()
         records: list[AttemptRecord] = []
         redone: int | None = None
         for row in reversed(rows):
@@ -131,17 +144,10 @@ class RunStore:
 
     def streams(self, project: str, run: str) -> list[StreamRecord]:
         """Every rank of every attempt, by attempt and rank."""
-        statement = (
-            select(t.stream, t.attempt.c.ordinal)
-            .join(t.attempt, t.attempt.c.id == t.stream.c.attempt_id)
-            .join(t.run, t.run.c.id == t.stream.c.run_id)
-            .where(t.run.c.project == project, t.run.c.run == run)
-            .order_by(t.attempt.c.ordinal, t.stream.c.rank)
-        )
+        key = {"of_project": project, "of_run": run}
         with self._database.read() as connection:
-            rows = connection.execute(statement).mappings().all()
-        names = StreamRecord.__dataclass_fields__
-        return [StreamRecord(**{name: row[name] for name in names}) for row in rows]
+            rows = connection.execute(_STREAMS, key).all()
+        return [StreamRecord(*row) for row in rows]
 
     def events(
         self,
