@@ -18,7 +18,10 @@ from gradwarden.transport import JSON, Answer, Transport, Unreachable
 
 TIMEOUT = 10.0
 _PATHS = {"start": "/v1/start", "layout": "/v1/layouts", "batch": "/v1/ingest"}
+_PROOFS = {"start": "attempt", "layout": "hash", "batch": "stored"}
+"""What an ack holds: a proxy or a login page may answer 200 as well."""
 _LONGEST_PAUSE = 15.0
+_LONGEST_ASKED = 300.0
 
 
 LIVE: set[str] = set()
@@ -61,6 +64,8 @@ class Courier:
                 answer = self.post(_PATHS[record.kind], record.body, _media(record), timeout)
             except Unreachable as error:
                 return self._later(str(error), None)
+            if answer.ok and _PROOFS[record.kind] not in answer.body:
+                return self._later(f"{answer.status} that is not a gradwarden service's", None)
             if answer.ok:
                 self._failures, self.trouble = 0, None
                 self.acked += record.frames
@@ -152,11 +157,11 @@ class Courier:
         return Verdict.LATER if Verdict.LATER in verdicts else Verdict.ACKED
 
     def _later(self, why: str, asked: float | None) -> Verdict:
-        """Full jitter over an exponential bound; an asked-for time is a lower bound."""
+        """Full jitter over an exponential bound; a time asked for is a lower bound, if sane."""
         self._failures += 1
         self.trouble = why
         bound = min(_LONGEST_PAUSE, 0.25 * 2 ** min(self._failures, 10))
-        self.pause = random.uniform(0, bound) + (asked or 0.0)
+        self.pause = random.uniform(0, bound) + min(asked or 0.0, _LONGEST_ASKED)
         return Verdict.LATER
 
 

@@ -26,6 +26,7 @@ class ConfigurationError(GradwardenError, ValueError):
 
 def say(text: str) -> None:
     """One line on stderr; a host without a usable stderr is left in peace."""
+    text = "".join(c if c.isprintable() else " " for c in text)  # it may quote a stranger
     try:
         print(f"gradwarden: {text}", file=sys.stderr, flush=True)
     except Exception:  # stderr may be closed or replaced by the host at any time

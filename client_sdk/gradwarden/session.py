@@ -191,7 +191,7 @@ class Session:
             self._expected = (status, details)
 
     def leave(self, kind: Any, error: Any, trace: Any) -> None:
-        if kind is None:
+        if kind is None or (issubclass(kind, SystemExit) and error.code in (None, 0)):
             self.finish()
         elif issubclass(kind, KeyboardInterrupt):
             self.finish("cancelled")

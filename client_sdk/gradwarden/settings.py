@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from gradwarden import wire
 from gradwarden.errors import ConfigurationError
@@ -74,9 +74,11 @@ class Settings:
             where = f"{name}="
             if value is None:
                 value = os.environ.get(f"GRADWARDEN_{name.upper()}") or None
-                where = f"GRADWARDEN_{name.upper()}"
+                where = f"GRADWARDEN_{name.upper()}="
             if value is not None:
                 values[name] = _CHECKS.get(name, _text)(value, where)
+        if "run" not in values and (known := os.environ.get("GRADWARDEN_RUN_ID")):
+            _identifier(known, "GRADWARDEN_RUN_ID=")
         if given:
             raise ConfigurationError(
                 f"unknown arguments {sorted(given)}; see help(gradwarden.watch)"
@@ -122,22 +124,27 @@ def _identifier(value: object, where: str) -> str:
 
 def _address(value: object, where: str) -> str:
     text = _line(value, where)
-    parts = urlsplit(text)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query:
+    parts = _parts(text)
+    if parts is None or parts.query:
         raise ConfigurationError(f"{where}{text!r}: expected http://host:port or https://host")
-    try:
-        _ = parts.port
-    except ValueError:
-        raise ConfigurationError(f"{where}{text!r}: the port is not a number") from None
     return text.rstrip("/")
 
 
 def _notify(value: object, where: str) -> str:
     text = _line(value, where)
-    parts = urlsplit(text)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    if _parts(text) is None:
         raise ConfigurationError(f"{where}{text!r}: expected an http or https URL")
     return text
+
+
+def _parts(text: str) -> SplitResult | None:
+    """The parts of an http or https URL with a host; None where it is none."""
+    try:
+        parts = urlsplit(text)
+        _ = parts.port  # it raises where that is no number of a port
+    except ValueError:
+        return None
+    return parts if parts.scheme in ("http", "https") and parts.hostname else None
 
 
 def _count(value: object, where: str) -> int:

@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from gradwarden.errors import say
 from gradwarden.outbox import Kind, Losses, Record
 
 try:
@@ -86,6 +87,7 @@ class Spool:
         self._queue: deque[tuple[Path, Record]] = deque()
         self._loaded: Path | None = None
         self._number = 0
+        self._refused = False
         self.held = 0
         """Frames that wait on disk."""
 
@@ -109,7 +111,11 @@ class Spool:
                 self._shrink()
                 return True
             except OSError as error:
-                self._losses.add(f"spool: {error.strerror or error}", record.frames)
+                why = error.strerror or error
+                if not self._refused:
+                    self._refused = True
+                    say(f"cannot spool to {self.directory} ({why}): frames are lost")
+                self._losses.add(f"spool: {why}", record.frames)
                 return False
 
     def head(self) -> Record | None:

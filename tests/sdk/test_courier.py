@@ -16,6 +16,7 @@ import pytest
 
 from gradwarden import wire
 from gradwarden.courier import Courier, Verdict
+from gradwarden.errors import say
 from gradwarden.outbox import Losses, Record
 from gradwarden.spool import Spool
 from gradwarden.sync import sync
@@ -24,6 +25,7 @@ from tests.sdk.fake import FakeService, problem
 
 LAYOUT = wire.Layout((wire.Parameter("w", (2,), "float32", "w", "matrix"),))
 START = Record("start", json.dumps({"run": "r", "attempt": "a", "rank": 0, "nonce": "n"}).encode())
+YES = Answer(200, {"attempt": "a", "hash": LAYOUT.hash, "stored": 1})
 WHAT = Record("layout", json.dumps(LAYOUT.to_json()).encode())
 
 
@@ -190,7 +192,7 @@ class Memory:
 
     def post(self, path: str, body: bytes, media_type: str, timeout: float) -> Answer:
         self.paths.append(path)
-        return self.answers.pop(0) if self.answers else Answer(200)
+        return self.answers.pop(0) if self.answers else YES
 
     def close(self) -> None:
         return
@@ -206,7 +208,7 @@ def spool_of(root: Path, *records: Record) -> Spool:
 def test_sync_skips_live_spools_and_keeps_what_was_not_acked(tmp_path: Path) -> None:
     spool_of(tmp_path, START, WHAT, batch(1, 2)).close()
     live = spool_of(tmp_path, START)
-    report = sync(tmp_path, "http://x", transport=Memory(Answer(200), Answer(401)), tries=1)
+    report = sync(tmp_path, "http://x", transport=Memory(YES, Answer(401)), tries=1)
     assert report.skipped == [live.directory]
     assert list(report.failed) == [tmp_path / "s0"]
     assert not report.ok
@@ -220,3 +222,36 @@ def test_sync_skips_live_spools_and_keeps_what_was_not_acked(tmp_path: Path) -> 
 def test_sync_of_a_folder_that_is_not_there_says_so(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no spool directory"):
         sync(tmp_path / "nowhere", "http://x", transport=Memory())
+
+
+@pytest.mark.parametrize("status", [200, 202])
+def test_a_yes_that_is_not_the_services_acks_nothing(status: int) -> None:
+    with FakeService(lambda path, n: (status, {}, {})) as service:
+        post = courier(service)
+        for record in (START, WHAT, batch(1, 2)):
+            assert post.deliver(record) is Verdict.LATER
+        assert post.acked == 0
+        assert "not a gradwarden service" in str(post.trouble)
+
+
+def test_a_pause_for_days_is_cut_short() -> None:
+    busy = FakeService(lambda path, n: (429, {}, {"Retry-After": "604800"}))
+    with busy as service:
+        post = courier(service)
+        assert post.deliver(START) is Verdict.LATER
+        assert post.pause <= 600
+
+
+def test_a_disk_that_refuses_is_told_once(capfd: pytest.CaptureFixture[str]) -> None:
+    losses = Losses()
+    spool = Spool(Path("/proc/self"), "s", losses)
+    assert not spool.append(batch(1, 2))
+    assert not spool.append(batch(3, 1))
+    assert losses.total == 3
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith("gradwarden: cannot spool to /proc/self/s (")
+
+
+def test_what_a_stranger_answers_stays_on_one_line(capfd: pytest.CaptureFixture[str]) -> None:
+    say("cannot deliver (401 no\nsuch\x1b[2J token)")
+    assert capfd.readouterr().err == "gradwarden: cannot deliver (401 no such [2J token)\n"

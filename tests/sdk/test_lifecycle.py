@@ -223,6 +223,19 @@ def test_a_failing_block_tells_its_error(service: FakeService, tmp_path: Path) -
     assert finish(service)["error"] == "ValueError: inside"
 
 
+@pytest.mark.parametrize(("status", "told"), [("0", "finished"), ("", "finished"), ("3", "failed")])
+def test_leaving_a_block_by_exit_is_judged_by_its_status(
+    status: str, told: str, service: FakeService, tmp_path: Path
+) -> None:
+    after = f"""
+    with monitor:
+        sys.exit({status})
+    """
+    code, _, _ = ended(start(script(after=after), service.url, tmp_path))
+    assert code == int(status or 0)
+    assert finish(service)["status"] == told
+
+
 @pytest.mark.parametrize("flags", [["-I", "-S"]])
 def test_the_package_imports_without_torch_and_the_server_extra(flags: list[str]) -> None:
     code = f"""

@@ -79,7 +79,23 @@ def test_a_bad_argument_is_named(name: str, value: Any) -> None:
 
 def test_a_bad_variable_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GRADWARDEN_URL", "nonsense")
-    with pytest.raises(ConfigurationError, match="GRADWARDEN_URL"):
+    with pytest.raises(ConfigurationError, match="GRADWARDEN_URL='nonsense'"):
+        gradwarden.watch(mlp())
+
+
+@pytest.mark.parametrize("url", ["http://[::1", "http://h:99999", "http://h:port", "https://"])
+def test_an_address_that_is_none_is_named(url: str) -> None:
+    with pytest.raises(ConfigurationError, match="url="):
+        gradwarden.watch(mlp(), url=url)
+    with pytest.raises(ConfigurationError, match="notify_url="):
+        gradwarden.watch(mlp(), notify_url=url)
+
+
+def test_a_run_id_from_the_environment_is_never_quietly_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("GRADWARDEN_RUN_ID", "nightly run/7")
+    with pytest.raises(ConfigurationError, match="GRADWARDEN_RUN_ID='nightly run/7'"):
         gradwarden.watch(mlp())
 
 
