@@ -107,6 +107,17 @@ def test_a_connection_that_dies_fails_its_whole_commit_as_unavailable(postgres_u
     database.close()
 
 
+def test_a_reader_does_not_notice_that_its_idle_connection_died(postgres_url: str) -> None:
+    database = Database(postgres_url)
+    with database.engine.connect() as connection:
+        pid = connection.execute(text("SELECT pg_backend_pid()")).scalar_one()
+    cut = text("SELECT pg_terminate_backend(:pid, 5000)")
+    database.write(lambda c: c.execute(cut, {"pid": pid})).result(PATIENCE)
+    with database.engine.connect() as connection:
+        assert connection.execute(text("SELECT pg_backend_pid()")).scalar_one() != pid
+    database.close()
+
+
 def test_two_processes_that_store_one_stream_at_once_keep_the_seqs_of_both(
     postgres_url: str,
 ) -> None:

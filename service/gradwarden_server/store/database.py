@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import Connection, Engine, create_engine, event, text
+from sqlalchemy import Connection, Engine, ExceptionContext, create_engine, event, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -70,6 +70,7 @@ class Database:
             raise ValueError(f"db: {url!r}; use sqlite:///FILE or postgresql+psycopg://...")
         self.url = url
         self.engine = _engine(url, self.kind, "BEGIN")
+        event.listen(self.engine, "handle_error", _tell_unavailable)
         self._writer = _Writer(_engine(url, self.kind, "BEGIN IMMEDIATE"))
 
     @contextmanager
@@ -191,6 +192,14 @@ def _engine(url: str, kind: str, begin: str) -> Engine:
         connection.exec_driver_sql(begin)
 
     return engine
+
+
+def _tell_unavailable(context: ExceptionContext) -> Unavailable | None:
+    """Rooms that read by the engine itself meet the same error as those that call ``read``."""
+    error = context.sqlalchemy_exception
+    # The pool's own ping wants its error as it is: then it connects anew and nobody notices.
+    away = isinstance(error, _AWAY) and not context.is_pre_ping
+    return _unavailable(error) if error is not None and away else None
 
 
 def _unavailable(error: BaseException) -> Unavailable:
