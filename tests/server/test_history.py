@@ -6,12 +6,16 @@ import math
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from gradwarden import wire
 from gradwarden_server.store import history as history_module
+from gradwarden_server.store import runs as runs_module
 from gradwarden_server.store.history import History
+from gradwarden_server.store.runs import RunStore
 from tests.server.test_store import LAYOUT, PROJECT, Store, batch, frame
 
 
@@ -92,3 +96,17 @@ def test_a_run_larger_than_the_cache_is_read_page_by_page(
     assert 0 < small._cached_bytes <= 10_000
     losses = small.series(PROJECT, "r", ["loss"], None, None, 1000).keys["loss"]["last"]
     assert losses == [float(n) for n in range(1, 151)]
+
+
+def test_layouts_in_memory_are_bounded_by_their_parameters(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runs_module, "_PARAMETERS_KEPT", 7)
+    runs = RunStore(store.database)
+    many = [replace(p, name=f"{i}.{p.name}") for i in range(6) for p in LAYOUT.parameters]
+    layouts = [wire.Layout(tuple(many[i : i + i % 3 + 1])) for i in range(12)]
+    for layout in layouts:
+        store.runs.put_layout(PROJECT, layout).result()
+    for layout in [*layouts, *layouts]:
+        assert runs.layout(PROJECT, layout.hash) == layout
+        assert sum(len(held.parameters) for held in runs._layouts.values()) == runs._kept <= 7

@@ -35,7 +35,7 @@ BACKFILL_NS = 600 * 1_000_000_000
 """Findings on data older than this are history and a note, never a page."""
 _SNAPSHOT_STEPS = 256
 _SNAPSHOT_NS = 30 * 1_000_000_000
-_ENTRIES = 128
+_ENTRIES = 64  # held in memory at once; a batch of a large model is some megabytes
 _ENDINGS = {"finished": lifecycle.RUN_FINISHED, "cancelled": lifecycle.RUN_CANCELLED}
 
 Outcome = tuple[int, Sequence[Condition]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Collection
 from concurrent.futures import Future
 from typing import Any
@@ -23,7 +24,8 @@ from gradwarden_server.store.records import (
     StreamRecord,
 )
 
-_LAYOUTS_KEPT = 1000
+_PARAMETERS_KEPT = 500_000
+"""Of all layouts in memory together: some hundred megabytes, whoever sends how many."""
 
 # The evaluator asks these of every live run, every second, so they are put together once.
 _MINE = (t.run.c.project == bindparam("of_project"), t.run.c.run == bindparam("of_run"))
@@ -61,6 +63,8 @@ class RunStore:
         self._database = database
         # A layout is named by its content, so a copy never goes stale.
         self._layouts: dict[tuple[str, str], wire.Layout] = {}
+        self._kept = 0
+        self._lock = threading.Lock()
 
     def start(self, project: str, request: StartRequest, received_ns: int) -> Future[Started]:
         """Register a stream; idempotent by (run, attempt, rank, nonce).
@@ -103,9 +107,13 @@ class RunStore:
         if body is None:
             return None
         layout = wire.Layout.from_json(body)
-        while len(self._layouts) >= _LAYOUTS_KEPT:
-            self._layouts.pop(next(iter(self._layouts)), None)
-        self._layouts[project, digest] = layout
+        with self._lock:
+            if (project, digest) not in self._layouts:
+                self._layouts[project, digest] = layout
+                self._kept += len(layout.parameters)
+            while self._kept > _PARAMETERS_KEPT:
+                oldest = self._layouts.pop(next(iter(self._layouts)))
+                self._kept -= len(oldest.parameters)
         return layout
 
     def get(self, project: str, run: str) -> RunRecord | None:
