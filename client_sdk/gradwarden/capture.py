@@ -61,6 +61,8 @@ class Watcher:
         self.model, self.book, self.faults = model, book, faults
         self.collector, self.scalars = Collector(64), Collector(256)
         self.paused = False
+        self.quiet: Callable[[], bool] = lambda: False
+        """Whether only non-finite gradients are of interest: another rank sends our matrix."""
         self.rows = Rows(model)
         self.order: BackwardOrder | None = BackwardOrder(self.rows)
         self.layout: wire.Layout | None = None
@@ -89,8 +91,9 @@ class Watcher:
 
     @_guarded("clip norm")
     def clip_leaves(self, gradients: list[Tensor], total: Tensor | None, most: float) -> None:
+        given = {id(g) for g in gradients}
         for owner in self._all():
-            if owner.pending is None or not owner.count(gradients):
+            if owner.pending is None or not owner.count(given):
                 continue
             owner.remember()
             owner.exact = True
@@ -177,7 +180,8 @@ class Watcher:
 
     def _holders(self, gradients: list[Tensor]) -> list[Owner]:
         """Whose gradients are clipped; of optimizers that share some, who holds them all."""
-        counts = [(o, o.count(gradients)) for o in self._all()]
+        given = {id(g) for g in gradients}
+        counts = [(o, o.count(given)) for o in self._all()]
         whole = [o for o, n in counts if n == len(gradients)]
         some = whole or [o for o, n in counts if n]
         return [o for o in some if not o.gone] or some
@@ -215,15 +219,20 @@ class Watcher:
         rows, tensors, sparse = self._measurable(owner)
         if not rows:
             return
+        devices = list(quantities.by_device(tensors).values())
+        groups = [[tensors[i] for i in index] for index in devices]
+        matrices = [quantities.finite(g) for g in groups] if self.quiet() else []
+        quiet = bool(matrices) and all(m is not None for m in matrices)
         hosts: list[tuple[tuple[int, ...], Pending | None]] = []
-        for index in quantities.by_device(tensors).values():
-            matrix = quantities.measure([tensors[i] for i in index])
+        for n, index in enumerate(devices):
+            matrix = matrices[n] if quiet else None
+            matrix = quantities.measure(groups[n]) if matrix is None else matrix
             for at, i in enumerate(index):
                 if sparse.get(i):
                     matrix[at, 4] += sparse[i]
             hosts.append((tuple(index), self.collector.fetch(matrix)))
-        part = Part(rows, layout, hosts)
-        if self.book.captures < EARLY:
+        part = Part(rows, layout, hosts, quiet=quiet)
+        if self.book.captures < EARLY and not quiet:
             part.weights = self._weights(rows)
         if instead_of is not None:
             self.book.replace(owner.key, instead_of, part)

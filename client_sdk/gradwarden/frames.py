@@ -36,6 +36,8 @@ class Part:
     stepped: bool | None = None
     found_inf: Pending | None = None
     finite: bool | None = None
+    quiet: bool = False
+    """Whether the matrix only stands for finite values and is never sent."""
 
     def examine(self) -> bool | None:
         """Whether all values are finite; None while they are still on the device."""
@@ -86,6 +88,10 @@ class Piece:
         values = [v for v in self.scalars.values() if isinstance(v, Pending)]
         return all(p.ready for p in self.parts.values()) and all(v.ready for v in values)
 
+    @property
+    def quiet(self) -> bool:
+        return any(p.quiet for p in self.parts.values())
+
     def stepped(self) -> bool | None:
         """Whether the step was applied; None while that is undecided.
 
@@ -102,7 +108,7 @@ class Piece:
         return next((p.layout for p in reversed(self.parts.values())), None)
 
     def values(self) -> bytes:
-        """The [L, K] matrix; rows that nobody captured are NaN throughout."""
+        """The [L, K] matrix; rows that nobody measured are NaN throughout."""
         layout = self.layout()
         if layout is None:
             return b""
@@ -111,7 +117,7 @@ class Piece:
         observed = False
         for part in parts:
             for index, host in part.hosts:
-                if host is None or part.layout is not layout:
+                if host is None or part.quiet or part.layout is not layout:
                     continue
                 observed = True
                 matrix = host.take()

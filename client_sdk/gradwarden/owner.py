@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -89,10 +88,9 @@ class Owner:
         known = self.token.values()
         return self.exact and all(p.grad is not None and p.grad._version != v for p, _, v in known)
 
-    def count(self, gradients: Sequence[Tensor]) -> int:
-        """How many of ``gradients`` belong to this optimizer's parameters."""
-        given = {id(g) for g in gradients}
-        return sum(p.grad is not None and id(p.grad) in given for _, p in self.rows)
+    def count(self, gradients: set[int]) -> int:
+        """How many of the gradients with these ids belong to this optimizer's parameters."""
+        return len(gradients.intersection([id(p.grad) for _, p in self.rows]))
 
 
 def inner(optimizer: Any) -> Any:

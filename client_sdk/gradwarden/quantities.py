@@ -85,6 +85,22 @@ def measure(tensors: Sequence[Tensor]) -> Tensor:
         return _measure_cpu(tensors)
 
 
+def finite(tensors: Sequence[Tensor]) -> Tensor | None:
+    """A stand-in for :func:`measure` at the cost of the norm, where all values are finite.
+
+    Only its first column is true. None where a value is not finite, or on a device, which
+    would have to be waited for.
+    """
+    if not tensors or tensors[0].device.type != "cpu":
+        return None
+    norms = l2(tensors)
+    if not bool(torch.isfinite(norms).all()):
+        return None
+    matrix = torch.zeros((len(tensors), len(QUANTITIES)))
+    matrix[:, 0] = matrix[:, 1] = norms
+    return matrix
+
+
 def _measure_cpu(tensors: Sequence[Tensor]) -> Tensor:
     """The same on a host, where a look at one value may save a pass over all of them."""
     matrix = torch.zeros((len(tensors), len(QUANTITIES)))

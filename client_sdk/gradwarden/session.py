@@ -84,6 +84,7 @@ class Session:
             self._start_record,
             self._voice.hear,
         )
+        self._watcher.quiet = self._quiet
         hooks.add(self._watcher)
         self._voice.hooks = hooks.found
         self._event({"kind": "start", "hooks": list(hooks.found)})
@@ -266,6 +267,10 @@ class Session:
             "phase": self._phase,
             "sent_ns": time.time_ns(),
         }
+
+    def _quiet(self) -> bool:
+        identity = self.identity
+        return identity is not None and not (identity.speaks or self._pump.speaking)
 
     def _reached(self) -> bool:
         """Whether nothing speaks against it that the service hears us."""

@@ -133,3 +133,14 @@ def test_bytes_are_little_endian_rows() -> None:
     assert math.isnan(raw[1])
     assert math.copysign(1, raw[2]) == -1
     assert raw[3] == INF
+
+
+@pytest.mark.parametrize("dirt", [math.nan, math.inf, 3e38])
+def test_what_stands_in_for_a_quiet_ranks_matrix_hides_nothing(dirt: float) -> None:
+    clean = [torch.randn(4, 3), torch.randn(7)]
+    stand_in = quantities.finite(clean)
+    assert stand_in is not None
+    torch.testing.assert_close(stand_in[:, 0], quantities.measure(clean)[:, 0])
+    assert bool(torch.isfinite(stand_in).all())
+    assert quantities.finite([clean[0], torch.full((5,), dirt)]) is None
+    assert quantities.finite([]) is None

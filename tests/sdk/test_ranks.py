@@ -98,6 +98,7 @@ def test_four_ranks_are_one_run_with_one_speaker(
         assert sorted(set(steps)) == list(range(30))
         assert any(f.values for f in held.values()) == (rank == 0)
         assert sum("loss" in f.scalars for f in held.values()) == 30
+        assert not [e for f in held.values() for e in f.events if e["kind"] == "dropped"]
 
 
 def test_other_ranks_show_their_matrix_for_three_bad_steps(
