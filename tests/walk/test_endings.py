@@ -63,6 +63,7 @@ def status(house: House, wanted: str) -> dict[str, Any]:
 
 def test_an_exception_pages_with_its_own_words(impatient: House) -> None:
     assert end(impatient, "--raise-at", "25") == 1
+    assert "out of memory" in status(impatient, "failed")["reason"]
     (alert,) = impatient.page("RunFailed")["alerts"]
     assert alert["labels"]["severity"] == "page"
     assert "out of memory" in alert["annotations"]["summary"]

@@ -69,6 +69,8 @@ class Summaries:
         # A run that ended ill is not healthy, though its end closed its alerts.
         ailing = firing or _worst_first(a for a in known if a.reason in AT_THE_END)
         health, reason = judge(run, ailing, now_ns)
+        if run.status == "failed" and not ailing:
+            reason = self._last_words(project, run) or reason
         attempts = self._runs.attempts(project, run.run)
         recent = self._past(project, run, now_ns)
         layers = (a.annotations.get("layer") for a in ailing)
@@ -93,6 +95,12 @@ class Summaries:
             last_seen_at=rfc3339(run.last_seen_ns),
             ended_at=rfc3339(run.ended_ns),
         )
+
+    def _last_words(self, project: str, run: RunRecord) -> str:
+        """What a failed run said of its end, before its alert is due."""
+        ends = (e for e in self._runs.events(project, run.run, limit=20) if e.kind == "finish")
+        errors = [str(e.data["error"]) for e in ends if e.data.get("error")]
+        return f"failed: {errors[-1]}" if errors else ""
 
     def _past(self, project: str, run: RunRecord, now_ns: int) -> _Recent:
         key = (project, run.run)
