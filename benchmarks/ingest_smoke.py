@@ -3,7 +3,8 @@
 Every client is one live run on a connection of its own, and sends its next frame as soon as
 the last one was acked: no batching, no pipelining, the evaluator at work on every run. The
 frames are made before the clock starts. Service and clients share this machine, so the figure
-is a floor. The last line of stdout is one JSON object.
+is a floor; the CPU of the service includes its start. The last line of stdout is one JSON
+object.
 
     python benchmarks/ingest_smoke.py --clients 8 --frames 250 --layers 150
 """
@@ -26,7 +27,7 @@ from gradwarden import wire
 
 READY = "gradwarden: listening on http://"
 # Modest on purpose: two shared cores, a virtual disk, Python at both ends.
-GOALS = {"requests_per_second": 300.0, "p99_ms": 250.0}
+GOALS = {"requests_per_second": 200.0, "p99_ms": 250.0}
 
 
 def main() -> int:
