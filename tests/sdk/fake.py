@@ -43,7 +43,7 @@ class FakeService:
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
                 status, answer, headers = fake.answer(self.path, dict(self.headers), body)
-                data = json.dumps(answer).encode()
+                data = json.dumps(answer).encode() if status != 204 else b""
                 self.send_response(status)
                 for name, value in headers.items():
                     self.send_header(name, value)
