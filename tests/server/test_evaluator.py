@@ -226,6 +226,21 @@ def test_findings_on_old_data_are_a_note_and_wake_nobody(bench: Bench) -> None:
     assert alert.annotations["backfill"] == "found late; was a page"
 
 
+@pytest.mark.parametrize(("heard", "severity"), [(True, "ticket"), (False, "note")])
+def test_a_failure_known_from_a_spool_alone_is_history(
+    bench: Bench, heard: bool, severity: str
+) -> None:
+    if heard:
+        bench.store.beat("a1", bench.now)
+    end = {"kind": "finish", "status": "failed", "error": "RuntimeError: out of luck"}
+    bench.store.send(batch(wire.Frame(1, 5, bench.now, events=(end,))), at=bench.now)
+    for _ in range(12):
+        bench.now += 60 * SECOND
+        bench.round()
+    (alert,) = bench.ledger.list(PROJECT, ("firing",)).items
+    assert (alert.alertname, alert.severity) == ("RunFailed", severity)
+
+
 def test_what_is_still_bad_at_the_live_edge_pages_after_an_outage(bench: Bench) -> None:
     bench.send(0, SICK, sick=(SICK,), at=NOW - 2 * BACKFILL_NS)
     bench.send(SICK + 1, SICK + 3, sick=(SICK + 1, SICK + 2, SICK + 3))

@@ -139,8 +139,7 @@ class RunWatch:
         for verdict in self._detectors.peek(self._assembler.urgent()):
             outcomes.append(self._outcome(verdict, now_ns))
         if tick and attempts and not more:
-            conditions = self._detectors.tick(now_ns, self._facts, self._liveness(attempts[-1]))
-            outcomes.append((now_ns, self._dress(conditions)))
+            outcomes.append((now_ns, self._dress(self._tick(attempts[-1], now_ns))))
         position = entries[-1].position if entries else self._cursor.position
         self._commit(Cursor(position, judged), outcomes, now_ns, drained=not more)
         self._behind_ns = entries[-1].received_ns if more else None
@@ -296,14 +295,20 @@ class RunWatch:
             ended_ns=run.ended_ns,
         )
 
-    def _liveness(self, newest: AttemptRecord) -> Liveness:
+    def _tick(self, newest: AttemptRecord, now_ns: int) -> Sequence[Condition]:
         streams = self._rooms.runs.streams(self._project, self._run.run)
-        return Liveness(
+        ranks = [s for s in streams if s.ordinal == newest.ordinal]
+        liveness = Liveness(
             attempt=newest.ordinal,
             attempt_started_ns=newest.started_ns,
             service_started_ns=self._rooms.service_started_ns,
-            ranks=tuple(_alive(s) for s in streams if s.ordinal == newest.ordinal),
+            ranks=tuple(map(_alive, ranks)),
         )
+        conditions = self._detectors.tick(now_ns, self._facts, liveness)
+        if all(s.heartbeat_ns is None for s in ranks):
+            # Known from a spool alone: however it ended, it ended before we heard of it.
+            return [_as_history(c) for c in conditions]
+        return conditions
 
 
 def _alive(stream: StreamRecord) -> RankLiveness:
