@@ -30,7 +30,7 @@ def start_record(
     model: str,
     started_ns: int,
 ) -> dict[str, Any]:
-    """The body of ``POST /v1/start``, as PROTOCOL.md's identity section lists it."""
+    """The body of ``POST /v1/start``."""
     return {
         "run": identity.run,
         "attempt": identity.attempt_after(rollback),

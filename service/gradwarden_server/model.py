@@ -24,7 +24,7 @@ def fingerprint(labels: Labels) -> str:
 class RunFacts:
     """What rules and alerts need to know of a run beyond its frames.
 
-    ``labels`` are the stable labels of PROTOCOL section 12 without alertname and severity.
+    ``labels`` are the stable labels of its alerts, without alertname and severity.
     """
 
     row: int

@@ -19,7 +19,7 @@ from gradwarden_server.detect.state import pack, unpack
 from gradwarden_server.detect.steps import GroupStep, Matrix, RankStep, Step, observed
 
 WAIT_NS = 2_000_000_000
-"""How long a step waits for its last rank (PROTOCOL 3)."""
+"""How long a step waits for its last rank."""
 
 _STRICTEST: tuple[wire.Capture, ...] = ("post_clip", "pre_clip", "unclipped", "")
 

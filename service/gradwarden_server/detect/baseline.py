@@ -1,4 +1,4 @@
-"""The baseline of DETECTION: a robust, per-series picture of what is normal, for all at once.
+"""The baseline: a robust, per-series picture of what is normal, for all at once.
 
 On y = log10(x), x > 0, over the last observed steps of this attempt: median m, spread
 s = max(1.4826 MAD, floor), z = (y - m) / s. Steps far away are flagged and kept out, until
