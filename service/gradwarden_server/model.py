@@ -123,7 +123,11 @@ class Queued:
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """How one try went. ``retry_at_ns`` None with ``ok`` False means: give up."""
+    """How one try went.
+
+    ``retry_at_ns`` None with ``ok`` False means: give up. With ``ok`` True a ``retry_at_ns``
+    means: it arrived, and is to be repeated then until its group says something new.
+    """
 
     ok: bool
     detail: str

@@ -294,7 +294,7 @@ outbox = Table(
     Column("not_before_ns", BigInteger, nullable=False),
     Column("attempts", Integer, nullable=False),
     Column("lease_until_ns", BigInteger, nullable=False),
-    # waiting | sent | dead
+    # waiting | standing (sent, and repeated while it holds) | sent | dead
     Column("state", String(16), nullable=False),
     UniqueConstraint("receiver", "group_key", "seq"),
     Index(None, "state", "not_before_ns"),
