@@ -55,7 +55,11 @@ class LocalReceiver:
             protocol_version = "HTTP/1.1"
 
             def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["Content-Length"]))
+                length = int(self.headers["Content-Length"])
+                body = self.rfile.read(length)
+                if len(body) < length:
+                    self.close_connection = True  # the sender died in the middle of its message
+                    return
                 answer = receiver._take(Request(self.path, dict(self.headers.items()), body))
                 if answer.hold is not None:
                     answer.hold.wait(PATIENCE)
