@@ -7,7 +7,7 @@ save work, on a device it may not.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -16,8 +16,6 @@ from gradwarden.wire import QUANTITIES
 
 _PIECE = 1 << 20
 """Elements of one piece of a large tensor: little memory, and few enough calls."""
-
-Unit = Callable[[Sequence[Tensor]], Tensor]
 
 
 def local(gradient: Tensor) -> Tensor | None:

@@ -20,13 +20,13 @@ from gradwarden_server import assets, telemetry
 from gradwarden_server.alerting.evaluator import Evaluator
 from gradwarden_server.alerting.watch import Rooms
 from gradwarden_server.api import alerts, health, ingest, pages, problems, runs, series, tokens
-from gradwarden_server.api.access import DEFAULT_PROJECT, Doorman
+from gradwarden_server.api.access import Doorman
 from gradwarden_server.api.deps import Parts
 from gradwarden_server.api.front import Front
 from gradwarden_server.api.summary import Summaries
 from gradwarden_server.api.throttle import Throttle
 from gradwarden_server.detect import registry as detectors
-from gradwarden_server.model import Queued
+from gradwarden_server.model import DEFAULT_PROJECT, Queued
 from gradwarden_server.notify import pipeline, registry
 from gradwarden_server.notify import spec as receivers_spec
 from gradwarden_server.notify.delivery import Courier

@@ -16,5 +16,4 @@ def _locate(bundled: str, checkout: str) -> Path:
 MIGRATIONS = _locate("migrations", "migrations")
 ALERT_RULES = _locate("alert_rules", "alert_rules")
 RUNBOOKS = _locate("runbooks", "docs/runbooks")
-GRAFANA = _locate("grafana", "dashboards/grafana")
 WEB = _locate("web", "dashboards/web/dist")

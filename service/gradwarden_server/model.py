@@ -6,12 +6,21 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
+from urllib.parse import quote
 
 Severity = Literal["page", "ticket", "note"]
 AlertState = Literal["inactive", "pending", "firing", "resolved"]
 Labels = Mapping[str, str]
 
 SEVERITIES: tuple[Severity, ...] = ("page", "ticket", "note")
+
+
+DEFAULT_PROJECT = "default"
+
+
+def run_path(project: str, run: str) -> str:
+    """Where the dashboard shows a run; a browser without a token must name the project."""
+    return f"/runs/{run}" + ("" if project == DEFAULT_PROJECT else f"?project={quote(project)}")
 
 
 def fingerprint(labels: Labels) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import struct
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -146,7 +147,7 @@ def test_an_alert_links_to_its_run_and_runbook(bench: Bench) -> None:
     bench.send(0, SICK, sick=(SICK,))
     bench.round()
     (alert,) = bench.ledger.list(PROJECT, ("firing",), severity="page").items
-    assert alert.annotations["dashboard_url"] == "http://gw.example/runs/r"
+    assert alert.annotations["dashboard_url"] == "http://gw.example/runs/r?project=vision"
     assert alert.annotations["runbook_url"] == "http://gw.example/runbooks/NonFiniteGradient"
     assert alert.annotations["layer"] == "blocks.1"
 
@@ -171,6 +172,16 @@ def test_a_crash_between_an_early_page_and_its_joined_step_pages_once(bench: Ben
         ("firing", "enriched"),  # with the rank, once the others were heard or waited for
         ("pending", "condition"),
     ]
+
+
+def test_labels_of_a_rule_stand_on_its_alerts(bench: Bench) -> None:
+    rules = [replace(r, labels={"tier": "gold", "run": "never"}) for r in bench.rules.detectors]
+    bench.rules = replace(bench.rules, detectors=tuple(rules))
+    bench.evaluator = bench.process()
+    bench.send(0, SICK, sick=(SICK,))
+    bench.round()
+    (alert,) = bench.ledger.list(PROJECT, ("firing",), severity="page").items
+    assert (alert.labels["tier"], alert.labels["run"]) == ("gold", "r")
 
 
 @given(

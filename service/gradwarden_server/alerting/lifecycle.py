@@ -10,7 +10,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from types import MappingProxyType
 
-from gradwarden_server.model import Alert, AlertState, Change, Condition, RunFacts, fingerprint
+from gradwarden_server.model import (
+    Alert,
+    AlertState,
+    Change,
+    Condition,
+    Labels,
+    RunFacts,
+    fingerprint,
+)
 
 Alerts = Mapping[str, Alert]
 
@@ -20,6 +28,7 @@ RUN_CANCELLED = "run_cancelled"
 AT_THE_END = (RUN_FINISHED, RUN_CANCELLED)
 ENRICHED = "enriched"
 NO_HOLDS: Mapping[str, int] = MappingProxyType({})
+NO_LABELS: Mapping[str, Labels] = MappingProxyType({})
 
 
 def advance(
@@ -28,6 +37,7 @@ def advance(
     conditions: Iterable[Condition],
     now_ns: int,
     holds_ns: Mapping[str, int] = NO_HOLDS,
+    labels: Mapping[str, Labels] = NO_LABELS,
 ) -> list[Change]:
     """What the conditions of one moment change in the alerts of one run.
 
@@ -39,20 +49,21 @@ def advance(
             that nobody speaks of stays as it is.
         now_ns: The moment.
         holds_ns: How long, by alertname, a condition must last before its alert fires.
+        labels: What the rules add, by alertname; the run's own labels win.
 
     Returns:
         The transitions, in order. The same conditions again give none, so a replay is safe.
     """
     changes: list[Change] = []
-    for condition, labels in _verdicts(run, conditions):
-        known = alerts.get(fingerprint(labels))
+    for condition, identity in _verdicts(run, conditions, labels):
+        known = alerts.get(fingerprint(identity))
         standing = known if known is not None and known.state in OPEN else None
         if not condition.active:
             if standing is not None:
                 changes.append(_resolved(standing, condition.reason, now_ns))
             continue
         hold_ns = holds_ns.get(condition.alertname, 0)
-        changes.extend(_seen(standing, run, labels, condition, now_ns, hold_ns))
+        changes.extend(_seen(standing, run, identity, condition, now_ns, hold_ns))
     return changes
 
 
@@ -73,7 +84,7 @@ def settle(alerts: Alerts, changes: Iterable[Change]) -> dict[str, Alert]:
 
 
 def _verdicts(
-    run: RunFacts, conditions: Iterable[Condition]
+    run: RunFacts, conditions: Iterable[Condition], labels: Mapping[str, Labels]
 ) -> Iterable[tuple[Condition, dict[str, str]]]:
     """One condition per identity: the first that is active, enriched by the others like it."""
     verdicts: dict[tuple[str, str], Condition] = {}
@@ -86,7 +97,8 @@ def _verdicts(
             merged = {**condition.annotations, **earlier.annotations}
             verdicts[key] = replace(earlier, annotations=merged)
     for (alertname, severity), condition in verdicts.items():
-        yield condition, {**run.labels, "alertname": alertname, "severity": severity}
+        own = {**labels.get(alertname, {}), **run.labels}
+        yield condition, {**own, "alertname": alertname, "severity": severity}
 
 
 def _seen(

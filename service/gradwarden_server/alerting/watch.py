@@ -18,7 +18,7 @@ from gradwarden_server.detect.base import Liveness, RankLiveness
 from gradwarden_server.detect.engine import DerivedPoint, RunDetectors, Verdict
 from gradwarden_server.detect.state import BadState, pack, unpack
 from gradwarden_server.detect.steps import Step
-from gradwarden_server.model import Alert, Change, Condition, RunFacts
+from gradwarden_server.model import Alert, Change, Condition, RunFacts, run_path
 from gradwarden_server.notify.pipeline import Pipeline
 from gradwarden_server.rules.spec import RuleSet
 from gradwarden_server.store.database import Database, Priority, Transaction
@@ -86,12 +86,13 @@ class RunWatch:
             except (BadState, KeyError) as error:
                 log.warning("run %s: snapshot refused (%s); replaying its log", run.run, error)
                 self._assembler, self._detectors = self._fresh()
-        self._snapshot_position = start
         self._snapshot_ns = 0
         self._steps_since = 0
         self._late_outcomes: list[Outcome] = []
         self._points: list[DerivedPoint] = []
         self._behind_ns: int | None = None
+        self._judged = dict(self._cursor.judged)
+        self._labels = {rule.alert: rule.labels for rule in rooms.rules.detectors}
         self._replay(start)
         self._recall()
 
@@ -129,7 +130,7 @@ class RunWatch:
         if run.position > self.position:
             entries = self._rooms.frames.after(self._project, run.run, self.position, _ENTRIES)
         outcomes, self._late_outcomes = self._late_outcomes, []
-        judged = dict(self._cursor.judged)
+        judged = dict(self._judged)
         for entry in entries:
             self._take(entry)
             outcomes += self._judge(self._assembler.release(entry.received_ns), judged, now_ns)
@@ -157,7 +158,6 @@ class RunWatch:
 
     def _replay(self, start: int) -> None:
         """Advance over what was judged before, keeping only what was not said yet."""
-        judged = dict(self._cursor.judged)
         while start < self._cursor.position:
             entries = self._rooms.frames.after(self._project, self._run.run, start, _ENTRIES)
             entries = [e for e in entries if e.position <= self._cursor.position]
@@ -166,7 +166,7 @@ class RunWatch:
             for entry in entries:
                 self._take(entry)
                 steps = self._assembler.release(entry.received_ns)
-                self._late_outcomes += self._judge(steps, judged, entry.received_ns)
+                self._late_outcomes += self._judge(steps, self._judged, entry.received_ns)
             start = entries[-1].position
 
     def _recall(self) -> None:
@@ -242,10 +242,9 @@ class RunWatch:
 
         touched = self._rooms.database.write(job, Priority.ALERT).result()
         self._open = {key: touched.get(key, alert) for key, alert in settled.items()}
-        self._cursor = cursor
+        self._cursor, self._judged = cursor, dict(cursor.judged)
         self._points = []
         if snapshot is not None:
-            self._snapshot_position = snapshot.position
             self._snapshot_ns, self._steps_since = now_ns, 0
 
     def _changes(
@@ -256,7 +255,7 @@ class RunWatch:
         moment = 0
         for at_ns, conditions in outcomes:
             moment = max(moment, at_ns)
-            new = lifecycle.advance(settled, self._facts, conditions, moment)
+            new = lifecycle.advance(settled, self._facts, conditions, moment, labels=self._labels)
             settled = lifecycle.settle(settled, new)
             changes += new
         ending = _ENDINGS.get(self._run.status)
@@ -288,7 +287,7 @@ class RunWatch:
             environment="prod" if run.page else run.environment,
             world_size=run.world_size,
             labels=run.labels,
-            dashboard_url=f"{self._rooms.external_url}/runs/{run.run}",
+            dashboard_url=self._rooms.external_url + run_path(run.project, run.run),
             started_ns=run.started_ns,
             last_seen_ns=run.last_seen_ns,
             last_step=run.last_step,

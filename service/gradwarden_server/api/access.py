@@ -18,12 +18,12 @@ from starlette.requests import Request
 
 from gradwarden import wire
 from gradwarden_server.api.problems import Problem
+from gradwarden_server.model import DEFAULT_PROJECT
 from gradwarden_server.settings import Settings
 from gradwarden_server.store.tokens import Scope, TokenRecord, TokenStore, digest
 
 COOKIE = "gradwarden_session"
 PROJECT_HEADER = "Gradwarden-Project"
-DEFAULT_PROJECT = "default"
 Need = Literal["ingest", "read", "admin", "any"]
 
 _OPENS: dict[Scope, frozenset[Need]] = {

@@ -17,6 +17,7 @@ from gradwarden_server.api import bodies, schemas
 from gradwarden_server.api.deps import CREDENTIALS, Ingester, Parts, PartsDep
 from gradwarden_server.api.plain import plain
 from gradwarden_server.api.problems import Problem
+from gradwarden_server.model import run_path
 from gradwarden_server.store.records import Heartbeat, StartRequest
 from gradwarden_server.telemetry import span
 
@@ -40,7 +41,7 @@ async def start(body: bodies.StartBody, who: Ingester, parts: PartsDep) -> schem
         run=started.run,
         attempt=started.attempt,
         ordinal=started.ordinal,
-        url=f"{parts.settings.url}/runs/{started.run}",
+        url=parts.settings.url + run_path(who.project, started.run),
         commands=await _open_commands(parts, who.project, body.run, body.rank),
     )
 

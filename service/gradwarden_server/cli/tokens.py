@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from gradwarden_server.api.access import DEFAULT_PROJECT
 from gradwarden_server.api.schemas import token_face
 from gradwarden_server.cli.faults import DONE, USAGE, CommandError
 from gradwarden_server.cli.reading import Client, table
 from gradwarden_server.cli.serving import open_database, settings_from
+from gradwarden_server.model import DEFAULT_PROJECT
 from gradwarden_server.store.tokens import TokenRecord, TokenStore
 
 _DAY_NS = 86_400 * 1_000_000_000

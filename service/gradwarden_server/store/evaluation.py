@@ -50,7 +50,6 @@ class Due:
 
     run: str
     position: int
-    judged_position: int
 
 
 class EvaluationStore:
@@ -65,7 +64,7 @@ class EvaluationStore:
         A run that did not end stays due until nobody heard it since ``forsaken_ns``.
         """
         statement = (
-            select(t.run.c.run, t.run.c.position, t.cursor.c.position.label("judged"))
+            select(t.run.c.run, t.run.c.position)
             .outerjoin(t.cursor, t.cursor.c.run_id == t.run.c.id)
             .where(
                 t.run.c.project == project,
@@ -77,7 +76,7 @@ class EvaluationStore:
         )
         with self._database.read() as connection:
             rows = connection.execute(statement).all()
-        return [Due(row.run, row.position, row.judged or 0) for row in rows]
+        return [Due(row.run, row.position) for row in rows]
 
     def unjudged(self, project: str, run: str) -> int:
         """Batches of a run that were received and not yet judged."""
