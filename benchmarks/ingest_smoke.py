@@ -115,7 +115,7 @@ class _Client:
 
     def bodies(self, frames: int) -> list[bytes]:
         """One message a frame."""
-        row = struct.pack("<5f", 1.0, 0.5, 0.0, 0.0, 3.0)
+        row = struct.pack("<6f", 1.0, 0.5, 0.0, 0.0, 3.0, 3.0)
         values = row * len(self._layout.parameters)
         made = []
         for seq in range(1, frames + 1):

@@ -25,13 +25,13 @@ LAYOUT = wire.Layout(
 )
 CLEAN = (1.0, 0.5, 0.0, 0.0, 0.0)
 BAD = (math.nan, math.nan, 2.0, 0.0, 0.0)
-ABSENT = (math.nan,) * 5
+ABSENT = (math.nan,) * 6
 
 
 def frame(
     step: int, rows: list[tuple[float, ...]] | None, stepped: bool | None = True, open: bool = False
 ) -> wire.Frame:
-    values = b"".join(struct.pack("<5f", *r) for r in rows) if rows else b""
+    values = b"".join(struct.pack("<6f", *r) for r in rows) if rows else b""
     return wire.Frame(step + 1, step, 0, stepped=stepped, values=values, open=open)
 
 

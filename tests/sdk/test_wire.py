@@ -1,4 +1,4 @@
-"""The wire: round trips bit for bit, nothing truncated passes, bombs stay small, v1 for ever."""
+"""The wire: round trips bit for bit, nothing truncated passes, bombs stay small, old versions for ever."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from gradwarden import wire
 
-FIXTURE = Path(__file__).parent / "fixtures" / "wire-v1.bin"
+FIXTURES = Path(__file__).parent / "fixtures"
 K = len(wire.QUANTITIES)
 any_float = st.floats(allow_nan=True, allow_infinity=True, width=64)
 names = st.text(st.characters(codec="utf-8", exclude_characters="\x00"), min_size=1, max_size=20)
@@ -24,11 +24,17 @@ events = st.fixed_dictionaries(
 )
 
 
+def exactly(size: int) -> st.SearchStrategy[bytes]:
+    return st.binary(min_size=size, max_size=size)
+
+
 @st.composite
 def batches(draw: st.DrawFn) -> wire.Batch:
     parameters = draw(st.integers(0, 4))
     size = 4 * K * parameters
     first = draw(st.integers(0, 2**40))
+    wide = draw(st.sampled_from([(), wire.CHECKSUMS[:1], wire.CHECKSUMS]))
+    matrices = st.one_of(st.just(b""), exactly(size))
     frames = tuple(
         wire.Frame(
             seq=first + i,
@@ -39,15 +45,18 @@ def batches(draw: st.DrawFn) -> wire.Batch:
             capture=draw(st.sampled_from(["pre_clip", "post_clip", "unclipped", ""])),
             stepped=draw(st.sampled_from([True, False, None])),
             open=draw(st.booleans()),
-            values=draw(st.one_of(st.just(b""), st.binary(min_size=size, max_size=size))),
+            values=values,
+            wide=draw(exactly(8 * len(wide) * parameters)) if values else b"",
+            roots=draw(st.one_of(st.just(b""), exactly(8 * wire.ROOT_WORDS))),
         )
-        for i in range(draw(st.integers(1, 4)))
+        for i, values in enumerate(draw(st.lists(matrices, min_size=1, max_size=4)))
     )
     return wire.Batch(
         stream=wire.StreamKey("run", "attempt.1", draw(st.integers(0, 9)), "nonce", 0),
         frames=frames,
         layout="0" * 32 if parameters else "",
         parameters=parameters,
+        wide=wide,
         sent_ns=draw(st.integers(0, 2**62)),
     )
 
@@ -58,8 +67,8 @@ def same(a: wire.Batch, b: wire.Batch) -> bool:
     def plain(batch: wire.Batch) -> str:
         return json.dumps(wire.to_json(batch), sort_keys=True)
 
-    bits = [f.values for f in a.frames] == [f.values for f in b.frames]
-    return bits and plain(a) == plain(b)
+    bits = [[(f.values, f.wide, f.roots) for f in x.frames] for x in (a, b)]
+    return bits[0] == bits[1] and plain(a) == plain(b)
 
 
 @given(batches(), st.sampled_from(["deflate", "zstd"]))
@@ -68,7 +77,7 @@ def test_round_trip_keeps_every_bit(batch: wire.Batch, codec: wire.Codec) -> Non
 
 
 def test_nan_payloads_and_signed_zero_survive() -> None:
-    words = struct.pack("<5I", 0x7FC00001, 0xFFC12345, 0x7F800000, 0x80000000, 0x7F800001)
+    words = struct.pack("<6I", 0x7FC00001, 0xFFC12345, 0x7F800000, 0x80000000, 0x7F800001, 1)
     frame = wire.Frame(1, 0, 0, values=words)
     batch = wire.Batch(wire.StreamKey("r", "a", 0, "n"), (frame,), "0" * 32, 1)
     assert wire.decode(wire.encode(batch)).frames[0].values == words
@@ -128,10 +137,14 @@ def test_the_json_form_says_the_same(batch: wire.Batch) -> None:
 
 
 def test_the_committed_message_of_version_1_is_read_for_ever() -> None:
-    batch = wire.decode(FIXTURE.read_bytes())
+    batch = wire.decode((FIXTURES / "wire-v1.bin").read_bytes())
     assert batch.stream == wire.StreamKey("digits", "01JABCDEFGHJKMNPQRSTVWXYZ0", 3, "n0", 0)
     assert batch.layout == "0123456789abcdef0123456789abcdef"
-    assert (batch.parameters, batch.quantities, batch.sent_ns) == (2, wire.QUANTITIES, 1_700_000)
+    assert (batch.parameters, batch.quantities, batch.sent_ns) == (
+        2,
+        wire.QUANTITIES[:5],
+        1_700_000,
+    )
     first, second = batch.frames
     assert (first.seq, first.step, first.time_ns) == (7, 40, 1_600_000)
     assert (first.capture, first.stepped, first.open) == ("pre_clip", None, True)
@@ -142,20 +155,26 @@ def test_the_committed_message_of_version_1_is_read_for_ever() -> None:
     assert second.events == ({"kind": "mark", "name": "data", "value": 2},)
 
 
-def write_fixture() -> None:
-    """How the fixture was made; the file is never written again."""
-    values = struct.pack("<5f", 1.5, 0.5, 0, 0, 3) + struct.pack("<I4f", 0x7FC00001, 2, 1, 0, 0)
-    first = wire.Frame(7, 40, 1_600_000, {}, (), "pre_clip", None, True, values)
-    second = wire.Frame(
-        8,
-        40,
-        1_650_000,
-        {"loss": float("inf"), "lr": 0.1},
-        ({"kind": "mark", "name": "data", "value": 2},),
-        "pre_clip",
-        False,
+def test_the_committed_message_of_version_2_is_read_for_ever() -> None:
+    batch = wire.decode((FIXTURES / "wire-v2.bin").read_bytes())
+    assert batch == version_2()
+
+
+def version_2() -> wire.Batch:
+    """What the fixture of version 2 holds; ``wire.encode`` of it wrote the file, once."""
+    spoken = wire.Frame(
+        seq=7,
+        step=40,
+        time_ns=1_600_000,
+        capture="unclipped",
+        stepped=True,
+        values=struct.pack("<14f", 1.5, 0.5, 0, 0, 3, 4, 0.25, 2.5, 0.75, 0, 0, 0, 0, 0.125),
+        wide=struct.pack("<2Q", 2**64 - 1, 5),
+        roots=struct.pack("<33Q", 8, *range(2**63, 2**63 + 32)),
     )
+    silent = wire.Frame(8, 41, 1_650_000, {"loss": float("inf"), "lr": 0.1}, stepped=False)
     stream = wire.StreamKey("digits", "01JABCDEFGHJKMNPQRSTVWXYZ0", 3, "n0", 0)
+    columns = (*wire.QUANTITIES, "weight_l2")
     layout = "0123456789abcdef0123456789abcdef"
-    batch = wire.Batch(stream, (first, second), layout, 2, sent_ns=1_700_000)
-    FIXTURE.write_bytes(wire.encode(batch))
+    frames = (spoken, silent)
+    return wire.Batch(stream, frames, layout, 2, columns, ("checksum",), sent_ns=1_700_000)

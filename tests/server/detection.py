@@ -54,9 +54,9 @@ def matrix(norms: Sequence[float] | float, nan: Iterable[int] = (), inf: Iterabl
     rows[:, 1] = l2 / 8
     rows[np.isnan(l2)] = np.nan
     for row in nan:
-        rows[row] = [np.nan, np.nan, 5, 0, 0]
+        rows[row] = [np.nan, np.nan, 5, 0, 0, 0]
     for row in inf:
-        rows[row] = [np.inf, np.inf, 0, 3, 0]
+        rows[row] = [np.inf, np.inf, 0, 3, 0, 0]
     return rows
 
 

@@ -99,7 +99,7 @@ def test_bytes_after_the_message_are_refused(service: Service, good: bytes) -> N
 @pytest.mark.parametrize(
     ("change", "status", "slug", "field"),
     [
-        ({"version": 2}, 422, "unsupported-version", "version"),
+        ({"version": 3}, 422, "unsupported-version", "version"),
         ({"version": "1"}, 400, "malformed", "version"),
         ({"run": "a b"}, 400, "malformed", "run"),
         ({"run": None}, 400, "malformed", "run"),
@@ -169,7 +169,7 @@ def test_bombs_are_refused_before_they_unfold(service: Service, good: bytes) -> 
 
 def test_a_zstd_frame_with_a_false_size_is_malformed(service: Service, good: bytes) -> None:
     header, _ = parts(good)
-    size = 2 * LAYERS * 5 * 4
+    size = 2 * LAYERS * 6 * 4
     lying = zstandard.ZstdCompressor().compress(bytes(size - 1))
     with unchanged(service):
         problem(send(service, joined(header | {"codec": "zstd"}, lying)), 400, "malformed")
@@ -198,7 +198,7 @@ def test_a_wrong_media_type_or_encoding_is_refused(service: Service, good: bytes
             problem(answer, 415, "unsupported-media-type")
         packed = send(service, zlib.compress(good), headers={"Content-Encoding": "gzip"})
         problem(packed, 415, "unsupported-media-type")
-        newer = {"Content-Type": "application/vnd.gradwarden.frames; version=2"}
+        newer = {"Content-Type": "application/vnd.gradwarden.frames; version=3"}
         problem(send(service, good, headers=newer), 422, "unsupported-version")
 
 

@@ -89,8 +89,9 @@ class Bench:
         frames = []
         for step in range(first, last + 1):
             bad = step in sick
-            row = [float("nan"), float("nan"), 3.0, 0.0, 0.0] if bad else [1.0, 0.5, 0.0, 0.0, 0.0]
-            values = struct.pack("<15f", 1, 0.5, 0, 0, 0, *row, 1, 0.5, 0, 0, 0)
+            well = [1.0, 0.5, 0.0, 0.0, 0.0, 0.0]
+            row = [float("nan"), float("nan"), 3.0, 0.0, 0.0, 0.0] if bad else well
+            values = struct.pack("<18f", *well, *row, *well)
             time_ns = (self.now if at is None else at) + step
             frames.append(
                 wire.Frame(

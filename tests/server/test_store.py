@@ -94,7 +94,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
 
 
 def frame(seq: int, step: int | None = None, value: float = 1.0, **facts: object) -> wire.Frame:
-    values = struct.pack("<15f", *([value, value, 0, 0, 0] * 3))
+    values = struct.pack("<18f", *([value, value, 0, 0, 0, 0] * 3))
     step = seq - 1 if step is None else step
     return wire.Frame(seq, step, NOW + seq, values=values, **facts)  # type: ignore[arg-type]
 
@@ -277,12 +277,13 @@ def test_a_single_nan_and_a_single_spike_are_visible_at_every_zoom(store: Store)
     store.runs.put_layout(PROJECT, LAYOUT).result()
     store.start()
     frames = [frame(s) for s in range(1, 201)]
-    rows = [1.0, 1.0, 0, 0, 0] * 3
+    rows = [1.0, 1.0, 0, 0, 0, 0] * 3
     frames[120] = wire.Frame(
-        121, 120, NOW, values=struct.pack("<15f", *rows[:5], 500, 500, 0, 0, 0, *rows[:5])
+        121, 120, NOW, values=struct.pack("<18f", *rows[:6], 500, 500, 0, 0, 0, 0, *rows[:6])
     )
     nan = float("nan")
-    frames[77] = wire.Frame(78, 77, NOW, values=struct.pack("<15f", *rows[:10], nan, nan, 3, 0, 0))
+    bad = struct.pack("<18f", *rows[:12], nan, nan, 3, 0, 0, 0)
+    frames[77] = wire.Frame(78, 77, NOW, values=bad)
     store.send(batch(*frames))
     for cols in (200, 64, 16, 2, 1):
         drawn = store.history.heatmap(PROJECT, "r", "l2", None, None, cols)

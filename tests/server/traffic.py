@@ -46,9 +46,9 @@ def matrix(value: float = 1.0, bad_row: int | None = None) -> bytes:
     rows = []
     for row in range(LAYERS):
         if row == bad_row:
-            rows.append(struct.pack("<5f", math.nan, math.nan, 16.0, 0.0, 0.0))
+            rows.append(struct.pack("<6f", math.nan, math.nan, 16.0, 0.0, 0.0, 0.0))
         else:
-            rows.append(struct.pack("<5f", value, value, 0.0, 0.0, 1.0))
+            rows.append(struct.pack("<6f", value, value, 0.0, 0.0, 1.0, 1.0))
     return b"".join(rows)
 
 

@@ -35,10 +35,10 @@ def values(step: int) -> bytes:
     out = bytearray()
     for row in range(ROWS):
         norm = 10 ** (math.sin(step / 400 + row) - row / 40)
-        cell = (norm, norm / 9, 0.0, 0.0, 3.0)
+        cell = (norm, norm / 9, 0.0, 0.0, 3.0, 3.0)
         if (step, row) == (BAD_STEP, BAD_ROW):
-            cell = (math.nan, math.nan, 1.0, 0.0, 3.0)
-        out += struct.pack("<5f", *cell)
+            cell = (math.nan, math.nan, 1.0, 0.0, 3.0, 3.0)
+        out += struct.pack("<6f", *cell)
     return bytes(out)
 
 

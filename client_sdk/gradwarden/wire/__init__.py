@@ -1,4 +1,4 @@
-"""The wire contract between trainer and service, version 1. Standard library only.
+"""The wire contract between trainer and service, version 2. Standard library only.
 
 NaN and Inf survive bit for bit, in the binary form and in the plain one.
 """
@@ -16,7 +16,7 @@ from gradwarden.wire.checks import (
 from gradwarden.wire.intervals import merge, missing
 from gradwarden.wire.layout import Layout, Parameter
 from gradwarden.wire.message import (
-    QUANTITIES,
+    READABLE,
     VERSION,
     Batch,
     Capture,
@@ -25,12 +25,31 @@ from gradwarden.wire.message import (
     StreamKey,
 )
 from gradwarden.wire.plain import from_json, to_json
+from gradwarden.wire.quantity import (
+    CHECKSUMS,
+    COLUMNS,
+    HISTOGRAM,
+    JOINS,
+    QUANTITIES,
+    ROOT_WORDS,
+    SLICES,
+    SLOW,
+    histogram_edges,
+)
 
 __all__ = [
+    "CHECKSUMS",
+    "COLUMNS",
     "DEFAULT_LIMITS",
+    "HISTOGRAM",
+    "JOINS",
     "MAGIC",
     "MEDIA_TYPE",
     "QUANTITIES",
+    "READABLE",
+    "ROOT_WORDS",
+    "SLICES",
+    "SLOW",
     "VERSION",
     "Batch",
     "Capture",
@@ -48,6 +67,7 @@ __all__ = [
     "decode",
     "encode",
     "from_json",
+    "histogram_edges",
     "is_identifier",
     "merge",
     "missing",

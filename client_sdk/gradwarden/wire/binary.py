@@ -2,8 +2,9 @@
 
 The payload holds the [n, L, K] float32 statistics as byte planes (all first bytes, then all
 second bytes, ...), quantity by quantity, because planes of exponents compress far better than
-interleaved floats; columns that need 64 bits (sums of squares, checksums) follow as
-[n, L, W] words in the same way. Every length is bounded before anything is decompressed.
+interleaved floats; columns that need 64 bits (checksums) follow as [n, L, W] words in the
+same way, then the roots of the frames that have them, [n, 33] words. Every length is bounded
+before anything is decompressed.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from gradwarden.wire.checks import (
     to_json_number,
 )
 from gradwarden.wire.message import VERSION, Batch, Columns, check_version
+from gradwarden.wire.quantity import ROOT_WORDS
 
 try:  # a host without zstandard still speaks the protocol, with deflate
     import zstandard as _zstandard
@@ -37,6 +39,7 @@ MEDIA_TYPE = f"application/vnd.gradwarden.frames; version={VERSION}"
 Codec = Literal["deflate", "zstd"]
 
 _PRELUDE = struct.Struct("<4sI")
+_ROOTS = 8 * ROOT_WORDS
 
 
 def encode(batch: Batch, codec: Codec = "deflate") -> bytes:
@@ -55,9 +58,13 @@ def encode(batch: Batch, codec: Codec = "deflate") -> bytes:
     spoken = [f for f in frames if f.values]
     if any((len(f.values), len(f.wide)) != sizes for f in spoken):
         raise Malformed("values", len(spoken[0].values), f"{sizes} bytes of values and wide")
+    rooted = [f.roots for f in frames if f.roots]
+    if any(len(r) != _ROOTS for r in rooted):
+        raise Malformed("roots", len(rooted[0]), f"{_ROOTS} bytes, or none")
     payload = _compress(
         _to_planes(b"".join(f.values for f in spoken), narrow)
-        + _to_planes(b"".join(f.wide for f in spoken), wide),
+        + _to_planes(b"".join(f.wide for f in spoken), wide)
+        + _to_planes(b"".join(rooted), _ROOTS),
         codec,
     )
     names = sorted({name for f in frames for name in f.scalars})
@@ -82,6 +89,7 @@ def encode(batch: Batch, codec: Codec = "deflate") -> bytes:
         "stepped": [f.stepped for f in frames],
         "open": [int(f.open) for f in frames],
         "matrix": [int(bool(f.values)) for f in frames],
+        "rooted": [int(bool(f.roots)) for f in frames],
         "codec": codec,
         "crc32": zlib.crc32(payload),
         "sent_ns": batch.sent_ns,
@@ -104,24 +112,21 @@ def decode(data: bytes, limits: Limits = DEFAULT_LIMITS) -> Batch:
     if crc != zlib.crc32(payload):
         raise Malformed("crc32", crc, "the payload was damaged on its way; send it again")
     narrow, wide = 4 * len(fields.quantities), 8 * len(fields.wide)
-    rows = sum(fields.matrix) * fields.parameters
-    if rows * (narrow + wide) > limits.payload_bytes:
-        raise TooLarge(
-            "payload", rows * (narrow + wide), f"send at most {limits.payload_bytes} bytes a batch"
-        )
-    planes = _decompress(payload, member(header, "codec", str), rows * (narrow + wide))
-    values = _from_planes(planes[: rows * narrow], narrow)
-    words = _from_planes(planes[rows * narrow :], wide)
-    spoken = itertools.count()
+    rows, roots = sum(fields.matrix) * fields.parameters, sum(fields.rooted)
+    size = rows * (narrow + wide) + roots * _ROOTS
+    if size > limits.payload_bytes:
+        raise TooLarge("payload", size, f"send at most {limits.payload_bytes} bytes a batch")
+    planes = _decompress(payload, member(header, "codec", str), size)
+    blocks = [(fields.matrix, fields.parameters * narrow, narrow)]
+    blocks += [(fields.matrix, fields.parameters * wide, wide), (fields.rooted, _ROOTS, _ROOTS)]
+    parts, at = [], 0
+    for flags, length, stride in blocks:
+        end = at + sum(flags) * length
+        parts.append(_deal(_from_planes(planes[at:end], stride), flags, length))
+        at = end
     frames = tuple(
-        replace(
-            frame,
-            values=_slice(values, at := next(spoken), fields.parameters * narrow),
-            wide=_slice(words, at, fields.parameters * wide),
-        )
-        if fields.matrix[i]
-        else frame
-        for i, frame in enumerate(fields.frames())
+        replace(frame, values=values, wide=words, roots=root)
+        for frame, values, words, root in zip(fields.frames(), *parts, strict=True)
     )
     return fields.batch(frames)
 
@@ -198,8 +203,10 @@ def _from_planes(planes: bytes, stride: int) -> bytes:
     return bytes(raw)
 
 
-def _slice(data: bytes, index: int, size: int) -> bytes:
-    return data[index * size : (index + 1) * size]
+def _deal(data: bytes, flags: list[int], size: int) -> list[bytes]:
+    """Each flagged frame's share of ``data``, in order; nothing for the others."""
+    ends = itertools.accumulate(f * size for f in flags)
+    return [data[end - f * size : end] for f, end in zip(flags, ends, strict=True)]
 
 
 def _refuse_constant(name: str) -> float:

@@ -23,7 +23,8 @@ class Parameter:
     """One watched parameter as the layout names it.
 
     ``block`` groups parameters for display and for per-block medians (``blocks.3``);
-    ``kind`` is one of matrix, embedding, head, norm, bias, adapter, expert, other.
+    ``kind`` is one of matrix, embedding, head, norm, bias, adapter, expert, other. Of a
+    ``sharded`` one each rank holds a part; ``shape`` is that of the whole.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Parameter:
     dtype: str
     block: str
     kind: str
+    sharded: bool = False
 
     @property
     def layer(self) -> str:
@@ -64,6 +66,7 @@ class Layout:
                     "dtype": p.dtype,
                     "block": p.block,
                     "kind": p.kind,
+                    **({"sharded": True} if p.sharded else {}),
                 }
                 for p in self.parameters
             ],
@@ -88,6 +91,7 @@ class Layout:
                 dtype=text(member(row, "dtype", str), "dtype", 64),
                 block=text(member(row, "block", str), "block", 1024),
                 kind=text(member(row, "kind", str), "kind", 64),
+                sharded=row.get("sharded") is True,
             )
             for row in rows
         )

@@ -18,12 +18,11 @@ from gradwarden.wire.checks import (
     member,
     text,
 )
+from gradwarden.wire.quantity import QUANTITIES
 
-VERSION = 1
-QUANTITIES = ("l2", "absmax", "nan", "inf", "zero")
-"""Statistics of every gradient, in the order of a row: L2 norm, largest |g| (both NaN or Inf
-where the gradient is), and the counts of NaN, Inf and exact zeros. A row whose counts are NaN
-was not observed: that parameter had no gradient."""
+VERSION = 2
+READABLE = (1, 2)
+"""Version 2 added the roots, which an older message simply lacks."""
 
 Capture = Literal["pre_clip", "post_clip", "unclipped", ""]
 Event = Mapping[str, Any]
@@ -49,9 +48,10 @@ class Frame:
     """What one rank saw of one step.
 
     ``values`` is the [L, K] float32 little-endian matrix, or empty where this rank does not
-    speak for its group or nothing was captured; ``wide`` the [L, W] 64-bit words. ``open``
-    says that more frames of this step follow (a frame with a non-finite value leaves before
-    the step's scalars are logged).
+    speak for its group or nothing was captured; ``wide`` the [L, W] 64-bit words; ``roots``
+    the 33 64-bit words that replicas are compared by, or empty. ``open`` says that more
+    frames of this step follow (a frame with a non-finite value leaves before the step's
+    scalars are logged).
     ``stepped`` is False for a step that the scaler or the loop skipped, None if unknown.
     """
 
@@ -65,6 +65,7 @@ class Frame:
     open: bool = False
     values: bytes = b""
     wide: bytes = b""
+    roots: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +130,8 @@ class Columns:
         self.matrix = [int(bool(m)) for m in self._column(header, "matrix")]
         if any(self.matrix) and not (self.layout and self.parameters and self.quantities):
             raise Malformed("matrix", sum(self.matrix), "matrices need a layout, L and quantities")
+        rooted = self._column(header, "rooted") if header["version"] > 1 else [0] * n
+        self.rooted = [int(bool(r)) for r in rooted]
         self.open = [bool(o) for o in self._column(header, "open")]
         self.capture = self._column(header, "capture")
         if any(c not in ("pre_clip", "post_clip", "unclipped", "") for c in self.capture):
@@ -196,7 +199,7 @@ def check_version(header: Mapping[str, Any]) -> None:
     version = header.get("version")
     if isinstance(version, bool) or not isinstance(version, int):
         raise Malformed("version", version, "state the wire version as a number")
-    if version != VERSION:
+    if version not in READABLE:
         raise UnsupportedVersion(
-            "version", version, f"this side reads version {VERSION}; upgrade the older side"
+            "version", version, f"this side reads up to {VERSION}; upgrade the older side"
         )

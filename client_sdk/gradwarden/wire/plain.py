@@ -16,14 +16,17 @@ from gradwarden.wire.checks import (
     member,
     to_json_number,
 )
-from gradwarden.wire.message import QUANTITIES, VERSION, Batch, Columns, check_version
+from gradwarden.wire.message import VERSION, Batch, Columns, check_version
+from gradwarden.wire.quantity import QUANTITIES
+
+_VERSION_1 = QUANTITIES[:5]
 
 
 def to_json(batch: Batch) -> dict[str, Any]:
     """The plain form for curl and other languages: one object per frame, rows as lists.
 
     Non-finite numbers become the strings ``"NaN"``, ``"Infinity"`` and ``"-Infinity"``.
-    64-bit columns are not part of the plain form.
+    64-bit columns and roots are not part of the plain form.
     """
     width = len(batch.quantities)
     return {
@@ -83,10 +86,11 @@ def from_json(data: object, limits: Limits = DEFAULT_LIMITS) -> Batch:
         "sent_ns": data.get("sent_ns", 0),
         "group": data.get("group", 0),
     }
-    columns["wide"] = []
+    columns["wide"], columns["rooted"] = [], [0] * len(items)
     columns.setdefault("layout", "")
-    columns.setdefault("quantities", list(QUANTITIES))
     check_version(columns)
+    known = QUANTITIES if columns["version"] > 1 else _VERSION_1
+    columns.setdefault("quantities", list(known))
     fields = Columns(columns, limits)
     width = len(fields.quantities)
     if sum(fields.matrix) * fields.parameters * width * 4 > limits.payload_bytes:

@@ -158,10 +158,10 @@ def _check_media_type(request: Request) -> bool:
         )
     parameters = dict(p.strip().partition("=")[::2] for p in rest.split(";") if p.strip())
     asked = parameters.get("version", str(wire.VERSION)).strip('"')
-    if asked != str(wire.VERSION):
+    if asked not in map(str, wire.READABLE):
         raise Problem(
             "unsupported-version",
-            f"version: {asked[:20]!r}; this service reads version {wire.VERSION}, upgrade it",
+            f"version: {asked[:20]!r}; this service reads up to {wire.VERSION}, upgrade it",
             field="version",
         )
     return False
