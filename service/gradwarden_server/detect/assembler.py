@@ -88,6 +88,7 @@ class AttemptAssembler:
                 quantities=batch.quantities,
                 frame=replace(frame, time_ns=frame.time_ns + shift_ns) if shift_ns else frame,
                 received_ns=received_ns,
+                wide=batch.wide,
             )
             heard.late = heard.factual and frame.step <= self._released
             stream.ahead[frame.seq] = heard
@@ -217,6 +218,9 @@ class AttemptAssembler:
                 stepped=stepped,
                 capture=capture,
                 bad_gradient=bad,
+                spoke=matrix is not None,
+                roots=b"".join(h.frame.roots for h in spoken),
+                checksums={name: words for h in spoken for name, words in h.checksums.items()},
             )
             if matrix is not None:
                 seen = int(matrix.observed.sum())

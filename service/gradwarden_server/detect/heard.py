@@ -23,12 +23,14 @@ class Heard:
     frame: wire.Frame
     received_ns: int
     late: bool = False
+    wide: tuple[str, ...] = ()
 
     @property
     def factual(self) -> bool:
         """Whether it reports a step, and does not just carry events."""
         f = self.frame
-        return bool(not f.events or f.values or f.scalars or f.capture or f.stepped is not None)
+        facts = f.values or f.roots or f.scalars or f.capture or f.stepped is not None
+        return bool(facts or not f.events)
 
     @property
     def ends(self) -> bool:
@@ -40,6 +42,12 @@ class Heard:
             return None
         shape = (self.parameters, len(self.quantities))
         return np.frombuffer(self.frame.values, "<f4").astype(np.float32).reshape(shape)
+
+    @property
+    def checksums(self) -> dict[str, bytes]:
+        """Full checksums by column, 64-bit words by row."""
+        words = np.frombuffer(self.frame.wide, "<u8").reshape(-1, max(1, len(self.wide)))
+        return {name: words[:, i].tobytes() for i, name in enumerate(self.wide) if len(words)}
 
     @property
     def alarming(self) -> bool:
@@ -56,13 +64,14 @@ def freeze(heard: Heard) -> list[Any]:
     """A frame as a list that state can hold."""
     f = heard.frame
     frame = [f.seq, f.step, f.time_ns, f.scalars, [dict(e) for e in f.events]]
-    frame += [f.capture, f.stepped, f.open, f.values]
+    frame += [f.capture, f.stepped, f.open, f.values, f.wide, f.roots]
     batch = [heard.rank, heard.group, heard.layout, heard.parameters, list(heard.quantities)]
-    return [*batch, heard.received_ns, heard.late, frame]
+    return [*batch, heard.received_ns, heard.late, list(heard.wide), frame]
 
 
 def thaw(row: list[Any]) -> Heard:
     """The inverse of :func:`freeze`."""
-    rank, group, layout, parameters, quantities, received_ns, late, f = row
-    frame = wire.Frame(f[0], f[1], f[2], f[3], tuple(f[4]), f[5], f[6], f[7], f[8])
-    return Heard(rank, group, layout, parameters, tuple(quantities), frame, received_ns, late)
+    rank, group, layout, parameters, quantities, received_ns, late, wide, f = row
+    frame = wire.Frame(f[0], f[1], f[2], f[3], tuple(f[4]), f[5], f[6], f[7], f[8], f[9], f[10])
+    said = (layout, parameters, tuple(quantities), frame, received_ns, late, tuple(wide))
+    return Heard(rank, group, *said)

@@ -46,7 +46,12 @@ class GroupStep:
 
 @dataclass(frozen=True, slots=True)
 class RankStep:
-    """What one rank itself said of the step, before any reduction."""
+    """What one rank itself said of the step, before any reduction.
+
+    Ranks of one ``group`` and ``shard`` hold the same values; the ``shards`` of a group make up
+    the whole. ``spoke`` says that it sent a matrix; ``roots`` are the roots of its frames end to
+    end, ``checksums`` its full checksums by column, 64-bit words by row.
+    """
 
     group: int
     time_ns: int
@@ -54,6 +59,11 @@ class RankStep:
     stepped: bool | None = None
     capture: wire.Capture = ""
     bad_gradient: bool = False
+    shard: int = 0
+    shards: int = 1
+    spoke: bool = False
+    roots: bytes = b""
+    checksums: Mapping[str, bytes] = field(default_factory=dict)
 
     @property
     def bad_loss(self) -> bool:
