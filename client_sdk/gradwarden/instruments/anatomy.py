@@ -1,0 +1,238 @@
+"""Where a step's time goes: data, forward, backward, optimizer, checkpoint, evaluation.
+
+A step lasts from the end of the leading optimizer's step to the end of its next. Phases
+exclude each other where they nest, so that their sum is at most ``step_seconds``; the rest is
+none of them. On a CUDA device the boundaries are events on its own timeline and nothing waits:
+``data_seconds`` is then the time for which the device had nothing to do but wait for data.
+A forward inside a function that is compiled as a whole cannot be told apart.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import time
+import weakref
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import optimizer as optimizer_module
+
+from gradwarden.collect import Pending
+from gradwarden.errors import Faults
+from gradwarden.frames import FrameBook
+from gradwarden.instruments import taps
+from gradwarden.instruments.timeline import Step, Timeline
+
+NAME = "anatomy"
+_WRAPPED = ("_orig_mod", "module", "_fsdp_wrapped_module")
+_DEVICE_EVERY = 50
+"""Steps between two looks at where the model lives now."""
+
+
+class Anatomy:
+    """Cuts the training thread's time into phases. ``enter`` and ``leave`` are for callers
+    that know of a phase themselves; both never raise and cost about a microsecond."""
+
+    name = NAME
+
+    def __init__(self, model: nn.Module, book: FrameBook, faults: Faults) -> None:
+        self._book, self._faults = book, faults
+        self._model = weakref.ref(model)
+        self._timeline = Timeline()
+        self._ours: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
+        self._undo: list[Callable[[], None]] = []
+        self._steps = 0
+        self._compiled: Any = None
+        self.on_step: Callable[[Step], None] | None = None
+        """Is given every finished step, on the training thread."""
+
+    @property
+    def current(self) -> str | None:
+        """The phase that the training thread is in, if it is one that has a name."""
+        return self._timeline.current
+
+    # -- instrument -----------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Listen to the root module, the optimizers, autograd, data loaders and saves."""
+        model = self._model()
+        if model is None:
+            raise RuntimeError("the model is gone")
+        before, after = _Hook(self, True), _Hook(self, False)
+        self._undo += [
+            model.register_forward_pre_hook(before, prepend=True).remove,
+            model.register_forward_hook(after, always_call=True).remove,
+            optimizer_module.register_optimizer_step_pre_hook(self._step_enters).remove,
+            optimizer_module.register_optimizer_step_post_hook(self._step_leaves).remove,
+            lambda: taps.remove(self),
+        ]
+        taps.add(self)
+        self._look()
+
+    def step_ended(self) -> Mapping[str, float | Pending]:
+        """``step_seconds`` and ``<phase>_seconds`` of each phase that occurred, in seconds."""
+        step = self._timeline.close()
+        self._steps += 1
+        taps.meet_compiler()
+        if self._steps < 3 or self._steps % _DEVICE_EVERY == 0:
+            self._look()
+        if step is None:
+            return {}
+        if self.on_step is not None:
+            self.on_step(step)
+        if step.on_host:
+            return {f"{phase}_seconds": seconds for phase, seconds in step.seconds().items()}
+        return {f"{phase}_seconds": _Later(step, phase) for phase in ("step", *step.phases)}
+
+    def stop(self) -> None:
+        """Undo every hook and patch."""
+        while self._undo:
+            self._undo.pop()()
+
+    def status(self) -> str:
+        """``on``, with what this torch does not let us hear."""
+        missing = [name for name in ("backward", "data", "save") if name not in taps.found]
+        return f"on, without {', '.join(missing)}" if missing else "on"
+
+    # -- boundaries -----------------------------------------------------------------------
+
+    def enter(self, phase: str) -> None:
+        """A phase begins on this thread; ignored on any thread but the training's."""
+        self._bound(self._timeline.enter, phase)
+
+    def leave(self, phase: str) -> None:
+        """The newest phase of this name ends, and what began in it and did not end."""
+        self._bound(self._timeline.leave, phase)
+
+    def call_enters(self, module: nn.Module) -> bool:
+        """A compiled module is called: our model, or what it is wrapped in?"""
+        return bool(self._faults.quiet(NAME, self._called, module))
+
+    def call_leaves(self) -> None:
+        """The call of our compiled model is over."""
+        self.leave("forward")
+
+    def _bound(self, what: Callable[..., None], *args: Any) -> None:
+        if not self._faults.is_off(NAME):
+            began = time.perf_counter()
+            self._faults.quiet(NAME, what, *args)
+            self._book.overhead += time.perf_counter() - began
+
+    def _called(self, module: nn.Module) -> bool:
+        ours = self._ours.get(module)
+        if ours is None:
+            ours = self._ours[module] = _holds(module, self._model())
+        if ours:
+            self.forward_enters()
+        return ours
+
+    def forward_enters(self) -> None:
+        """The root module's forward, or that of its compiled self, begins."""
+        model = self._model()
+        training = model is not None and model.training
+        self._bound(self._timeline.enter_forward, torch.is_grad_enabled(), training)
+
+    def root(self) -> nn.Module | None:
+        """The watched model, while it lives."""
+        return self._model()
+
+    def _step_enters(self, *_: Any) -> None:
+        self.enter("optimizer")
+
+    def _step_leaves(self, *_: Any) -> None:
+        self.leave("optimizer")
+
+    # -- what changes under way -----------------------------------------------------------
+
+    def _look(self) -> None:
+        """Meet a model that moved to a device or was compiled in place since."""
+        model = self._model()
+        if model is None:
+            return
+        parameter = next(model.parameters(), None)
+        if parameter is not None:
+            self._timeline.move(parameter.device)
+        self._wrap_call(model)
+
+    def _wrap_call(self, model: nn.Module) -> None:
+        """Time ``model.compile()``, which replaces the call of this one module."""
+        compiled = getattr(model, "_compiled_call_impl", None)
+        if compiled is None or compiled is self._compiled:
+            return
+
+        @functools.wraps(compiled)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if torch.compiler.is_compiling():
+                return compiled(*args, **kwargs)
+            self.forward_enters()
+            try:
+                return compiled(*args, **kwargs)
+            finally:
+                self.leave("forward")
+
+        self._compiled = call
+        model._compiled_call_impl = call
+        self._undo.append(lambda: _put_back(self._model(), call, compiled))
+
+
+def _put_back(model: nn.Module | None, ours: Any, original: Any) -> None:
+    if model is not None and getattr(model, "_compiled_call_impl", None) is ours:
+        model._compiled_call_impl = original
+
+
+class _Hook:
+    """A hook of the root module, which a copy or a pickle of the module leaves behind."""
+
+    def __init__(self, anatomy: Anatomy, enters: bool) -> None:
+        self._anatomy, self._enters = anatomy, enters
+
+    def __call__(self, module: nn.Module, *_: Any) -> None:
+        if torch.compiler.is_compiling() or module is not self._anatomy.root():
+            return
+        if self._enters:
+            self._anatomy.forward_enters()
+        else:
+            self._anatomy.leave("forward")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Any function that returns None does, if it is there where the model is loaded.
+        return getattr, (contextlib.nullcontext(), "__exit__")
+
+
+class _Later(Pending):
+    """One phase of a step whose last boundary the device has not come past yet."""
+
+    __slots__ = ("_phase", "_step")
+
+    def __init__(self, step: Step, phase: str) -> None:
+        super().__init__(_NOTHING)
+        self._step, self._phase = step, phase
+
+    @property
+    def ready(self) -> bool:
+        return self._step.ready
+
+    @property
+    def at_hand(self) -> bool:
+        return False
+
+    def peek(self) -> Tensor:
+        """The seconds, [1] float64; only when ``ready``."""
+        return torch.tensor([self._step.seconds().get(self._phase, 0.0)], dtype=torch.float64)
+
+    def take(self) -> Tensor:
+        return self.peek()
+
+
+_NOTHING = torch.empty(0)
+
+
+def _holds(module: nn.Module | None, model: nn.Module | None) -> bool:
+    """Whether the module is the model in the wrappers of compilation or distribution."""
+    while module is not None and module is not model:
+        inner = (module._modules.get(name) for name in _WRAPPED)
+        module = next((m for m in inner if m is not None), None)
+    return module is not None

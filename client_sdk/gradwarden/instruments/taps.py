@@ -1,0 +1,168 @@
+"""Where torch is listened to for time: backward, data loaders, saving, compiled modules.
+
+Patched once per process for all listeners and undone with the last of them. The wrappers pass
+everything on, arguments, results and exceptions.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from torch.utils.data import DataLoader, dataloader
+
+
+class Listener(Protocol):
+    """What a timeline hears. A listener never raises."""
+
+    def enter(self, phase: str) -> None: ...
+
+    def leave(self, phase: str) -> None: ...
+
+    def call_enters(self, module: Any) -> bool:
+        """A compiled module is called; whether ``call_leaves`` is wanted."""
+
+    def call_leaves(self) -> None: ...
+
+
+_lock = threading.RLock()
+_listeners: tuple[Listener, ...] = ()
+_undo: list[Callable[[], None]] = []
+_codes: list[Any] = []
+_forks: list[int] = []
+found: tuple[str, ...] = ()
+"""Names of the taps that this torch offers."""
+
+
+def add(listener: Listener) -> None:
+    """Let a listener hear; the first one installs the patches."""
+    global _listeners, found
+    with _lock:
+        if not _forks and hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=_forget)
+            _forks.append(os.getpid())
+        _listeners = (*_listeners, listener)
+        if len(_listeners) == 1:
+            found = tuple(name for name, install in _INSTALLS if _installed(install))
+            meet_compiler()
+
+
+def remove(listener: Listener) -> None:
+    """Let a listener go; the last one undoes every patch."""
+    global _listeners, found
+    with _lock:
+        _listeners = tuple(x for x in _listeners if x is not listener)
+        if not _listeners:
+            while _undo:
+                _undo.pop()()
+            _codes.clear()
+            found = ()
+
+
+def _forget() -> None:
+    """In a forked child, a loader's worker say, nobody listens: a device's clock would break."""
+    global _listeners
+    _listeners = ()
+
+
+def _installed(install: Callable[[], None]) -> bool:
+    try:
+        install()
+    except Exception:  # this torch lacks the name: that tap is not among ``found``
+        return False
+    return True
+
+
+def _replace(owner: Any, name: str, make: Callable[[Any], Any]) -> None:
+    original = getattr(owner, name)
+    made = make(original)
+    patched = functools.wraps(original)(made)
+    setattr(owner, name, patched)
+
+    def restore() -> None:
+        # If another library wrapped our wrapper meanwhile, it stays and has no listener.
+        if getattr(owner, name, None) is patched:
+            setattr(owner, name, original)
+
+    _undo.append(restore)
+
+
+def _around(phase: str) -> Callable[[Any], Any]:
+    def make(original: Any) -> Any:
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            listeners = _listeners
+            for listener in listeners:
+                listener.enter(phase)
+            try:
+                return original(*args, **kwargs)
+            finally:
+                for listener in listeners:
+                    listener.leave(phase)
+
+        _codes.append(timed.__code__)
+        return timed
+
+    return make
+
+
+def _install_backward() -> None:
+    # ``backward`` and ``grad`` look this name up when called, however they were imported.
+    if hasattr(torch.autograd, "_engine_run_backward"):
+        _replace(torch.autograd, "_engine_run_backward", _around("backward"))
+    else:
+        _replace(torch.autograd, "backward", _around("backward"))
+
+
+def _install_data() -> None:
+    _replace(dataloader._BaseDataLoaderIter, "__next__", _around("data"))
+    _replace(DataLoader, "__iter__", _around("data"))  # it starts the workers
+
+
+def _install_save() -> None:
+    _replace(torch.serialization, "save", _around("checkpoint"))
+    whole = torch.serialization.save
+    _replace(torch, "save", lambda _: whole)
+
+
+_INSTALLS: tuple[tuple[str, Callable[[], None]], ...] = (
+    ("backward", _install_backward),
+    ("data", _install_data),
+    ("save", _install_save),
+)
+
+
+def meet_compiler() -> None:
+    """Tell the compiler about our wrappers, once it was imported; asked again at each step.
+
+    It is never imported here, which would take a second. A wrapper that runs between two
+    compiled pieces must not be compiled itself, for then it would time nothing.
+    """
+    frames = sys.modules.get("torch._dynamo.eval_frame")
+    if frames is None or not _codes:
+        return
+    with _lock:
+        codes = list(_codes)
+        _codes.clear()
+        if hasattr(frames, "skip_code") and hasattr(frames, "OptimizedModule"):
+            for code in codes:
+                frames.skip_code(code)
+            _replace(frames.OptimizedModule, "__call__", _called)
+
+
+def _called(original: Any) -> Any:
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return original(self, *args, **kwargs)
+        heard = [listener for listener in _listeners if listener.call_enters(self)]
+        try:
+            return original(self, *args, **kwargs)
+        finally:
+            for listener in heard:
+                listener.call_leaves()
+
+    return call
