@@ -42,6 +42,15 @@ class Coverage:
 
 
 @dataclass(frozen=True, slots=True)
+class Request:
+    """A command that a detector wants one rank of the present attempt to be given."""
+
+    rank: int
+    kind: Literal["checksums", "speak"]
+    args: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
 class RankLiveness:
     """When one rank of the newest attempt was last heard of, by the service's clock."""
 
@@ -98,6 +107,10 @@ class Detector(ABC):
 
     def tick(self, now_ns: int, facts: RunFacts, liveness: Liveness) -> Sequence[Condition]:
         """Judge what only time can tell; called about once a second for live runs."""
+        return ()
+
+    def requests(self) -> Sequence[Request]:
+        """What it wants of trainers after the step it was last advanced over."""
         return ()
 
     @abstractmethod

@@ -9,15 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from gradwarden_server.detect.base import Coverage, Detector, Liveness, Rule, rank_of
+from gradwarden_server.detect.base import Coverage, Detector, Liveness, Request, Rule, rank_of
 from gradwarden_server.detect.baseline import settings_from
 from gradwarden_server.detect.context import Layouts, RunContext
 from gradwarden_server.detect.registry import build
+from gradwarden_server.detect.speakers import Speakers
 from gradwarden_server.detect.state import BadState, pack, unpack
 from gradwarden_server.detect.steps import Step
 from gradwarden_server.model import Condition, RunFacts, Severity
 
-_VERSION = 1
+_VERSION = 2
 _Said = dict[tuple[str, Severity], Condition]
 
 
@@ -37,6 +38,7 @@ class Verdict:
 
     Conditions that did not change since the last verdict of the same call are left out.
     ``eventful`` marks a carrier of events, which may share its number with a step.
+    ``requests`` are commands to be given to its ranks.
     """
 
     attempt: int
@@ -45,6 +47,7 @@ class Verdict:
     conditions: tuple[Condition, ...] = ()
     points: tuple[DerivedPoint, ...] = field(default=())
     eventful: bool = False
+    requests: tuple[Request, ...] = ()
 
 
 class RunDetectors:
@@ -69,6 +72,7 @@ class RunDetectors:
         self._caps = {rule.alert: rule.severity for rule in held}
         self._detectors: dict[str, Detector] = {rule.alert: build(rule) for rule in held}
         self._context = RunContext(layouts, settings_from(baseline), environment, world_size)
+        self._speakers = Speakers()
         self._early: dict[str, tuple[int, int]] = {}
 
     @property
@@ -115,15 +119,16 @@ class RunDetectors:
                 continue
             self._context.observe(step)
             said: list[Condition] = []
+            requests = self._speakers.observe(step)
             for alert, detector in self._detectors.items():
                 said += self._unless_early(alert, step, detector.advance(step, self._context))
+                requests += detector.requests()
             now = self._capped(said)
             fresh = tuple(c for key, c in now.items() if before.get(key) != c)
             before |= now
             points = () if step.eventful else self._points(step)
-            verdicts.append(
-                Verdict(step.attempt, step.step, step.time_ns, fresh, points, step.eventful)
-            )
+            at = (step.attempt, step.step, step.time_ns)
+            verdicts.append(Verdict(*at, fresh, points, step.eventful, tuple(requests)))
         return verdicts
 
     def tick(self, now_ns: int, facts: RunFacts, liveness: Liveness) -> list[Condition]:
@@ -145,6 +150,7 @@ class RunDetectors:
                 "baseline": asdict(self._context.settings),
                 "context": self._context.state(),
                 "early": self._early,
+                "speakers": self._speakers.state(),
                 "detectors": {
                     alert: [d.name, asdict(d.params), d.state()]
                     for alert, d in self._detectors.items()
@@ -166,6 +172,7 @@ class RunDetectors:
         if mine != theirs or state["baseline"] != asdict(self._context.settings):
             raise BadState("the rules changed since the snapshot")
         self._context.restore(state["context"])
+        self._speakers.restore(state["speakers"])
         self._early = {alert: (at[0], at[1]) for alert, at in state["early"].items()}
         for alert, held in state["detectors"].items():
             self._detectors[alert].restore(held[2])

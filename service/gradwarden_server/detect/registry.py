@@ -7,9 +7,13 @@ from collections.abc import Mapping
 from gradwarden_server.detect.base import Detector, Rule
 from gradwarden_server.detect.baseline import SETTING_TYPES
 from gradwarden_server.detect.exploding import ExplodingGradient
+from gradwarden_server.detect.never_synchronized import NeverSynchronized
 from gradwarden_server.detect.nonfinite_gradient import NonFiniteGradient
 from gradwarden_server.detect.nonfinite_loss import NonFiniteLoss
+from gradwarden_server.detect.norm_self_check import NormSelfCheckFailed
+from gradwarden_server.detect.overhead import OverheadBudgetExceeded
 from gradwarden_server.detect.rank_silent import RankSilent
+from gradwarden_server.detect.replica_mismatch import ReplicaMismatch
 from gradwarden_server.detect.run_failed import RunFailed
 from gradwarden_server.detect.stalled import RunStalled
 from gradwarden_server.detect.vanishing import VanishingGradient
@@ -21,9 +25,13 @@ DETECTORS: Mapping[str, type[Detector]] = {
         NonFiniteLoss,
         ExplodingGradient,
         VanishingGradient,
+        ReplicaMismatch,
+        NeverSynchronized,
+        NormSelfCheckFailed,
         RunStalled,
         RankSilent,
         RunFailed,
+        OverheadBudgetExceeded,
     )
 }
 BASELINE_SCHEMA = SETTING_TYPES
