@@ -9,7 +9,6 @@ A forward inside a function that is compiled as a whole cannot be told apart.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import time
 import weakref
@@ -24,6 +23,7 @@ from gradwarden.collect import Pending
 from gradwarden.errors import Faults
 from gradwarden.frames import FrameBook
 from gradwarden.instruments import taps
+from gradwarden.instruments.left_behind import LeftBehind
 from gradwarden.instruments.timeline import Step, Timeline
 
 NAME = "anatomy"
@@ -183,8 +183,8 @@ def _put_back(model: nn.Module | None, ours: Any, original: Any) -> None:
         model._compiled_call_impl = original
 
 
-class _Hook:
-    """A hook of the root module, which a copy or a pickle of the module leaves behind."""
+class _Hook(LeftBehind):
+    """Hears the root module's forward."""
 
     def __init__(self, anatomy: Anatomy, enters: bool) -> None:
         self._anatomy, self._enters = anatomy, enters
@@ -196,10 +196,6 @@ class _Hook:
             self._anatomy.forward_enters()
         else:
             self._anatomy.leave("forward")
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        # Any function that returns None does, if it is there where the model is loaded.
-        return getattr, (contextlib.nullcontext(), "__exit__")
 
 
 class _Later(Pending):
