@@ -30,6 +30,7 @@ class Cause(IntEnum):
     FAULT = 2
     DISAGREED = 3
     REQUESTED = 4
+    LEFT = 5
 
 
 _TEXT = {
@@ -41,6 +42,7 @@ _TEXT = {
         "ranks that do not share all gradients need Guard(sync=True)"
     ),
     Cause.REQUESTED: "a halt was requested",
+    Cause.LEFT: "a rank ended its watch or lost the others",
 }
 _RANKS = 1 << 20
 
