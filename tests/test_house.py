@@ -31,7 +31,7 @@ DOCS = ROOT / "docs"
 # Rooms of the server by floor. A room imports its own modules and the floors below, never a
 # neighbour: rooms of one floor meet only in `app` and `cli`. The bottom floor is one room.
 FLOORS = (
-    ("model", "settings", "assets", "telemetry", "logs"),
+    ("model", "settings", "assets", "telemetry", "logs", "joins"),
     ("store", "detect", "rules", "promql", "slo", "notify"),
     ("alerting",),
     ("api",),
@@ -53,7 +53,7 @@ THIRD_PARTY = {
     "prometheus_client": {"telemetry"},
     "opentelemetry": {"telemetry", "app"},
     "yaml": {"settings", "rules", "notify", "app", "cli"},
-    "numpy": {"store", "detect", "rules", "alerting", "api", "app", "demo"},
+    "numpy": {"store", "detect", "rules", "alerting", "api", "app", "demo", "joins"},
     "markdown_it": {"api"},
     "rich": {"cli", "demo"},
     "sklearn": {"demo"},

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    model_validator,
+)
 
 from gradwarden import wire
 from gradwarden_server.api.plain import plain
@@ -52,6 +60,8 @@ class StartBody(_Body):
     pid: Annotated[int, Field(ge=0, le=_MOST_NS)]
     world_size: Annotated[int, Field(ge=1, le=10_000_000)] = 1
     group: Rank = 0
+    shard: Rank = 0
+    shards: Annotated[int, Field(ge=1, le=10_000_000)] = 1
     first_step: Step = 0
     parent: Identifier | None = None
     started_ns: Moment | None = None
@@ -71,6 +81,12 @@ class StartBody(_Body):
     cost_per_hour: Finite | None = None
     target_loss: Finite | None = None
     place: Facts = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _shard_exists(self) -> StartBody:
+        if self.shard >= self.shards:
+            raise ValueError(f"shard {self.shard}; shards count from 0 to {self.shards - 1}")
+        return self
 
 
 class HeartbeatBody(_Body):
@@ -95,11 +111,63 @@ class CommandAckBody(_Body):
 
 
 class CommandBody(_Body):
-    """Ask something of a rank."""
+    """Ask something of a rank; what ``args`` may hold depends on the kind, see :data:`ARGS`."""
 
-    rank: Rank
+    rank: Rank = 0
     kind: CommandKind
     args: Facts = Field(default_factory=dict)
+
+
+class Args(BaseModel):
+    """The arguments of one kind of command: an unknown one is a mistake, not news."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class StepsArgs(Args):
+    """For how many captured steps."""
+
+    steps: Annotated[int, Field(ge=1, le=1000)] = 4
+
+
+class SpeakArgs(Args):
+    """Whether this rank sends the matrices of its cell."""
+
+    on: bool = True
+
+
+class ScheduleArgs(Args):
+    """When to capture from now on; what is left out stays as it is."""
+
+    every: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    early: Annotated[int, Field(ge=0, le=1_000_000)] | None = None
+    preset: Literal["light", "standard", "full"] | None = None
+
+
+class HaltArgs(Args):
+    """Why the run is to end; the trainer's log and the run's page say it."""
+
+    reason: Text = ""
+
+
+ARGS: Mapping[CommandKind, type[Args]] = {
+    "checksums": StepsArgs,
+    "capture": StepsArgs,
+    "speak": SpeakArgs,
+    "pause": Args,
+    "resume": Args,
+    "schedule": ScheduleArgs,
+    "halt": HaltArgs,
+}
+
+
+def command_args(kind: CommandKind, args: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a command, checked, with those left out at their defaults.
+
+    Raises:
+        pydantic.ValidationError: one is unknown, or of a wrong type or range.
+    """
+    return ARGS[kind].model_validate(dict(args)).model_dump(exclude_none=True)
 
 
 class TokenBody(_Body):

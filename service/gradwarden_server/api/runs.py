@@ -8,11 +8,12 @@ from collections.abc import Collection, Mapping
 from typing import Annotated, Any, Literal, get_args
 
 from fastapi import APIRouter, Query
+from pydantic import ValidationError
 
 from gradwarden_server.api import bodies, schemas
 from gradwarden_server.api.deps import CREDENTIALS, Admin, Parts, PartsDep, Reader, RunId
 from gradwarden_server.api.plain import plain, rfc3339
-from gradwarden_server.api.problems import Problem
+from gradwarden_server.api.problems import Problem, invalid
 from gradwarden_server.store.records import RunRecord
 
 router = APIRouter(prefix="/v1", tags=["runs"], dependencies=CREDENTIALS)
@@ -71,6 +72,8 @@ def get_run(run: RunId, who: Reader, parts: PartsDep) -> schemas.RunDetail:
             schemas.RankFace(
                 rank=s.rank,
                 group=s.group,
+                shard=s.shard,
+                shards=s.shards,
                 host=s.host,
                 place=dict(s.place),
                 last_step=s.last_step,
@@ -120,14 +123,25 @@ def list_events(
 async def issue_command(
     run: RunId, body: bodies.CommandBody, who: Admin, parts: PartsDep
 ) -> schemas.CommandAnswer:
-    """It rides on the next answer to that rank, expires after ten minutes, and is audited."""
+    """It rides on the next answer to that rank, expires after ten minutes, and is audited.
+
+    Arguments by kind: checksums and capture {steps}, speak {on}, schedule {every, early, preset},
+    halt {reason}; pause and resume have none. A halt is done where the run's Guard allows it.
+    """
+    try:
+        args = bodies.command_args(body.kind, body.args)
+    except ValidationError as error:
+        raise invalid("invalid-arguments", error.errors(), within=["args"]) from None
+    if body.kind == "schedule" and not args:
+        detail = "args: {}; give at least one of every, early, preset"
+        raise Problem("invalid-arguments", detail, field="args")
     issued = await parts.written(
         parts.commands.issue(
             who.project,
             run,
             body.rank,
             body.kind,
-            body.args,
+            args,
             now_ns=time.time_ns(),
             actor=who.actor,
         )

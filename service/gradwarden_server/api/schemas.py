@@ -112,6 +112,8 @@ class RankFace(BaseModel):
 
     rank: int
     group: int
+    shard: int
+    shards: int
     host: str
     place: dict[str, Any]
     last_step: int | None

@@ -60,7 +60,10 @@ _ADVANCE_RUN = (
 
 @dataclass(frozen=True, slots=True)
 class LogEntry:
-    """One batch of the log; ``shift_ns`` is to be added to its frames' own times."""
+    """One batch of the log; ``shift_ns`` is to be added to its frames' own times.
+
+    Its rank holds one of ``shards`` parts of the parameters. ``step0`` is its lowest step.
+    """
 
     position: int
     ordinal: int
@@ -68,6 +71,9 @@ class LogEntry:
     shift_ns: int
     received_ns: int
     body: bytes
+    shard: int
+    shards: int
+    step0: int
 
     def batch(self) -> wire.Batch:
         """Decode the body."""
@@ -178,6 +184,9 @@ def _entries(project: str, run: str, body: Any = t.frame_batch.c.body) -> Any:
             t.frame_batch.c.shift_ns,
             t.frame_batch.c.received_ns,
             body,
+            t.stream.c.shard,
+            t.stream.c.shards,
+            t.frame_batch.c.step0,
         )
         .join(t.stream, t.stream.c.id == t.frame_batch.c.stream_id)
         .join(t.attempt, t.attempt.c.id == t.stream.c.attempt_id)
@@ -187,7 +196,7 @@ def _entries(project: str, run: str, body: Any = t.frame_batch.c.body) -> Any:
 
 
 def _entry(row: Row[Any]) -> LogEntry:
-    return LogEntry(row.position, row.ordinal, row.rank, row.shift_ns, row.received_ns, row.body)
+    return LogEntry(*row)
 
 
 def _append(

@@ -22,6 +22,8 @@ class StartRequest:
     pid: int
     world_size: int = 1
     group: int = 0
+    shard: int = 0
+    shards: int = 1
     first_step: int = 0
     parent: str | None = None
     started_ns: int | None = None
@@ -149,6 +151,8 @@ class StreamRecord:
     ordinal: int
     rank: int
     group: int
+    shard: int
+    shards: int
     nonce: str
     host: str
     pid: int

@@ -203,6 +203,8 @@ def _ensure_stream(
         "host": request.host,
         "pid": request.pid,
         "group": request.group,
+        "shard": request.shard,
+        "shards": request.shards,
         "place": dict(request.place),
         "last_seen_ns": received_ns,
     }

@@ -113,8 +113,12 @@ stream = Table(
     _run_reference(),
     Column("attempt_id", RowId, ForeignKey("attempt.id", ondelete="CASCADE"), nullable=False),
     Column("rank", Integer, nullable=False),
-    # The replica group, named by its lowest rank.
+    # The ranks that share their parameters, named by the lowest of them.
     Column("group", Integer, nullable=False),
+    # Which part of the group's parameters it holds, and of how many; ranks with equal group
+    # and shard are replicas.
+    Column("shard", Integer, nullable=False, server_default="0"),
+    Column("shards", Integer, nullable=False, server_default="1"),
     Column("nonce", String(128), nullable=False),
     Column("host", String(256), nullable=False),
     Column("pid", BigInteger, nullable=False),
