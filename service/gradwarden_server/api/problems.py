@@ -7,7 +7,7 @@ A foreign error becomes a problem in :func:`translate` and nowhere else. Clients
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -38,6 +38,7 @@ PROBLEMS: Mapping[str, tuple[int, str]] = {
     "unknown-stream": (409, "The stream was not started here"),
     "too-large": (413, "The request is too large"),
     "unsupported-media-type": (415, "The media type is not known here"),
+    "invalid-arguments": (422, "The command cannot be given with these arguments"),
     "unsupported-version": (422, "The wire version is not known here"),
     "rate-limited": (429, "Too many requests"),
     "internal": (500, "The service met an error of its own"),
@@ -119,7 +120,7 @@ def translate(error: Exception) -> Problem | None:
         case errors.Unavailable():
             return Problem("unavailable", str(error), {"Retry-After": "1"})
         case RequestValidationError():
-            return _invalid(error)
+            return invalid("malformed", error.errors())
         case HTTPException():
             slug = _BY_STATUS.get(error.status_code, "malformed")
             return Problem(slug, str(error.detail), error.headers)
@@ -144,11 +145,18 @@ def request_id(scope: Mapping[str, Any]) -> str:
     return str(scope.get("state", {}).get("request_id", ""))
 
 
-def _invalid(error: RequestValidationError) -> Problem:
-    """Every mistake at once, each with its field, what was found, and what is expected."""
+def invalid(slug: str, mistakes: Sequence[Any], within: Sequence[str] = ()) -> Problem:
+    """Every mistake at once, each with its field, what was found, and what is expected.
+
+    Args:
+        slug: What kind of refusal it is.
+        mistakes: As pydantic lists them.
+        within: Where the checked part lies in the body.
+    """
     found = []
-    for mistake in error.errors()[:20]:
-        place = [str(part) for part in mistake["loc"] if part not in ("body", "query", "path")]
+    for mistake in mistakes[:20]:
+        own = [str(part) for part in mistake["loc"] if part not in ("body", "query", "path")]
+        place = [*within, *own]
         value = mistake.get("input")
         shown = value if isinstance(value, (int, bool)) or value is None else str(value)[:120]
         found.append(
@@ -159,7 +167,7 @@ def _invalid(error: RequestValidationError) -> Problem:
             }
         )
     detail = "; ".join(f"{m['field']}: {m['value']!r}; {m['remedy']}" for m in found)
-    return Problem("malformed", detail, errors=found, field=found[0]["field"] if found else "body")
+    return Problem(slug, detail, errors=found, field=found[0]["field"] if found else "body")
 
 
 def _printable(text: str) -> str:

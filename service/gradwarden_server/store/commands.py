@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from sqlalchemy import Connection, insert, select, update
 
@@ -19,8 +19,11 @@ from gradwarden_server.store import audit
 from gradwarden_server.store import tables as t
 from gradwarden_server.store.database import Database, Priority
 
-CommandKind = Literal["pause", "resume", "speak"]
-KINDS: tuple[CommandKind, ...] = get_args(CommandKind)
+CommandKind = Literal["checksums", "capture", "speak", "pause", "resume", "schedule", "halt"]
+_OPPOSITES: Mapping[str, tuple[CommandKind, ...]] = {
+    "pause": ("pause", "resume"),
+    "resume": ("pause", "resume"),
+}
 LIFETIME_NS = 600 * 1_000_000_000
 _FRESH_SECONDS = 1.0
 
@@ -62,13 +65,58 @@ class CommandStore:
             ).scalar_one_or_none()
             if row is None:
                 return None
-            data = {"rank": rank, "kind": kind, "args": dict(args)}
-            audit.record(project, connection, now_ns, actor, "command.issue", run, data)
-            return insert_command(project, connection, row, rank, kind, args, now_ns)
+            return self.add(
+                project, connection, row, run, rank, kind, args, now_ns=now_ns, actor=actor
+            )
 
         future = self._database.write(job, Priority.ALERT)
-        future.add_done_callback(lambda _: self._forget())
+        future.add_done_callback(lambda _: self.forget(project))
         return future
+
+    def add(
+        self,
+        project: str,
+        connection: Connection,
+        run_row: int,
+        run: str,
+        rank: int,
+        kind: CommandKind,
+        args: Mapping[str, Any],
+        *,
+        now_ns: int,
+        actor: str,
+    ) -> int:
+        """Ask something of a rank within the caller's transaction; its id.
+
+        What the newest open one of its kind asks already is not repeated. Call :meth:`forget`
+        after the commit.
+        """
+        asked = dict(args)
+        data = {"rank": rank, "kind": kind, "args": asked}
+        audit.record(project, connection, now_ns, actor, "command.issue", run, data)
+        newest = (
+            select(t.command)
+            .where(
+                t.command.c.run_id == run_row,
+                t.command.c.rank == rank,
+                t.command.c.kind.in_(_OPPOSITES.get(kind, (kind,))),
+                t.command.c.acked_ns.is_(None),
+                t.command.c.expires_ns > now_ns,
+            )
+            .order_by(t.command.c.id.desc())
+            .limit(1)
+        )
+        row = connection.execute(newest).one_or_none()
+        if row is not None and (row.kind, row.args) == (kind, asked):
+            return int(row.id)
+        values = {"run_id": run_row, "rank": rank, "kind": kind, "args": asked}
+        times = {"created_ns": now_ns, "expires_ns": now_ns + LIFETIME_NS}
+        statement = insert(t.command).values(values | times).returning(t.command.c.id)
+        return int(connection.execute(statement).scalar_one())
+
+    def forget(self, project: str) -> None:
+        """Read open commands anew: some were added in a transaction that is committed now."""
+        self._read_at = float("-inf")
 
     def ack(self, project: str, run: str, rank: int, command: int, now_ns: int) -> Future[bool]:
         """Note that a rank did it; False if there is no such command. Twice is fine."""
@@ -89,7 +137,7 @@ class CommandStore:
             return found is not None
 
         future = self._database.write(job, Priority.ACK)
-        future.add_done_callback(lambda _: self._forget())
+        future.add_done_callback(lambda _: self.forget(project))
         return future
 
     def peek(self, project: str, run: str, rank: int, now_ns: int) -> list[Command] | None:
@@ -124,43 +172,3 @@ class CommandStore:
             command = Command(row.id, row.kind, row.args)
             found.setdefault(key, []).append((row.expires_ns, command))
         self._open, self._read_at = found, read_at
-
-    def _forget(self) -> None:
-        self._read_at = float("-inf")
-
-
-def insert_command(
-    project: str,
-    connection: Connection,
-    run_row: int,
-    rank: int,
-    kind: CommandKind,
-    args: Mapping[str, Any],
-    now_ns: int,
-) -> int:
-    """Add a command within the caller's transaction; the same one still open is not repeated."""
-    already = connection.execute(
-        select(t.command.c.id, t.command.c.args).where(
-            t.command.c.run_id == run_row,
-            t.command.c.rank == rank,
-            t.command.c.kind == kind,
-            t.command.c.acked_ns.is_(None),
-            t.command.c.expires_ns > now_ns,
-        )
-    ).all()
-    for row in already:
-        if row.args == dict(args):
-            return int(row.id)
-    made = connection.execute(
-        insert(t.command)
-        .values(
-            run_id=run_row,
-            rank=rank,
-            kind=kind,
-            args=dict(args),
-            created_ns=now_ns,
-            expires_ns=now_ns + LIFETIME_NS,
-        )
-        .returning(t.command.c.id)
-    ).scalar_one()
-    return int(made)
