@@ -14,13 +14,24 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from gradwarden.attach import Monitor, watch
     from gradwarden.errors import ConfigurationError, GradwardenError
+    from gradwarden.guard import Guard, Halted
 
-__all__ = ["ConfigurationError", "GradwardenError", "Monitor", "__version__", "watch"]
+__all__ = [
+    "ConfigurationError",
+    "GradwardenError",
+    "Guard",
+    "Halted",
+    "Monitor",
+    "__version__",
+    "watch",
+]
 
 # A lazy name must differ from its module's: the import system would put the module in its place.
 _HOMES = {
     "ConfigurationError": "errors",
     "GradwardenError": "errors",
+    "Guard": "guard",
+    "Halted": "guard",
     "Monitor": "attach",
     "watch": "attach",
 }

@@ -7,12 +7,13 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gradwarden.errors import ConfigurationError
+from gradwarden.guard import Guard
 from gradwarden.session import Session
 from gradwarden.settings import Settings
 
@@ -41,6 +42,14 @@ def watch(
     page: bool | None = None,
     cost_per_hour: float | None = None,
     target_loss: float | None = None,
+    preset: Literal["light", "standard", "full"] | None = None,
+    every: int | None = None,
+    early: int | None = None,
+    throttle: bool | None = None,
+    comm: Literal["auto", "off", "hook", "ddp", "nccl"] | None = None,
+    spans: int | None = None,
+    activations: Sequence[str] | None = None,
+    guard: Guard | None = None,
     spool: str | os.PathLike[str] | None = None,
     spool_bytes: int | None = None,
     exit_seconds: float | None = None,
@@ -54,14 +63,24 @@ def watch(
     are given as a list; the first one counts the steps. Without one, those that own watched
     parameters are found when they step. Without ``url`` the run is spooled to disk.
 
+    ``preset`` says how much is taken of a captured step: ``light`` the statistics of each
+    gradient, ``standard`` a histogram every ten of them and weight norms and update ratios in
+    turn as well, ``full`` a histogram each time. Every ``every``-th step is captured, and all
+    of the first ``early`` ones; fewer where capturing costs more than 1 % of a step, unless
+    ``throttle`` is False. ``comm`` says how all-reduces are timed, ``spans`` how often a step
+    becomes an OpenTelemetry trace, ``activations`` (patterns such as ``blocks.*.act``) of which
+    modules the outputs are measured, and ``guard`` what may act on the run.
+
     Raises:
         ConfigurationError: an argument or variable is unusable. Nothing raises later.
     """
-    given = {k: v for k, v in locals().items() if k not in ("model", "optimizer")}
+    given = {k: v for k, v in locals().items() if k not in ("model", "optimizer", "guard")}
     settings = Settings.resolve(**given)
     if not isinstance(model, nn.Module):
         raise ConfigurationError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     optimizers = _optimizers(optimizer)
+    if guard is not None and not isinstance(guard, Guard):
+        raise ConfigurationError(f"guard: expected a gradwarden.Guard, got {type(guard).__name__}")
     parameters = {id(p) for p in model.parameters()}
     if not parameters:
         raise ConfigurationError("model: it has no parameters to watch")
@@ -69,7 +88,7 @@ def watch(
         held = (p for g in candidate.param_groups for p in g["params"])
         if not any(id(p) in parameters for p in held):
             raise ConfigurationError(f"optimizer {number}: it holds no parameter of the model")
-    return Monitor(Session(model, optimizers, settings, next(_numbers)))
+    return Monitor(Session(model, optimizers, settings, next(_numbers), guard))
 
 
 def _optimizers(given: Any) -> list[Optimizer]:
@@ -127,6 +146,16 @@ class Monitor:
     def step(self, number: int) -> None:
         """The step just done has this number; a smaller one than before is a rollback."""
         self._session.quietly("step", self._session.step, number)
+
+    @property
+    def should_stop(self) -> bool:
+        """Whether the guard halted the run; the same on all ranks after the same step."""
+        keeper = self._session.keeper
+        return keeper is not None and keeper.should_stop
+
+    def capture(self, steps: int = 1) -> None:
+        """Capture the next steps, whatever the schedule says."""
+        self._session.quietly("capture", self._session.capture, steps)
 
     def health(self) -> dict[str, Any]:
         """What was captured, sent, spooled and dropped, the cost, and what is turned off."""

@@ -9,23 +9,27 @@ from __future__ import annotations
 
 import functools
 import time
-import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from gradwarden import quantities, wire
+from gradwarden import stats, wire
 from gradwarden.collect import Collector, Pending
 from gradwarden.errors import Faults, say
-from gradwarden.frames import FrameBook, Part
-from gradwarden.layout import BackwardOrder, Rows
-from gradwarden.owner import Owner, inner, size_of
+from gradwarden.frames import FrameBook
+from gradwarden.gauge import Gauge
+from gradwarden.guard import Keeper
+from gradwarden.owner import Owner, inner
+from gradwarden.owners import Owners
+from gradwarden.part import Part
+from gradwarden.schedule import Schedule
+from gradwarden.stats.tensors import local
 
-EARLY = 20
-"""Captures for which weight norms are taken as well, for the from-birth check."""
+DEMAND = 3
+"""Steps captured whatever the schedule says after a non-finite one that was not."""
 
 
 def _guarded(feature: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -41,7 +45,9 @@ def _guarded(feature: str) -> Callable[[Callable[..., None]], Callable[..., None
             started = time.perf_counter()
             with torch.no_grad():
                 self.faults.quiet(feature, method, self, *args)
-            self.book.overhead += time.perf_counter() - started
+            spent = time.perf_counter() - started
+            self.book.overhead += spent
+            self.spent += spent
 
         return guarded
 
@@ -56,32 +62,38 @@ class Watcher:
     """Hears the hooks of one process on behalf of one model and decides what to take."""
 
     def __init__(
-        self, model: nn.Module, optimizers: Sequence[Optimizer], book: FrameBook, faults: Faults
+        self,
+        model: nn.Module,
+        optimizers: Sequence[Optimizer],
+        book: FrameBook,
+        faults: Faults,
+        schedule: Schedule,
     ) -> None:
-        self.model, self.book, self.faults = model, book, faults
+        self.book, self.faults, self.schedule = book, faults, schedule
         self.collector, self.scalars = Collector(64), Collector(256)
-        self.paused = False
-        self.quiet: Callable[[], bool] = lambda: False
-        """Whether only non-finite gradients are of interest: another rank sends our matrix."""
-        self.rows = Rows(model)
-        self.order: BackwardOrder | None = BackwardOrder(self.rows)
+        self.owners = Owners(model, optimizers)
         self.layout: wire.Layout | None = None
-        self.owners = [Owner(k, o, self.rows) for k, o in enumerate(map(inner, optimizers))]
-        self._anyone = None if self.owners else Owner(0, None, self.rows)
-        self._foreign: weakref.WeakSet[Optimizer] = weakref.WeakSet()
+        self.paused = False
+        self.spent = 0.0
+        """Seconds of the training thread that our hooks took so far."""
+        self.ended: Callable[[bool], Mapping[str, float | Pending]] = lambda captured: {}
+        """Told when the leading optimizer stepped or skipped; answers scalars of that step."""
+        self.keeper: Keeper | None = None
+        self._gauge = Gauge(self.collector, self._note)
         self._steps = 0
         self._noted: set[str] = set()
-        for owner in self._all():
+        book.on_sick = functools.partial(schedule.demand, DEMAND)
+        for owner in self.owners.all():
             owner.remember()  # gradients that exist already are not ours to report
 
     # -- the listener's face, see hooks.Listener ------------------------------------------
 
     @_guarded("capture at clipping")
     def clip_enters(self, gradients: list[Tensor], exact: bool) -> None:
-        holders = self._holders(gradients)
-        if not holders and self.layout is None and self._replaced():
-            self._renew()  # sharding after ``watch`` put other Parameter objects in place
-            holders = self._holders(gradients)
+        holders = self.owners.holding(gradients)
+        if not holders and self.layout is None and self.owners.replaced():
+            self.owners.renew()  # sharding after ``watch`` put other Parameter objects in place
+            holders = self.owners.holding(gradients)
         for owner in holders:  # all verdicts on the last step first: it may end right after
             if self._abandoned(owner):
                 self._settle(owner, False)
@@ -92,63 +104,86 @@ class Watcher:
     @_guarded("clip norm")
     def clip_leaves(self, gradients: list[Tensor], total: Tensor | None, most: float) -> None:
         given = {id(g) for g in gradients}
-        for owner in self._all():
+        for owner in self.owners.all():
             if owner.pending is None or not owner.count(given):
                 continue
             owner.remember()
             owner.exact = True
-            whole = sum(len(o.pending.rows) for o in self._all() if o.pending is not None)
+            whole = sum(o.pending.size for o in self.owners.all() if o.pending is not None)
             if total is not None and len(gradients) == whole and type(total) is Tensor:
                 self.number("clip_norm", total)
                 self.number("clip_max_norm", float(most))
+                self.number("clip_coefficient", (most / (total.detach() + 1e-6)).clamp_(max=1.0))
                 return
 
     @_guarded("capture at the step")
     def step_enters(
         self, optimizer: Optimizer, closure: bool, within: Sequence[Optimizer] = ()
     ) -> None:
-        owner = self._owner(optimizer, within)
+        owner = self.owners.find(optimizer, within)
         self._steps += 1
-        if owner is None or owner.scaling:
+        if owner is None:
             return
-        owner.closure = closure
-        if owner.pending is None and not closure and not (owner.dropped and not owner.fresh()):
-            self._take(owner, "unclipped")
+        if not owner.scaling:
+            owner.closure = closure
+            if owner.pending is None and not closure and not (owner.dropped and not owner.fresh()):
+                self._take(owner, "unclipped")
+        part = owner.pending
+        if part is not None:
+            self._gauge.before_step(owner, part)
+        if self.keeper is not None and not owner.scaling and not closure:
+            bad = None if part is None or part.examine() is None else not part.finite
+            self.keeper.before_step(optimizer, self.book.step_now, bad)
 
     @_guarded("capture at the step")
     def step_leaves(self, optimizer: Optimizer) -> None:
-        owner = self._named(optimizer)
-        if owner is None or owner.scaling:
+        owner = self.owners.of(optimizer)
+        if owner is None:
             return
+        if owner.pending is not None:
+            self._gauge.after_step(owner.pending)
+        if owner.scaling:
+            return
+        applied = self.keeper is None or owner.closure or self.keeper.after_step(optimizer)
         if owner.closure and owner.pending is None:
             self._take(owner, "unclipped")
         owner.closure = False
-        self._settle(owner, True)
-        for other in self.owners:
+        self._settle(owner, applied)
+        if not applied:
+            return
+        for other in self.owners.all():
             if other.pending is not None and other.numbers & owner.numbers:
                 other.pending.stepped = True  # its gradients, or some of them, were applied
 
     @_guarded("loss scaler")
     def scaler_enters(self, scaler: Any, optimizer: Optimizer) -> None:
-        owner = self._owner(inner(optimizer))
+        owner = self.owners.find(inner(optimizer))
         if owner is None or not scaler.is_enabled():
             return
         owner.scaling = True
         scale = getattr(scaler, "_scale", None)
-        if owner.pending is None:
+        scaled = scaler._per_optimizer_states[id(optimizer)]["stage"].name == "READY"
+        fused = getattr(optimizer, "_step_supports_amp_scaling", False)
+        if owner.pending is None and (fused or not scaled):
+            self._take(owner, "unclipped")  # else when the scaler has divided, see ``unscaled``
+        if scale is not None and owner.pending is not None and scaled:
+            owner.pending.scale = self.scalars.fetch(scale.reshape(1).clone())
+
+    @_guarded("loss scaler")
+    def unscaled(self, optimizer: Optimizer) -> None:
+        owner = self.owners.of(inner(optimizer))
+        if owner is not None and owner.scaling and owner.pending is None:
             self._take(owner, "unclipped")
-        states = scaler._per_optimizer_states[id(optimizer)]
-        if scale is not None and owner.pending is not None:
-            if states["stage"].name == "READY":  # still multiplied: divided on the host
-                owner.pending.scale = self.scalars.fetch(scale.reshape(1).clone())
-            self.number("loss_scale", scale)
 
     @_guarded("loss scaler")
     def scaler_leaves(self, scaler: Any, optimizer: Optimizer) -> None:
-        owner = self._owner(inner(optimizer))
+        owner = self.owners.of(inner(optimizer))
         if owner is None or not owner.scaling:
             return
         owner.scaling = False
+        scale = getattr(scaler, "_scale", None)
+        if scale is not None:
+            self.number("loss_scale", scale)
         found = list(scaler._per_optimizer_states[id(optimizer)]["found_inf_per_device"].values())
         part = owner.pending
         if part is not None and found:
@@ -158,7 +193,7 @@ class Watcher:
 
     @_guarded("skipped steps")
     def zero_enters(self, who: Optimizer | nn.Module) -> None:
-        for owner in self._cleared(who):
+        for owner in self.owners.cleared_by(who):
             if owner.closure or owner.scaling:
                 continue
             if owner.pending is not None:
@@ -171,20 +206,17 @@ class Watcher:
 
     @_guarded("skipped steps")
     def zero_leaves(self, who: Optimizer | nn.Module) -> None:
-        for owner in self._cleared(who):
+        for owner in self.owners.cleared_by(who):
             if not (owner.closure or owner.scaling):
                 owner.remember()
                 owner.others = self._steps
 
-    # -- decisions ------------------------------------------------------------------------
+    def stop_if_halted(self) -> None:
+        """The one place that may raise into the loop: ``Guard(raise_on_halt=True)`` asks for it."""
+        if self.keeper is not None:
+            self.keeper.raise_if_halted()
 
-    def _holders(self, gradients: list[Tensor]) -> list[Owner]:
-        """Whose gradients are clipped; of optimizers that share some, who holds them all."""
-        given = {id(g) for g in gradients}
-        counts = [(o, o.count(given)) for o in self._all()]
-        whole = [o for o, n in counts if n == len(gradients)]
-        some = whole or [o for o, n in counts if n]
-        return [o for o in some if not o.gone] or some
+    # -- decisions ------------------------------------------------------------------------
 
     def _abandoned(self, owner: Owner) -> bool:
         """Whether what was taken before is known to be dropped, now that there is more."""
@@ -207,107 +239,59 @@ class Watcher:
         """
         if self._steps != owner.others:
             return False
-        tensors = [t for t in (quantities.local(g) for _, g in owner.gradients()) if t is not None]
+        tensors = [t for t in (local(g) for _, g in owner.gradients()) if t is not None]
         if any(t.device.type != "cpu" for t in tensors):
             return True
-        return bool(tensors) and not bool(torch.isfinite(quantities.absmax(tensors)).all())
+        return bool(tensors) and bool(stats.nonfinite(tensors))
 
     def _take(self, owner: Owner, kind: wire.Capture, instead_of: Part | None = None) -> None:
         self._refresh(owner)
-        layout = self.layout
-        assert layout is not None
-        rows, tensors, sparse = self._measurable(owner)
-        if not rows:
+        assert self.layout is not None
+        leads = self.owners.leads(owner)
+        again = instead_of is not None
+        step = self.book.step_now if again else self.book.upcoming(owner.key, leads)
+        part = self._gauge.take(owner, self.layout, self.schedule.plan(step))
+        if part is None:
             return
-        devices = list(quantities.by_device(tensors).values())
-        groups = [[tensors[i] for i in index] for index in devices]
-        matrices = [quantities.finite(g) for g in groups] if self.quiet() else []
-        quiet = bool(matrices) and all(m is not None for m in matrices)
-        hosts: list[tuple[tuple[int, ...], Pending | None]] = []
-        for n, index in enumerate(devices):
-            matrix = matrices[n] if quiet else None
-            matrix = quantities.measure(groups[n]) if matrix is None else matrix
-            for at, i in enumerate(index):
-                if sparse.get(i):
-                    matrix[at, 4] += sparse[i]
-            hosts.append((tuple(index), self.collector.fetch(matrix)))
-        part = Part(rows, layout, hosts, quiet=quiet)
-        if self.book.captures < EARLY and not quiet:
-            part.weights = self._weights(rows)
         if instead_of is not None:
             self.book.replace(owner.key, instead_of, part)
         else:
-            self.book.capture(owner.key, self._leads(owner), part, kind)
-            self._learning_rate(owner)
+            self.book.capture(owner.key, leads, part, kind)
+            if leads:
+                self._learning_rate(owner)
         owner.pending, owner.dropped = part, False
         owner.remember()
 
-    def _measurable(self, owner: Owner) -> tuple[tuple[int, ...], list[Tensor], dict[int, int]]:
-        """Rows and dense values, and how many zeros a sparse gradient does not store."""
-        rows: list[int] = []
-        tensors: list[Tensor] = []
-        sparse: dict[int, int] = {}
-        for row, gradient in owner.gradients():
-            coo = gradient.layout != torch.strided
-            if coo and gradient.device.type != "cpu":
-                self._note("sparse gradients on a device are not observed: reading them would wait")
-                continue
-            values = quantities.local(gradient)
-            if values is None:
-                self._note("complex gradients are not observed")
-                continue
-            if coo:
-                sparse[len(rows)] = gradient.numel() - values.numel()
-            rows.append(row)
-            tensors.append(values)
-        return tuple(rows), tensors, sparse
-
-    def _weights(self, rows: tuple[int, ...]) -> Pending | None:
-        weights = [quantities.local(self.rows.parameters[i]) for i in rows]
-        held = [w for w in weights if w is not None]
-        if len(held) != len(rows) or len(quantities.by_device(held)) != 1:
-            return None
-        return self.collector.fetch(quantities.l2(held))
-
     def _settle(self, owner: Owner, stepped: bool | None) -> None:
         part, owner.pending = owner.pending, None
-        if part is not None and not (stepped is False and part.stepped):
-            part.stepped = stepped
         owner.remember()
         owner.others = self._steps
+        if part is None:
+            return
+        if not (stepped is False and part.stepped):
+            part.stepped = stepped
+        if self.owners.leads(owner):
+            for name, value in self.ended(part.sees).items():
+                self.book.scalar(name, value, logged=False)
 
     def _refresh(self, owner: Owner) -> None:
         """A new layout when parameters were frozen, unfrozen, replaced or added."""
-        optimizer = owner.optimizer() if owner.optimizer is not None else None
-        if self.rows.changed() or owner.size != size_of(optimizer):
-            self._renew()
-            self.layout = self.rows.layout()
-        elif self.order is not None and self.order.seen:
-            self.layout = self.rows.layout(self.order.finish())
-            self.order = None
+        owners = self.owners
+        if owners.stale(owner):
+            owners.renew()
+            self.layout = owners.rows.layout()
+        elif owners.order is not None and owners.order.seen:
+            self.layout = owners.rows.layout(owners.order.finish())
+            owners.order = None
         elif self.layout is None:
-            self.layout = self.rows.layout()
-
-    def _renew(self) -> None:
-        """Walk the model again; the order of its backward pass is learnt anew."""
-        if self.order is not None:
-            self.order.finish()
-        self.rows = Rows(self.model)
-        self.order = BackwardOrder(self.rows)
-        for known in self._all():
-            known.assign(self.rows)
-
-    def _replaced(self) -> bool:
-        """Whether the model's trainable parameters are other objects than our rows."""
-        now = [id(p) for p in self.model.parameters() if p.requires_grad]
-        return now != [id(p) for p in self.rows.parameters]
+            self.layout = owners.rows.layout()
 
     def _learning_rate(self, owner: Owner) -> None:
         optimizer = owner.optimizer() if owner.optimizer is not None else None
-        if self._leads(owner) and optimizer is not None and optimizer.param_groups:
+        if optimizer is not None and optimizer.param_groups:
             rate = optimizer.param_groups[0].get("lr")
-            if isinstance(rate, (int, float)):
-                self.book.scalar("lr", float(rate), logged=False)
+            if isinstance(rate, (int, float, Tensor)):
+                self.number("lr", rate)
 
     def number(self, name: str, value: Tensor | float) -> None:
         """Attach a scalar of the step in progress; a device tensor is copied, not read."""
@@ -321,63 +305,6 @@ class Watcher:
                     self.book.scalar(name, pending, logged=False)
                 return
         self.book.scalar(name, float(value), logged=False)
-
-    # -- who is who -----------------------------------------------------------------------
-
-    def _all(self) -> list[Owner]:
-        return [*self.owners, *([self._anyone] if self._anyone is not None else [])]
-
-    def _leads(self, owner: Owner) -> bool:
-        """Whether this optimizer counts the steps: the first one that still lives."""
-        alive = (o for o in self.owners if not o.gone)
-        return owner is self._anyone or owner is next(alive, self.owners[0])
-
-    def _named(self, optimizer: Optimizer) -> Owner | None:
-        for owner in self.owners:
-            if owner.optimizer is not None and owner.optimizer() is optimizer:
-                return owner
-        return None
-
-    def _owner(self, optimizer: Optimizer, within: Sequence[Optimizer] = ()) -> Owner | None:
-        known = self._named(optimizer)
-        if known is not None or optimizer in self._foreign:
-            return known
-        owner = Owner(len(self.owners), optimizer, self.rows)
-        if not owner.rows and self._replaced():
-            self._renew()
-            owner.assign(self.rows)
-        if not owner.rows:
-            self._foreign.add(optimizer)
-            return None
-        outer = (self._named(o) for o in within)
-        if any(o is not None and o.numbers & owner.numbers for o in outer):
-            return None  # a step inside another's, over the same parameters
-        heir = self._heir(owner)
-        if heir is not None:
-            heir.succeed(optimizer, self.rows)
-            return heir
-        if self._anyone is not None:  # it is the first one seen: a clip came before its step
-            owner.pending, owner.token = self._anyone.pending, self._anyone.token
-            self._anyone = None
-        self.owners.append(owner)
-        return owner
-
-    def _heir(self, new: Owner) -> Owner | None:
-        """Whose place a new optimizer takes: that of one it covers, or of one that is gone.
-
-        Loops make their optimizer anew to change its kind or to thaw parameters.
-        """
-        covered = (o for o in self.owners if o.rows and o.numbers <= new.numbers)
-        shared = (o for o in self.owners if o.gone and o.numbers & new.numbers)
-        gone = (o for o in self.owners if o.gone)
-        return next((o for held in (covered, shared, gone) for o in held), None)
-
-    def _cleared(self, who: Optimizer | nn.Module) -> list[Owner]:
-        if isinstance(who, Optimizer):
-            named = [o for o in self.owners if o.optimizer is not None and o.optimizer() is who]
-            return named or ([self._anyone] if self._anyone is not None else [])
-        theirs = {id(p) for p in who.parameters()}
-        return [o for o in self._all() if o.rows and id(o.rows[0][1]) in theirs]
 
     def _note(self, text: str) -> None:
         if text not in self._noted:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import struct
 import threading
 import time
 from collections import deque
@@ -13,7 +14,8 @@ from typing import Any
 import torch
 
 from gradwarden import wire
-from gradwarden.collect import Pending, to_bytes
+from gradwarden.collect import Pending, to_bytes, to_words
+from gradwarden.part import Part
 
 GRACE = 0.02
 """Seconds that an urgent piece waits for the optimizer's verdict and the loss beside it."""
@@ -21,42 +23,7 @@ STALE = 1.0
 """Seconds after which a piece of an open step leaves, so that the live edge stays live."""
 MOST_EVENTS = 256
 """Events of one frame; more of them go in several frames of the same step."""
-WIDTH = len(wire.QUANTITIES)
-
-
-@dataclass(eq=False, slots=True)
-class Part:
-    """One optimizer's gradients at one capture, on their way to the host."""
-
-    rows: tuple[int, ...]
-    layout: wire.Layout
-    hosts: list[tuple[tuple[int, ...], Pending | None]]
-    scale: Pending | None = None
-    weights: Pending | None = None
-    stepped: bool | None = None
-    found_inf: Pending | None = None
-    finite: bool | None = None
-    quiet: bool = False
-    """Whether the matrix only stands for finite values and is never sent."""
-
-    def examine(self) -> bool | None:
-        """Whether all values are finite; None while they are still on the device."""
-        if self.finite is None and all(h is None or h.ready for _, h in self.hosts):
-            peaks = [h.peek()[:, 1] for _, h in self.hosts if h is not None]
-            self.finite = all(bool(torch.isfinite(p).all()) for p in peaks)
-        return self.finite
-
-    @property
-    def ready(self) -> bool:
-        waits = [h for _, h in self.hosts] + [self.scale, self.weights, self.found_inf]
-        return all(w is None or w.ready for w in waits)
-
-    def verdict(self) -> bool | None:
-        """Whether the optimizer applied these gradients; None if nobody said."""
-        if self.found_inf is not None and self.found_inf.ready:
-            self.stepped = float(self.found_inf.take().sum()) == 0.0
-            self.found_inf = None
-        return self.stepped
+WIDTH = len(wire.COLUMNS)
 
 
 @dataclass(eq=False, slots=True)
@@ -89,8 +56,9 @@ class Piece:
         return all(p.ready for p in self.parts.values()) and all(v.ready for v in values)
 
     @property
-    def quiet(self) -> bool:
-        return any(p.quiet for p in self.parts.values())
+    def sees(self) -> bool:
+        """Whether a matrix was taken."""
+        return any(p.sees for p in self.parts.values())
 
     def stepped(self) -> bool | None:
         """Whether the step was applied; None while that is undecided.
@@ -107,33 +75,30 @@ class Piece:
     def layout(self) -> wire.Layout | None:
         return next((p.layout for p in reversed(self.parts.values())), None)
 
-    def values(self) -> bytes:
-        """The [L, K] matrix; rows that nobody measured are NaN throughout."""
-        layout = self.layout()
-        if layout is None:
+    def roots(self) -> bytes:
+        """The words by which replicas are compared; to be asked for before :meth:`matrix`."""
+        words = [0] * wire.ROOT_WORDS
+        if not self.parts or not all(p.add_roots(words) for p in self.parts.values()):
             return b""
-        size, parts = len(layout.parameters), list(self.parts.values())
-        whole = torch.full((size, WIDTH), math.nan)
-        observed = False
-        for part in parts:
-            for index, host in part.hosts:
-                if host is None or part.quiet or part.layout is not layout:
-                    continue
-                observed = True
-                matrix = host.take()
-                if part.scale is not None:
-                    matrix = matrix.clone()
-                    matrix[:, :2] /= part.scale.peek().reshape(())
-                whole[torch.tensor([part.rows[i] for i in index], dtype=torch.long)] = matrix
-        return to_bytes(whole) if observed else b""
+        return struct.pack(f"<{wire.ROOT_WORDS}Q", *words)
 
-    def weights(self) -> list[tuple[int, float]]:
-        """(row, weight norm) pairs; taken in the first steps only."""
-        pairs: list[tuple[int, float]] = []
-        for part in self.parts.values():
-            if part.weights is not None:
-                pairs += zip(part.rows, part.weights.take().tolist(), strict=True)
-        return pairs
+    def matrix(self) -> tuple[bytes, bytes]:
+        """[L, columns] float32, NaN where nothing was measured, and [L, 2] 64-bit checksums.
+
+        Each is empty where there is none. Only the first call has the values.
+        """
+        layout = self.layout()
+        parts = [p for p in self.parts.values() if p.layout is layout]
+        if layout is None or not any(p.sees for p in parts):
+            return b"", b""
+        size = len(layout.parameters)
+        whole = torch.full((size, WIDTH), math.nan)
+        full = any(p.checksums for p in parts)
+        sums = torch.zeros((size, len(wire.CHECKSUMS)), dtype=torch.int64) if full else None
+        found = [part.fill(whole, sums) for part in parts]
+        if not any(found):
+            return b"", b""
+        return to_bytes(whole), b"" if sums is None else to_words(sums)
 
     def numbers(self) -> dict[str, float]:
         return {
@@ -161,6 +126,8 @@ class FrameBook:
         self._last = start_step - 1
         self._bad = False
         self._wake: Callable[[], None] = lambda: None
+        self.on_sick: Callable[[], None] = lambda: None
+        """Called when a step that was not captured turns out to be non-finite."""
         self.attempt = 0
         self.captures = 0
         self.dropped = 0
@@ -173,6 +140,13 @@ class FrameBook:
     def step_now(self) -> int:
         """The newest step that anything is known of."""
         return self._open.step if self._open else self._last
+
+    def upcoming(self, key: int, leads: bool) -> int:
+        """The step of which this optimizer's next capture will be."""
+        piece = self._open
+        if piece is None:
+            return self._next
+        return piece.step + (key in self._captured and (leads or self._led))
 
     def capture(self, key: int, leads: bool, part: Part, kind: wire.Capture) -> None:
         """Take one optimizer's gradients.
@@ -195,7 +169,7 @@ class FrameBook:
             self._led = self._led or leads
             self._verdicts.append(part)
             piece.verdicts = self._verdicts
-            self.captures += 1
+            self.captures += part.sees
             self._judge(part, piece)
 
     def replace(self, key: int, old: Part, new: Part) -> None:
@@ -238,6 +212,13 @@ class FrameBook:
                 self.close()
             self._last = number
             self._next = number + 1
+
+    def rewind(self, step: int) -> None:
+        """What follows is the step after ``step``, in a new attempt."""
+        with self._lock:
+            self.close()
+            self.attempt += 1
+            self._last, self._next = step, step + 1
 
     def close(self) -> None:
         """End the step in progress, if any."""
@@ -305,6 +286,9 @@ class FrameBook:
         finite = part.examine()
         if finite is None:
             return
+        if not finite and not part.sees:
+            piece.events.append({"kind": "nonfinite", "step": piece.step})
+            self.on_sick()
         if not finite and not self._bad:
             self._press(piece)
         self._bad = not finite

@@ -34,7 +34,7 @@ def _eager(fn: Callable[P, None]) -> Callable[P, None]:
 
 
 class Listener(Protocol):
-    """What a monitor hears. A listener never raises and never changes a gradient."""
+    """What a monitor hears. It never raises but in ``stop_if_halted``, where it was told to."""
 
     def clip_enters(self, gradients: list[Tensor], exact: bool) -> None: ...
 
@@ -44,11 +44,15 @@ class Listener(Protocol):
         self, optimizer: Optimizer, closure: bool, within: Sequence[Optimizer]
     ) -> None: ...
 
+    def stop_if_halted(self) -> None: ...
+
     def step_leaves(self, optimizer: Optimizer) -> None: ...
 
     def scaler_enters(self, scaler: Any, optimizer: Optimizer) -> None: ...
 
     def scaler_leaves(self, scaler: Any, optimizer: Optimizer) -> None: ...
+
+    def unscaled(self, optimizer: Optimizer) -> None: ...
 
     def zero_enters(self, who: Optimizer | nn.Module) -> None: ...
 
@@ -112,6 +116,11 @@ def _compiling() -> bool:
 def _tell(what: str, *args: Any) -> None:
     for listener in _listeners:
         getattr(listener, what)(*args)
+
+
+def _stop_if_halted() -> None:
+    for listener in _listeners:
+        listener.stop_if_halted()
 
 
 def _install_clip() -> None:
@@ -185,6 +194,7 @@ def _install_step() -> None:
         if _calls(optimizer)[0] <= 1:
             for listener in _listeners:
                 listener.step_leaves(optimizer)
+            _stop_if_halted()
 
     _undo.append(optimizer_module.register_optimizer_step_pre_hook(before).remove)
     _undo.append(optimizer_module.register_optimizer_step_post_hook(after).remove)
@@ -221,10 +231,19 @@ def _install_scaler() -> None:
                 return original(self, optimizer, *args, **kwargs)
             finally:
                 _tell("scaler_leaves", self, optimizer)
+                _stop_if_halted()
 
         return step
 
+    def divides(original: Any) -> Any:
+        def unscale_(self: Any, optimizer: Any) -> None:
+            original(self, optimizer)
+            _tell("unscaled", optimizer)
+
+        return unscale_
+
     _replace(torch.amp.GradScaler, "step", wrap)
+    _replace(torch.amp.GradScaler, "unscale_", divides)
 
 
 def _install_zero() -> None:

@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
-from gradwarden.frames import Part
 from gradwarden.layout import Rows
+from gradwarden.part import Part
 
 _SAMPLE = 16
 """Gradients of an optimizer that are looked at to tell a new backward pass from an old one."""

@@ -6,14 +6,17 @@ import json
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import Any
 
+import torch
+
 from gradwarden import wire
+from gradwarden.collect import to_bytes
 from gradwarden.errors import Faults
-from gradwarden.frames import FrameBook, Piece
+from gradwarden.frames import WIDTH, FrameBook, Piece
 from gradwarden.identity import Identity
 from gradwarden.outbox import Losses, Outbox, Record
 from gradwarden.spool import Spool
@@ -52,7 +55,7 @@ class Pump:
         faults: Faults,
         identify: Callable[[], Identity | None],
         start_record: Callable[[Identity, int, int], dict[str, Any]],
-        on_frame: Callable[[wire.Frame, wire.Layout | None, Sequence[tuple[int, float]]], None],
+        on_frame: Callable[[wire.Frame, wire.Layout | None], None],
     ) -> None:
         self._book, self._outlet, self._losses, self._faults = book, outlet, losses, faults
         self._identify, self._start_record, self._on_frame = identify, start_record, on_frame
@@ -60,10 +63,13 @@ class Pump:
         self.speaking = False
         """Set by the service's command: this rank sends matrices although another one should."""
         self.frames = 0
+        self.cpu_seconds = 0.0
+        """What this thread has used of the processor so far."""
         self._pieces: deque[Piece] = deque()
         self._batch: list[wire.Frame] = []
         self._events = self._bytes = 0
         self._layout: wire.Layout | None = None
+        self._checksums = False
         self._sent_layouts: dict[str, None] = {}
         self._rollback = -1
         self._seq = 0
@@ -98,6 +104,7 @@ class Pump:
             if last and (not self._pieces or time.monotonic() >= (self._deadline or 0.0)):
                 break
             self._rest()
+            self.cpu_seconds = time.thread_time()
         self._done.set()
 
     def _rest(self) -> None:
@@ -149,18 +156,19 @@ class Pump:
         self._rollback, self._seq = rollback, 0
 
     def _add(self, piece: Piece, now: float) -> None:
+        assert self.identity is not None
         if piece.attempt != self._rollback:
             self._seal()
             self._open_stream(piece.attempt, piece.step)
         ready = piece.ready
         layout = piece.layout()
-        weights = piece.weights() if ready else []
-        values = piece.values() if ready else b""
-        if layout is not None and not values and not piece.quiet:
+        roots = piece.roots() if ready and self.identity.world > 1 else b""
+        values, checksums = piece.matrix() if ready else (b"", b"")
+        if not values and piece.sees:
             self._losses.add("no device copy in time", 1)
-        if values and self._layout is not layout:
+        if values and (self._layout is not layout or self._checksums != bool(checksums)):
             self._seal()
-            self._layout = layout
+            self._layout, self._checksums = layout, bool(checksums)
         frame = wire.Frame(
             seq=self._seq + 1,
             step=piece.step,
@@ -171,10 +179,12 @@ class Pump:
             stepped=piece.stepped(),
             open=piece.open,
             values=values,
+            wide=checksums,
+            roots=roots,
         )
-        self._faults.quiet("tripwires", self._on_frame, frame, layout, weights)
+        self._faults.quiet("tripwires", self._on_frame, frame, layout)
         if values and not self._says(piece, frame.step):
-            frame = replace(frame, values=b"")
+            frame = replace(frame, values=b"", wide=b"")
         if not self._batch:
             self._since = now
         self._batch.append(frame)
@@ -187,9 +197,10 @@ class Pump:
             self._seal()
 
     def _says(self, piece: Piece, step: int) -> bool:
-        """Whether this rank's matrix travels: it speaks for its group, or has evidence."""
+        """Whether this rank's matrix travels: it speaks, has evidence, or was asked."""
         assert self.identity is not None
-        if self.identity.speaks or self.speaking:
+        asked = any(p.checksums for p in piece.parts.values())
+        if self.identity.speaks or self.speaking or asked:
             return True
         if all(p.finite for p in piece.parts.values()):
             self._evidence = None
@@ -213,17 +224,21 @@ class Pump:
     def _send(
         self, identity: Identity, frames: list[wire.Frame], layout: wire.Layout | None
     ) -> None:
-        layout = layout if any(f.values for f in frames) else None
+        spoken = [f for f in frames if f.values]
+        layout = layout if spoken else None
         if layout is not None and layout.hash not in self._sent_layouts:
             body = json.dumps(layout.to_json()).encode()
             slot = f"layout{len(self._sent_layouts) % 3}"
             self._sent_layouts[layout.hash] = None
             self._outlet.put(Record("layout", body), slot)
+        columns = filled([f.values for f in spoken])
         batch = wire.Batch(
             stream=identity.stream(self._rollback),
-            frames=tuple(frames),
+            frames=tuple(narrowed(frames, columns)),
             layout=layout.hash if layout is not None else "",
             parameters=len(layout.parameters) if layout is not None else 0,
+            quantities=tuple(wire.COLUMNS[c] for c in columns),
+            wide=wire.CHECKSUMS if any(f.wide for f in spoken) else (),
             sent_ns=time.time_ns(),
         )
         attempt = identity.attempt_after(self._rollback)
@@ -233,3 +248,23 @@ class Pump:
 
     def _reset(self) -> None:
         self._batch, self._events, self._bytes, self._urgent = [], 0, 0, False
+
+
+def filled(matrices: Sequence[bytes]) -> list[int]:
+    """The columns that some row of some matrix has a value in; the statistics always."""
+    always = len(wire.QUANTITIES)
+    if not matrices:
+        return list(range(always))
+    whole = torch.frombuffer(bytearray(b"".join(matrices)), dtype=torch.float32)
+    seen = whole.view(-1, WIDTH)[:, always:].isnan().logical_not_().any(0)
+    return [*range(always), *(always + i for i in seen.nonzero().flatten().tolist())]
+
+
+def narrowed(frames: Sequence[wire.Frame], columns: Sequence[int]) -> Iterator[wire.Frame]:
+    """The frames with these columns of their matrices only."""
+    for frame in frames:
+        if frame.values and len(columns) < WIDTH:
+            matrix = torch.frombuffer(bytearray(frame.values), dtype=torch.float32)
+            values = to_bytes(matrix.view(-1, WIDTH)[:, columns])
+            frame = replace(frame, values=values)
+        yield frame

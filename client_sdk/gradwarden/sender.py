@@ -41,6 +41,8 @@ class Sender:
         self._handled: set[str] = set()
         self._said: str | None = None
         self._announced = False
+        self.cpu_seconds = 0.0
+        """What this thread has used of the processor so far."""
         self._in_flight: Record | None = None
         self._closed = False
         self._tried_at_end = False
@@ -72,6 +74,7 @@ class Sender:
 
     def _run(self) -> None:
         while not (self._stopping.is_set() and self._finished()):
+            self.cpu_seconds = time.thread_time()
             try:
                 self._turn()
             except Exception as error:  # our own bug: the record goes, delivery goes on

@@ -13,17 +13,21 @@ from typing import Any, ParamSpec, TypeVar
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from gradwarden import courier, facts, hooks, lifecycle
+from gradwarden import courier, facts, hooks, instruments, lifecycle, stats
+from gradwarden.cadence import Cadence
 from gradwarden.capture import Watcher
 from gradwarden.checkpoint import Checkpoints
-from gradwarden.errors import Faults
+from gradwarden.errors import Faults, say
 from gradwarden.frames import FrameBook
+from gradwarden.guard import Guard, Keeper, Ledger
 from gradwarden.identity import Identity, Resolver, place, ulid
 from gradwarden.outbox import Losses, Outbox
 from gradwarden.pump import Outlet, Pump
+from gradwarden.schedule import Schedule
 from gradwarden.sender import Sender
 from gradwarden.settings import Settings
 from gradwarden.spool import Spool, spool_name
+from gradwarden.throttle import Throttle
 from gradwarden.transport import HttpTransport
 from gradwarden.voice import Voice
 
@@ -41,7 +45,12 @@ class Session:
     """Owns the hooks, the book, the two threads and the end of one run."""
 
     def __init__(
-        self, model: nn.Module, optimizers: Sequence[Optimizer], settings: Settings, number: int
+        self,
+        model: nn.Module,
+        optimizers: Sequence[Optimizer],
+        settings: Settings,
+        number: int,
+        guard: Guard | None = None,
     ) -> None:
         self.settings = settings
         self.off = settings.disabled
@@ -53,11 +62,17 @@ class Session:
         self._expected: tuple[str, dict[str, Any]] | None = None
         self._names: set[str] = set()
         self._phase: str | None = None
+        self.keeper: Keeper | None = None
         if self.off:
             return
         self._model = type(getattr(model, "module", model)).__name__
         self._begun, self._begun_ns = time.monotonic(), time.time_ns()
-        self._watcher = Watcher(model, optimizers, self._book, self._faults)
+        schedule = Schedule(settings.preset, settings.every, settings.early, settings.start_step)
+        self._watcher = Watcher(model, optimizers, self._book, self._faults, schedule)
+        self._instruments = instruments.build(model, settings, self._book, self._faults, schedule)
+        self._cadence = Cadence(
+            self._watcher, self._book, self._instruments, self._faults, self._event
+        )
         self._resolver = Resolver(settings.run, settings.group, number)
         self._voice = Voice(settings, self._faults, lambda: self.identity, self._reached)
         self._spool = Spool(
@@ -84,10 +99,13 @@ class Session:
             self._start_record,
             self._voice.hear,
         )
-        self._watcher.quiet = self._quiet
+        if guard is not None:
+            self._engage(guard, model, optimizers)
         hooks.add(self._watcher)
+        for instrument in self._instruments:
+            self._faults.quiet(instrument.name, instrument.start)
         self._voice.hooks = hooks.found
-        self._event({"kind": "start", "hooks": list(hooks.found)})
+        self._event({"kind": "start", **self._found()})
         self._pump.start()
         self._sender.start()
         courier.LIVE.add(self._resolver.nonce)
@@ -101,6 +119,15 @@ class Session:
         if (self.off or over) and feature != "health":
             return None
         return self._faults.quiet(feature, work, *args, **kwargs)
+
+    def _engage(self, guard: Guard, model: nn.Module, optimizers: Sequence[Optimizer]) -> None:
+        """Put the guard on duty; the one part of ``watch`` that talks to the other ranks."""
+        self._ledger = Ledger(guard.healthy_after_steps)
+        keeper = Keeper(
+            guard, model, optimizers, self._faults, self._event, self._book.rewind, self._ledger
+        )
+        keeper.bind()
+        self.keeper = self._watcher.keeper = self._cadence.keeper = keeper
 
     # -- verbs ----------------------------------------------------------------------------
 
@@ -157,6 +184,9 @@ class Session:
             return
         self._book.step(number)
 
+    def capture(self, steps: int) -> None:
+        self._watcher.schedule.demand(max(1, int(steps)))
+
     def health(self) -> dict[str, Any]:
         if self.off:
             return {"off": True, "captured": 0, "dropped": {}}
@@ -171,18 +201,39 @@ class Session:
             "spool": str(self._spool.directory),
             "dropped": self._losses.counts(),
             "device_ring_full": self._watcher.collector.dropped + self._watcher.scalars.dropped,
+            "pinned_bytes": sum(
+                c.pinned_bytes for c in (self._watcher.collector, self._watcher.scalars)
+            ),
             "overhead_us_p50": 1e6 * self._voice.cost(),
+            "background_cpu_ratio": self._background(),
+            "capture_stride": self._watcher.schedule.stride(self._book.step_now),
             "disabled": self._faults.counts,
             "trouble": post.trouble if post else "no server configured",
             "url": post.url if post else None,
-            "hooks": list(hooks.found),
+            **self._found(),
         }
+
+    def _found(self) -> dict[str, Any]:
+        """What there is to listen to and to measure with here."""
+        return {
+            "hooks": list(hooks.found),
+            "statistics": stats.describe(),
+            "instruments": {i.name: i.status() for i in self._instruments},
+            **({"guard": self.keeper.status()} if self.keeper is not None else {}),
+        }
+
+    def _background(self) -> float:
+        """CPU seconds of our threads per second: the most that they can keep the interpreter."""
+        seconds = self._pump.cpu_seconds + self._sender.cpu_seconds
+        return seconds / max(1e-9, time.monotonic() - self._begun)
 
     def unwatch(self) -> None:
         hooks.remove(self._watcher)
         self._watcher.paused = True
-        if self._watcher.order is not None:
-            self._watcher.order.finish()
+        for instrument in self._instruments:
+            self._faults.quiet(instrument.name, instrument.stop)
+        if self._watcher.owners.order is not None:
+            self._watcher.owners.order.finish()
 
     # -- the end --------------------------------------------------------------------------
 
@@ -240,10 +291,12 @@ class Session:
 
     def _identify(self) -> Identity | None:
         layout = self._watcher.layout
+        if self._cadence.throttle is None and self.settings.throttle and place().rank == 0:
+            self._cadence.throttle = Throttle()
         alone = place().world == 1 and time.monotonic() - self._begun > PATIENCE
         if layout is None and not (alone or self._over.is_set()):
             return None
-        self.identity = self._resolver.look(layout, self._watcher.rows.sharded)
+        self.identity = self._resolver.look(layout, self._watcher.owners.rows.sharded)
         if self.identity is not None:
             name = f"{self.identity.run}.r{self.identity.rank}.{self.identity.nonce}"
             self._spool.rename(name)
@@ -268,10 +321,6 @@ class Session:
             "sent_ns": time.time_ns(),
         }
 
-    def _quiet(self) -> bool:
-        identity = self.identity
-        return identity is not None and not (identity.speaks or self._pump.speaking)
-
     def _reached(self) -> bool:
         """Whether nothing speaks against it that the service hears us."""
         post = self._sender.courier
@@ -288,10 +337,26 @@ class Session:
         return sorted(d for d in root.iterdir() if d.name.startswith(stem) and d != mine)
 
     def _command(self, kind: str, args: dict[str, Any]) -> None:
+        schedule = self._watcher.schedule
         if kind in ("pause", "resume"):
             self._watcher.paused = kind == "pause"
         elif kind == "speak":
             self._pump.speaking = bool(args.get("on", True))
+        elif kind in ("capture", "checksums"):
+            steps = args.get("steps")
+            schedule.demand(steps if isinstance(steps, int) else 1, kind == "checksums")
+        elif kind == "schedule":
+            schedule.change(args.get("preset"), args.get("every"), args.get("early"))
+        elif kind == "halt":
+            self._halt(str(args.get("reason") or "the service asked for it")[:256])
+
+    def _halt(self, reason: str) -> None:
+        """Halts only where the run's guard allows it; else it is noted that nobody did."""
+        if self.keeper is not None:
+            self.keeper.request_halt(reason)
+        else:
+            self._event({"kind": "halt_refused", "reason": reason, "why": "the run has no guard"})
+            say(f"a halt was asked for ({reason}), but this run has no gradwarden.Guard")
 
     def _event(self, event: dict[str, Any]) -> None:
         self._book.event(event)

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from gradwarden import wire
 from gradwarden.errors import ConfigurationError
+from gradwarden.schedule import PRESETS
 
 _TRUE, _FALSE = {"1", "true", "yes", "on"}, {"", "0", "false", "no", "off"}
 
@@ -54,6 +55,20 @@ class Settings:
     """Directory of the on-disk spool; None means: the user's state directory."""
     spool_bytes: int = 256 << 20
     """Upper bound of this process's spool."""
+    preset: str = "standard"
+    """How much is taken of a captured step: ``light``, ``standard`` or ``full``."""
+    every: int = 1
+    """Steps from one captured step to the next; a non-finite one is noticed in between too."""
+    early: int = 0
+    """First steps that are all captured, whatever ``every`` says."""
+    throttle: bool = True
+    """Capture fewer steps where capturing costs more than 1 % of a step and 300 us."""
+    comm: str = "auto"
+    """How all-reduces are timed: ``auto``, ``off``, ``hook``, ``ddp`` or ``nccl``."""
+    spans: int = 0
+    """Steps from one OpenTelemetry trace of a step to the next; 0 traces none."""
+    activations: tuple[str, ...] = ()
+    """Patterns (``blocks.*.act``) of modules whose outputs are measured."""
     exit_seconds: float = 5.0
     """How long the end of the process may wait for delivery; the rest is spooled."""
     notify_url: str | None = None
@@ -183,6 +198,29 @@ def _flag(value: object, where: str) -> bool:
     return text in _TRUE
 
 
+def _choice(*names: str) -> Callable[[object, str], str]:
+    def check(value: object, where: str) -> str:
+        if value not in names:
+            raise ConfigurationError(f"{where}{value!r}: choose one of {', '.join(names)}")
+        return str(value)
+
+    return check
+
+
+def _every(value: object, where: str) -> int:
+    number = _count(value, where)
+    if number == 0:
+        raise ConfigurationError(f"{where}{value!r}: expected an integer of at least 1")
+    return number
+
+
+def _patterns(value: object, where: str) -> tuple[str, ...]:
+    listed = value.split(",") if isinstance(value, str) else value
+    if not isinstance(listed, Iterable):
+        raise ConfigurationError(f"{where}{value!r}: expected patterns such as 'blocks.*.act'")
+    return tuple(_text(v.strip() if isinstance(v, str) else v, where) for v in listed)
+
+
 def _directory(value: object, where: str) -> Path:
     if not isinstance(value, (str, os.PathLike)):
         raise ConfigurationError(f"{where}{value!r}: expected a directory")
@@ -213,6 +251,13 @@ _CHECKS: dict[str, Any] = {
     "page": _flag,
     "cost_per_hour": _number,
     "target_loss": _number,
+    "preset": _choice(*PRESETS),
+    "every": _every,
+    "early": _count,
+    "throttle": _flag,
+    "comm": _choice("auto", "off", "hook", "ddp", "nccl"),
+    "spans": _count,
+    "activations": _patterns,
     "spool": _directory,
     "spool_bytes": _count,
     "exit_seconds": _seconds,

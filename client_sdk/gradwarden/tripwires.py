@@ -7,7 +7,6 @@ in the server package; these are the ones that must speak at once, on a laptop t
 from __future__ import annotations
 
 import math
-import struct
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -20,7 +19,7 @@ UNSEEN_STEPS = 50
 BORN_RATIO, BORN_TIMES, BORN_STEPS = 100.0, 5, 20
 """norm(gradient) > 100 norm(weight) in 5 of the first 20 steps: exploding from birth."""
 
-_ROW = struct.Struct(f"<{len(wire.QUANTITIES)}f")
+_COLUMN = {name: i for i, name in enumerate(wire.COLUMNS)}
 
 
 @dataclass(slots=True)
@@ -55,33 +54,30 @@ class Tripwires:
     _seen: set[str] = field(default_factory=set)
     _explosive: dict[str, int] = field(default_factory=dict)
 
-    def advance(
-        self,
-        frame: wire.Frame,
-        layout: wire.Layout | None,
-        weights: Iterable[tuple[int, float]] = (),
-    ) -> list[Finding]:
-        """Take one frame, with the weight norms of its rows in the first steps."""
+    def advance(self, frame: wire.Frame, layout: wire.Layout | None) -> list[Finding]:
+        """Take one frame, whose matrix has all of :data:`gradwarden.wire.COLUMNS`."""
         new: list[Finding] = []
         if frame.values and layout is not None:
             self.steps += frame.step != self._last_counted
             self._last_counted = frame.step
-            rows = list(_ROW.iter_unpack(frame.values))
-            self._note_nonfinite(frame.step, rows, layout)
-            new += self._born_exploding(frame.step, rows, layout, weights)
-            new += self._without_gradient(frame.step, rows, layout)
+            matrix = Matrix(frame.values)
+            self._note_nonfinite(frame.step, matrix, layout)
+            new += self._born_exploding(frame.step, matrix, layout)
+            new += self._without_gradient(frame.step, matrix, layout)
+        elif any(e["kind"] == "nonfinite" for e in frame.events):
+            where = "the layer is unknown, since this step was not captured"
+            self._sick = _Sick(frame.step, where, ())
         if frame.stepped is not None:
             new += self._verdict(frame)
         self.findings += new
         return new
 
-    def _note_nonfinite(
-        self, step: int, rows: list[tuple[float, ...]], layout: wire.Layout
-    ) -> None:
-        bad = {i for i, row in enumerate(rows) if row[2] > 0 or row[3] > 0}
+    def _note_nonfinite(self, step: int, matrix: Matrix, layout: wire.Layout) -> None:
+        counts = zip(matrix.column("nan"), matrix.column("inf"), strict=True)
+        bad = {i for i, (nan, inf) in enumerate(counts) if nan > 0 or inf > 0}
         if bad:
             layers = tuple(layout.parameters[i].name for i in sorted(bad))
-            self._sick = _Sick(step, bracket(bad, rows, layout), layers)
+            self._sick = _Sick(step, bracket(bad, matrix, layout), layers)
         elif self._sick is not None and self._sick.step != step:
             self._sick = None
 
@@ -116,17 +112,12 @@ class Tripwires:
             return [Finding("run of skipped steps", frame.step, text)]
         return []
 
-    def _born_exploding(
-        self,
-        step: int,
-        rows: list[tuple[float, ...]],
-        layout: wire.Layout,
-        weights: Iterable[tuple[int, float]],
-    ) -> list[Finding]:
+    def _born_exploding(self, step: int, matrix: Matrix, layout: wire.Layout) -> list[Finding]:
         if self.steps > BORN_STEPS:
             return []
-        for row, weight in weights:
-            if row < len(rows) and weight > 0 and rows[row][0] > BORN_RATIO * weight:
+        norms = zip(matrix.column("l2"), matrix.column("weight_l2"), strict=True)
+        for row, (gradient, weight) in enumerate(norms):
+            if weight > 0 and gradient > BORN_RATIO * weight:
                 name = layout.parameters[row].name
                 self._explosive[name] = self._explosive.get(name, 0) + 1
         worst = [n for n, times in self._explosive.items() if times >= BORN_TIMES]
@@ -138,12 +129,11 @@ class Tripwires:
         )
         return self._once("born", Finding("exploding from birth", step, text, tuple(worst)))
 
-    def _without_gradient(
-        self, step: int, rows: list[tuple[float, ...]], layout: wire.Layout
-    ) -> list[Finding]:
+    def _without_gradient(self, step: int, matrix: Matrix, layout: wire.Layout) -> list[Finding]:
         if "unseen" in self._told:
             return []
-        self._seen |= {layout.parameters[i].name for i, r in enumerate(rows) if r[2] == r[2]}
+        seen = (i for i, nan in enumerate(matrix.column("nan")) if nan == nan)
+        self._seen |= {layout.parameters[i].name for i in seen}
         if self.steps < UNSEEN_STEPS:
             return []
         self._told.add("unseen")
@@ -163,13 +153,26 @@ class Tripwires:
         return [finding]
 
 
-def bracket(bad: set[int], rows: list[tuple[float, ...]], layout: wire.Layout) -> str:
+class Matrix:
+    """Columns of a frame's [L, columns] matrix by name."""
+
+    def __init__(self, values: bytes) -> None:
+        self._cells = memoryview(values).cast("f")
+
+    def column(self, name: str) -> list[float]:
+        """One value per row, NaN where it was not measured."""
+        found: list[float] = self._cells[_COLUMN[name] :: len(_COLUMN)].tolist()  # type: ignore[assignment]
+        return found
+
+
+def bracket(bad: set[int], matrix: Matrix, layout: wire.Layout) -> str:
     """The last clean layer on the loss side and the first bad one; the fault lies between.
 
     Gradients flow from the loss down, so what comes after the first bad row is aftermath.
     """
     names = [p.name for p in layout.parameters]
-    order = [i for i in layout.backward if not math.isnan(rows[i][2])]
+    seen = matrix.column("nan")
+    order = [i for i in layout.backward if not math.isnan(seen[i])]
     if not order:
         return f"in {_few([names[i] for i in sorted(bad)])}"
     layers: list[str] = []

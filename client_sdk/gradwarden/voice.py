@@ -7,7 +7,7 @@ import threading
 import time
 import urllib.request
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from gradwarden import coverage, wire
@@ -43,18 +43,13 @@ class Voice:
         costs = sorted(self._costs)
         return costs[len(costs) // 2] if costs else 0.0
 
-    def hear(
-        self,
-        frame: wire.Frame,
-        layout: wire.Layout | None,
-        weights: Sequence[tuple[int, float]],
-    ) -> None:
+    def hear(self, frame: wire.Frame, layout: wire.Layout | None) -> None:
         """Take one frame as it is sealed."""
         self._scalars |= set(frame.scalars)
         if "overhead_seconds" in frame.scalars:
             self._costs.append(frame.scalars["overhead_seconds"])
         before = self._tripwires.steps
-        for finding in self._tripwires.advance(frame, layout, weights):
+        for finding in self._tripwires.advance(frame, layout):
             self._speak(finding)
         if before < coverage.AT_STEP <= self._tripwires.steps and layout is not None:
             self._cover(layout)

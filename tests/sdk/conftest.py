@@ -21,6 +21,7 @@ def _bare_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in list(os.environ):
         if name.startswith(("GRADWARDEN_", "TORCHELASTIC_", "SLURM_")):
             monkeypatch.delenv(name)
+    monkeypatch.setenv("GRADWARDEN_THROTTLE", "0")  # a busy machine would choose the steps
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     torch.manual_seed(0)
 

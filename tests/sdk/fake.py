@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import socket
+import struct
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -160,11 +163,26 @@ class FakeService:
         if self.strict and batch.layout and batch.layout not in self.layouts:
             return problem(409, "unknown-layout", layout=batch.layout)
         held = self.frames.setdefault(key, {})
-        new = [f for f in batch.frames if f.seq not in held]
+        new = [_whole(f, batch) for f in batch.frames if f.seq not in held]
         self.duplicates += len(batch.frames) - len(new)
         held.update({f.seq: f for f in new})
         self.batches.append(batch)
         return 200, {"stored": len(new), "duplicate": 0, "commands": commands}, {}
+
+
+def _whole(frame: wire.Frame, batch: wire.Batch) -> wire.Frame:
+    """The frame with every column in its place, NaN where the batch has none."""
+    if not frame.values:
+        return frame
+    width = len(batch.quantities)
+    cells = struct.unpack(f"<{len(frame.values) // 4}f", frame.values)
+    at = {name: i for i, name in enumerate(batch.quantities)}
+    whole = [
+        cells[start + at[name]] if name in at else math.nan
+        for start in range(0, len(cells), width)
+        for name in wire.COLUMNS
+    ]
+    return replace(frame, values=struct.pack(f"<{len(whole)}f", *whole))
 
 
 def problem(status: int, slug: str, **extra: Any) -> tuple[int, dict[str, Any], dict[str, str]]:

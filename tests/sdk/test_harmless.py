@@ -13,13 +13,15 @@ import torch
 from torch import nn
 
 import gradwarden
-from gradwarden import facts, hooks, quantities, wire
+from gradwarden import facts, hooks, stats, wire
 from gradwarden.capture import Watcher
 from gradwarden.courier import Courier
 from gradwarden.frames import FrameBook
+from gradwarden.gauge import Gauge
 from gradwarden.identity import Resolver
 from gradwarden.layout import BackwardOrder
 from gradwarden.owner import Owner
+from gradwarden.owners import Owners
 from gradwarden.session import Session
 from gradwarden.sync import sync
 from gradwarden.tripwires import Tripwires
@@ -146,10 +148,11 @@ def test_without_a_service_the_run_is_spooled_and_synced(
 
 
 FAULTS: list[tuple[Any, str, str]] = [
-    (quantities, "measure", "capture at clipping"),
-    (Watcher, "_measurable", "capture at clipping"),
+    (stats, "measure", "capture at clipping"),
+    (Gauge, "take", "capture at clipping"),
+    (Gauge, "after_step", "capture at the step"),
     (Watcher, "_settle", "capture at the step"),
-    (Watcher, "_cleared", "skipped steps"),
+    (Owners, "cleared_by", "skipped steps"),
     (FrameBook, "capture", "capture at clipping"),
     (FrameBook, "scalar", "log"),
     (FrameBook, "event", "mark"),

@@ -23,15 +23,17 @@ LAYOUT = wire.Layout(
     tuple(wire.Parameter(n, (4,), "float32", n.split(".weight")[0], "matrix") for n in NAMES),
     backward=(3, 2, 1, 0),
 )
-CLEAN = (1.0, 0.5, 0.0, 0.0, 0.0)
-BAD = (math.nan, math.nan, 2.0, 0.0, 0.0)
-ABSENT = (math.nan,) * 6
+WIDTH = len(wire.COLUMNS)
+CLEAN = (1.0, 0.5, 0.0, 0.0, 0.0, 0.0)
+BAD = (math.nan, math.nan, 2.0, 0.0, 0.0, 0.0)
+ABSENT = (math.nan,) * WIDTH
 
 
 def frame(
     step: int, rows: list[tuple[float, ...]] | None, stepped: bool | None = True, open: bool = False
 ) -> wire.Frame:
-    values = b"".join(struct.pack("<6f", *r) for r in rows) if rows else b""
+    padded = [(*r, *(math.nan,) * (WIDTH - len(r))) for r in rows or []]
+    values = b"".join(struct.pack(f"<{WIDTH}f", *r) for r in padded)
     return wire.Frame(step + 1, step, 0, stepped=stepped, values=values, open=open)
 
 
@@ -80,8 +82,9 @@ def test_a_parameter_that_never_had_a_gradient_is_named() -> None:
 
 def test_exploding_from_birth_needs_five_of_the_first_steps() -> None:
     wires = Tripwires()
-    weights = [(0, 1.0), (1, 0.001), (2, 1.0), (3, 0.0)]
-    kinds = [told(wires, frame(s, [CLEAN] * 4), LAYOUT, weights) for s in range(BORN_TIMES)]
+    unmeasured = (math.nan,) * len(wire.HISTOGRAM)
+    rows = [(*CLEAN, *unmeasured, weight) for weight in (1.0, 0.001, 1.0, 0.0)]
+    kinds = [told(wires, frame(s, rows), LAYOUT) for s in range(BORN_TIMES)]
     assert kinds == [[]] * (BORN_TIMES - 1) + [["exploding from birth"]]
     assert wires.findings[0].layers == ("blocks.0.weight",)
 

@@ -1,0 +1,67 @@
+"""What happens once per step, when the leading optimizer stepped or skipped."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from gradwarden.capture import Watcher
+from gradwarden.collect import Pending
+from gradwarden.errors import Faults
+from gradwarden.frames import FrameBook
+from gradwarden.guard import Keeper
+from gradwarden.instruments import Instrument
+from gradwarden.throttle import Throttle
+
+
+class Cadence:
+    """Asks the instruments, weighs our cost, and lets the guard act at the step's boundary."""
+
+    def __init__(
+        self,
+        watcher: Watcher,
+        book: FrameBook,
+        instruments: Sequence[Instrument],
+        faults: Faults,
+        event: Callable[[dict[str, Any]], None],
+    ) -> None:
+        self._watcher, self._book, self._faults, self._event = watcher, book, faults, event
+        self._instruments = instruments
+        self.throttle: Throttle | None = None
+        """Set where this process decides how many steps are captured."""
+        self.keeper: Keeper | None = None
+        self._ended_at: float | None = None
+        self._spent = 0.0
+        watcher.ended = self._step_ended
+
+    def apply(self, exponent: int) -> None:
+        """Capture one of ``2 ** exponent`` steps of the schedule from here on."""
+        self._watcher.schedule.exponent = exponent
+
+    def _step_ended(self, captured: bool) -> Mapping[str, float | Pending]:
+        scalars: dict[str, float | Pending] = {}
+        for instrument in self._instruments:
+            found = self._faults.quiet(instrument.name, instrument.step_ended)
+            scalars.update(found or {})
+        self._weigh(captured)
+        if self.keeper is not None:
+            self._faults.quiet("guard", self.keeper.step_ended, self._book.step_now)
+        return scalars
+
+    def _weigh(self, captured: bool) -> None:
+        now, spent = time.perf_counter(), self._watcher.spent
+        before, self._ended_at = self._ended_at, now
+        cost, self._spent = spent - self._spent, spent
+        throttle = self.throttle
+        if before is None or throttle is None or not throttle.step(now - before, cost, captured):
+            return
+        self.apply(throttle.exponent)
+        self._event(
+            {
+                "kind": "throttle",
+                "stride": self._watcher.schedule.stride(self._book.step_now),
+                "overhead_seconds": throttle.cost,
+                "budget_seconds": throttle.budget,
+            }
+        )

@@ -1,0 +1,153 @@
+"""Takes what a plan asks for of one optimizer's gradients and weights, on their device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from gradwarden import stats, wire
+from gradwarden.collect import Collector, Pending
+from gradwarden.owner import Owner
+from gradwarden.part import Part
+from gradwarden.schedule import Plan
+from gradwarden.stats.tensors import FORMS, local
+from gradwarden.updates import Move, sample
+
+EARLY = 20
+"""Captures for which all weight norms are taken, for the from-birth check."""
+_ZERO, _TINY = wire.QUANTITIES.index("zero"), wire.QUANTITIES.index("tiny")
+
+Measured = list[tuple[tuple[int, ...], list[Tensor]]]
+
+
+class Gauge:
+    """Measures and starts the copies to the host; nothing here waits for a device."""
+
+    def __init__(self, collector: Collector, note: Callable[[str], None]) -> None:
+        self._collector, self._note = collector, note
+        self._taken = 0
+        self._before: tuple[Part, list[tuple[tuple[int, ...], list[Tensor], Tensor]]] | None = None
+
+    def take(self, owner: Owner, layout: wire.Layout, plan: Plan) -> Part | None:
+        """The part of this moment; None where there is no gradient that can be measured."""
+        groups, sparse = self._gradients(owner)
+        if not groups:
+            return None
+        part = Part(layout, size=sum(len(rows) for rows, _ in groups))
+        if not plan.capture:
+            flags = [stats.nonfinite(tensors) for _, tensors in groups]
+            part.sentinel = self._collector.fetch(_merged(flags))
+            if not (part.sentinel is not None and part.sentinel.ready and not part.examine()):
+                return part
+            part.sentinel = part.finite = None  # on a host a look is free: take it all now
+        for rows, tensors in groups:
+            words = stats.measure(tensors, plan.histogram)
+            if sparse:
+                _add_zeros(words, rows, sparse)
+            part.hosts.append((rows, self._collector.fetch(words)))
+        part.slice, part.checksums = plan.slice, plan.checksums
+        if plan.weights:
+            chosen = _chosen(owner, plan, self._taken < EARLY)
+            part.weights = [
+                (rows, self._collector.fetch(stats.measure(weights, False)))
+                for rows, weights in self._weights(chosen)
+            ]
+        self._taken += 1
+        return part
+
+    def before_step(self, owner: Owner, part: Part) -> None:
+        """Sample the weights that the optimizer is about to move, where they were asked for."""
+        if not part.weights:
+            return
+        groups = self._weights(r for r in owner.rows if r[0] % wire.SLICES == part.slice)
+        self._before = (part, [(rows, weights, *sample(weights)[:1]) for rows, weights in groups])
+
+    def after_step(self, part: Part) -> None:
+        """Compare with what the optimizer left, if it was this part's step."""
+        before, self._before = self._before, None
+        if before is None or before[0] is not part:
+            return
+        for rows, weights, old in before[1]:
+            new, sizes = sample(weights)
+            move = Move(old, new, sizes)
+            moved: Move | Pending | None = move
+            if old.device.type != "cpu":
+                moved = self._collector.fetch(move.ratios())
+            part.updates.append((rows, moved))
+
+    def _gradients(self, owner: Owner) -> tuple[Measured, dict[int, int]]:
+        """Rows and dense values by device, and how many zeros a sparse gradient leaves out."""
+        rows: list[int] = []
+        tensors: list[Tensor] = []
+        sparse: dict[int, int] = {}
+        for row, parameter in owner.rows:
+            gradient = parameter.grad
+            if gradient is None:
+                continue
+            if type(gradient) is not Tensor or gradient.layout is not torch.strided:
+                values = self._odd(gradient)
+                if values is None:
+                    continue
+                if gradient.layout is not torch.strided:
+                    sparse[row] = gradient.numel() - values.numel()
+                gradient = values
+            elif gradient.dtype not in FORMS:
+                self._note(f"gradients of {gradient.dtype} are not observed")
+                continue
+            rows.append(row)
+            tensors.append(gradient)
+        return _by_device(rows, tensors), sparse
+
+    def _odd(self, gradient: Tensor) -> Tensor | None:
+        if gradient.layout is not torch.strided and gradient.device.type != "cpu":
+            self._note("sparse gradients on a device are not observed: reading them would wait")
+            return None
+        values = local(gradient)
+        if values is None:
+            self._note(f"gradients of {gradient.dtype} are not observed")
+        return values
+
+    def _weights(self, chosen: Iterable[tuple[int, Tensor]]) -> Measured:
+        rows: list[int] = []
+        weights: list[Tensor] = []
+        for row, parameter in chosen:
+            values = local(parameter)
+            if values is not None and values.numel():
+                rows.append(row)
+                weights.append(values)
+        return _by_device(rows, weights)
+
+
+def _chosen(owner: Owner, plan: Plan, early: bool) -> list[tuple[int, Tensor]]:
+    if early or plan.checksums:
+        return owner.rows
+    return [r for r in owner.rows if r[0] % wire.SLICES == plan.slice]
+
+
+def _by_device(rows: list[int], tensors: list[Tensor]) -> Measured:
+    """The rows and tensors of each device, in order; nearly always there is one."""
+    devices = {t.device for t in tensors}
+    if len(devices) == 1:
+        return [(tuple(rows), tensors)]
+    groups: Measured = []
+    for device in sorted(devices, key=str):
+        index = [i for i, t in enumerate(tensors) if t.device == device]
+        groups.append((tuple(rows[i] for i in index), [tensors[i] for i in index]))
+    return groups
+
+
+def _merged(flags: Sequence[Tensor]) -> Tensor:
+    """One flag out of those of several devices, on the first one's."""
+    if len(flags) == 1:
+        return flags[0]
+    here = flags[0].device
+    return torch.stack([f.to(here, non_blocking=True) for f in flags]).amax(0)
+
+
+def _add_zeros(words: Tensor, rows: tuple[int, ...], sparse: dict[int, int]) -> None:
+    """Count the zeros that a sparse gradient does not store; host tensors only."""
+    for at, row in enumerate(rows):
+        if row in sparse:
+            words[at].view(torch.float64)[[_ZERO, _TINY]] += sparse[row]
