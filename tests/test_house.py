@@ -56,6 +56,7 @@ THIRD_PARTY = {
     "numpy": {"store", "detect", "rules", "alerting", "api", "app", "demo", "joins"},
     "markdown_it": {"api"},
     "rich": {"cli", "demo"},
+    "triton": {"gradwarden.stats"},
     "sklearn": {"demo"},
 }
 # Time and chance are arguments here, so that replaying history is the same code as live.
