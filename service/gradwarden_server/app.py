@@ -85,6 +85,7 @@ class House:
         frames = FrameLog(database, lambda project: self.evaluator.wake())
         ledger = AlertLedger(database.engine)
         history = History(frames, run_store)
+        commands = CommandStore(database)
         self.tokens = TokenStore(database)
         senders = {
             name: _Counted(name, sender, self.telemetry)
@@ -96,6 +97,7 @@ class House:
             runs=run_store,
             frames=frames,
             evaluation=EvaluationStore(database),
+            commands=commands,
             ledger=ledger,
             recorded=self.recorded,
             rules=rules,
@@ -115,7 +117,7 @@ class House:
             history=history,
             ledger=ledger,
             tokens=self.tokens,
-            commands=CommandStore(database),
+            commands=commands,
             telemetry=self.telemetry,
             doorman=Doorman(self.tokens, settings),
             throttle=Throttle(settings.rate_per_second, settings.max_in_flight),

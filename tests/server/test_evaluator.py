@@ -20,6 +20,7 @@ from gradwarden_server.detect import registry
 from gradwarden_server.notify import pipeline
 from gradwarden_server.notify.spec import parse
 from gradwarden_server.rules.spec import load
+from gradwarden_server.store.commands import CommandStore
 from gradwarden_server.store.ledger import AlertLedger
 from gradwarden_server.store.outbox import Outbox
 from tests.server.test_store import LAYOUT, NOW, PROJECT, Store, batch
@@ -54,6 +55,7 @@ class Bench:
         self.started_ns = NOW
         self.outbox = Outbox(self.store.database.engine)
         self.ledger = AlertLedger(self.store.database.engine)
+        self.commands = CommandStore(self.store.database)
         self.rules = load(assets.ALERT_RULES, registry.schemas(), registry.BASELINE_SCHEMA)
         self.processes = 0
         self.evaluator = self.process()
@@ -68,6 +70,7 @@ class Bench:
             runs=self.store.runs,
             frames=self.store.log,
             evaluation=self.store.evaluation,
+            commands=self.commands,
             ledger=self.ledger,
             recorded=self.store.recorded,
             rules=self.rules,

@@ -14,13 +14,14 @@ from dataclasses import dataclass, replace
 from gradwarden import wire
 from gradwarden_server.alerting import lifecycle
 from gradwarden_server.detect.assembler import Assembler
-from gradwarden_server.detect.base import Liveness, RankLiveness
+from gradwarden_server.detect.base import Liveness, RankLiveness, Request
 from gradwarden_server.detect.engine import DerivedPoint, RunDetectors, Verdict
-from gradwarden_server.detect.state import BadState, pack, unpack
+from gradwarden_server.detect.state import pack, unpack
 from gradwarden_server.detect.steps import Step
 from gradwarden_server.model import Alert, Change, Condition, RunFacts, run_path
 from gradwarden_server.notify.pipeline import Pipeline
 from gradwarden_server.rules.spec import RuleSet
+from gradwarden_server.store.commands import CommandStore
 from gradwarden_server.store.database import Database, Priority, Transaction
 from gradwarden_server.store.evaluation import Cursor, EvaluationStore, Lease, Snapshot
 from gradwarden_server.store.frames import FrameLog, LogEntry
@@ -36,6 +37,7 @@ BACKFILL_NS = 600 * 1_000_000_000
 _SNAPSHOT_STEPS = 256
 _SNAPSHOT_NS = 30 * 1_000_000_000
 _ENTRIES = 64  # held in memory at once; a batch of a large model is some megabytes
+_ACTOR = "gradwarden"
 _ENDINGS = {"finished": lifecycle.RUN_FINISHED, "cancelled": lifecycle.RUN_CANCELLED}
 
 Outcome = tuple[int, Sequence[Condition]]
@@ -49,6 +51,7 @@ class Rooms:
     runs: RunStore
     frames: FrameLog
     evaluation: EvaluationStore
+    commands: CommandStore
     ledger: AlertLedger
     recorded: RecordedSeries
     rules: RuleSet
@@ -83,13 +86,15 @@ class RunWatch:
                 self._assembler.restore(state["assembler"])
                 self._detectors.restore(state["detectors"])
                 start = snapshot.position
-            except (BadState, KeyError) as error:
+            except (LookupError, TypeError, ValueError) as error:
+                # Of another version, or damaged; BadState is a ValueError.
                 log.warning("run %s: snapshot refused (%s); replaying its log", run.run, error)
                 self._assembler, self._detectors = self._fresh()
         self._snapshot_ns = 0
         self._steps_since = 0
         self._late_outcomes: list[Outcome] = []
         self._points: list[DerivedPoint] = []
+        self._requests: list[tuple[int, Request]] = []
         self._behind_ns: int | None = None
         self._judged = dict(self._cursor.judged)
         self._labels = {rule.alert: rule.labels for rule in rooms.rules.detectors}
@@ -148,13 +153,16 @@ class RunWatch:
 
     def _fresh(self) -> tuple[Assembler, RunDetectors]:
         detectors = RunDetectors(
-            lambda digest: self._rooms.runs.layout(self._project, digest),
+            self._layout,
             self._rooms.rules.detectors,
             self._rooms.rules.baseline,
             environment=self._run.environment,
             world_size=self._run.world_size,
         )
-        return Assembler(self._run.world_size), detectors
+        return Assembler(self._run.world_size, layouts=self._layout), detectors
+
+    def _layout(self, digest: str) -> wire.Layout | None:
+        return self._rooms.runs.layout(self._project, digest)
 
     def _replay(self, start: int) -> None:
         """Advance over what was judged before, keeping only what was not said yet."""
@@ -183,7 +191,8 @@ class RunWatch:
         except wire.WireError as error:
             log.error("run %s: log position %d: %s", self._run.run, entry.position, error)
             return
-        self._assembler.add(batch, entry.ordinal, entry.received_ns, entry.shift_ns)
+        cell = entry.shard, entry.shards
+        self._assembler.add(batch, entry.ordinal, entry.received_ns, entry.shift_ns, cell)
 
     def _judge(self, steps: Sequence[Step], judged: dict[int, int], now_ns: int) -> list[Outcome]:
         outcomes = []
@@ -196,6 +205,7 @@ class RunWatch:
             if not verdict.eventful:
                 judged[verdict.attempt] = verdict.step
             self._points += verdict.points
+            self._requests += [(verdict.time_ns, request) for request in verdict.requests]
             outcomes.append(self._outcome(verdict, now_ns))
         return outcomes
 
@@ -229,6 +239,9 @@ class RunWatch:
             return
         notifications = self._rooms.pipeline.run(self._open, changes)
         points = _by_series(self._points)
+        requests: list[Request] = []
+        if self._run.status == "running":  # and nothing is asked about the past
+            requests = [r for at_ns, r in self._requests if at_ns >= now_ns - BACKFILL_NS]
 
         def job(connection: Transaction) -> dict[str, Alert]:
             rooms, project, row = self._rooms, self._project, self._run.id
@@ -236,16 +249,25 @@ class RunWatch:
             touched = rooms.ledger.apply(project, connection, row, changes, notifications, now_ns)
             for (name, labels), values in points.items():
                 rooms.recorded.append(project, connection, row, name, dict(labels), values)
+            self._ask(connection, requests, now_ns)
             if snapshot is not None:
                 rooms.evaluation.snapshot(project, connection, row, snapshot)
             return touched
 
         touched = self._rooms.database.write(job, Priority.ALERT).result()
+        if requests:
+            self._rooms.commands.forget(self._project)
         self._open = {key: touched.get(key, alert) for key, alert in settled.items()}
         self._cursor, self._judged = cursor, dict(cursor.judged)
-        self._points = []
+        self._points, self._requests = [], []
         if snapshot is not None:
             self._snapshot_ns, self._steps_since = now_ns, 0
+
+    def _ask(self, connection: Transaction, requests: Iterable[Request], now_ns: int) -> None:
+        where = (self._project, connection, self._run.id, self._run.run)
+        for request in requests:
+            what = (request.rank, request.kind, request.args)
+            self._rooms.commands.add(*where, *what, now_ns=now_ns, actor=_ACTOR)
 
     def _changes(
         self, outcomes: Sequence[Outcome], now_ns: int, drained: bool
