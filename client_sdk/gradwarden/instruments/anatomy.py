@@ -45,6 +45,7 @@ class Anatomy:
         self._ours: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
         self._undo: list[Callable[[], None]] = []
         self._steps = 0
+        self._deaf = False
         self._compiled: Any = None
         self.on_step: Callable[[Step], None] | None = None
         """Is given every finished step, on the training thread."""
@@ -109,14 +110,18 @@ class Anatomy:
 
     def call_enters(self, module: nn.Module) -> bool:
         """A compiled module is called: our model, or what it is wrapped in?"""
-        return bool(self._faults.quiet(NAME, self._called, module))
+        return not self._deaf and bool(self._faults.quiet(NAME, self._called, module))
 
     def call_leaves(self) -> None:
         """The call of our compiled model is over."""
         self.leave("forward")
 
+    def forget(self) -> None:
+        """In a forked child nothing is measured."""
+        self._deaf = True
+
     def _bound(self, what: Callable[..., None], *args: Any) -> None:
-        if not self._faults.is_off(NAME):
+        if not (self._deaf or self._faults.is_off(NAME)):
             began = time.perf_counter()
             self._faults.quiet(NAME, what, *args)
             self._book.overhead += time.perf_counter() - began

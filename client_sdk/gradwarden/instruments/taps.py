@@ -29,6 +29,9 @@ class Listener(Protocol):
 
     def call_leaves(self) -> None: ...
 
+    def forget(self) -> None:
+        """This is a forked child now, a loader's worker say: a device's clock would break."""
+
 
 _lock = threading.RLock()
 _listeners: tuple[Listener, ...] = ()
@@ -65,9 +68,10 @@ def remove(listener: Listener) -> None:
 
 
 def _forget() -> None:
-    """In a forked child, a loader's worker say, nobody listens: a device's clock would break."""
     global _listeners
-    _listeners = ()
+    listeners, _listeners = _listeners, ()
+    for listener in listeners:
+        listener.forget()
 
 
 def _installed(install: Callable[[], None]) -> bool:
