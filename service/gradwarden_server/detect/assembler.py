@@ -15,13 +15,19 @@ from typing import Any
 
 from gradwarden import wire
 from gradwarden_server.detect.heard import Heard, freeze, thaw
+from gradwarden_server.detect.joining import Joiner, Layouts
 from gradwarden_server.detect.state import pack, unpack
-from gradwarden_server.detect.steps import GroupStep, Matrix, RankStep, Step, observed
+from gradwarden_server.detect.steps import Step
 
 WAIT_NS = 2_000_000_000
 """How long a step waits for its last rank."""
 
-_STRICTEST: tuple[wire.Capture, ...] = ("post_clip", "pre_clip", "unclipped", "")
+Cell = tuple[int, int]
+"""Which shard of its group's parameters a rank holds, and of how many."""
+
+
+def _no_layout(digest: str) -> None:
+    return None
 
 
 @dataclass(slots=True)
@@ -45,8 +51,15 @@ class _Pending:
 class AttemptAssembler:
     """The assembler of one attempt; :class:`Assembler` holds one per attempt of a run."""
 
-    def __init__(self, attempt: int, world_size: int = 0, wait_ns: int = WAIT_NS) -> None:
+    def __init__(
+        self,
+        attempt: int,
+        world_size: int = 0,
+        wait_ns: int = WAIT_NS,
+        layouts: Layouts = _no_layout,
+    ) -> None:
         self.attempt = attempt
+        self._joiner = Joiner(layouts)
         self.world_size = world_size
         self.late = 0
         self._wait_ns = wait_ns
@@ -72,7 +85,9 @@ class AttemptAssembler:
         times += [_oldest(self._streams[rank].ahead.values()) for rank in self._gapped]
         return min(times) + self._wait_ns if times else None
 
-    def add(self, batch: wire.Batch, received_ns: int, shift_ns: int = 0) -> None:
+    def add(
+        self, batch: wire.Batch, received_ns: int, shift_ns: int = 0, cell: Cell = (0, 1)
+    ) -> None:
         """Take a batch; ``shift_ns`` corrects its host's clock."""
         key = batch.stream
         self._absent.discard(key.rank)
@@ -89,6 +104,8 @@ class AttemptAssembler:
                 frame=replace(frame, time_ns=frame.time_ns + shift_ns) if shift_ns else frame,
                 received_ns=received_ns,
                 wide=batch.wide,
+                shard=cell[0],
+                shards=cell[1],
             )
             heard.late = heard.factual and frame.step <= self._released
             stream.ahead[frame.seq] = heard
@@ -192,55 +209,8 @@ class AttemptAssembler:
         return max(self._open) if self._blocking is None else self._closed(self._blocking)
 
     def _build(self, number: int, pending: _Pending, partial: bool = False) -> Step:
-        frames = pending.frames
-        ranks: dict[int, RankStep] = {}
-        matrices: dict[int, list[tuple[int, GroupStep]]] = {}
-        events: list[tuple[int, wire.Event]] = []
-        by_rank: dict[int, list[Heard]] = {}
-        for key in sorted(frames):
-            by_rank.setdefault(key[0], []).append(frames[key])
-        for rank, spoken in by_rank.items():
-            scalars: dict[str, float] = {}
-            for heard in spoken:
-                scalars.update(heard.frame.scalars)
-                events += [(rank, event) for event in heard.frame.events]
-            known = [h.frame.stepped for h in spoken if h.frame.stepped is not None]
-            stepped = any(known) if known else None
-            said = {h.frame.capture for h in spoken}
-            capture = next(c for c in _STRICTEST if c in said or not c)
-            group = spoken[0].group
-            matrix = _overlay(spoken, rank, capture, stepped)
-            bad = matrix is not None and bool(matrix.bad.any())
-            ranks[rank] = RankStep(
-                group=group,
-                time_ns=min(h.frame.time_ns for h in spoken),
-                scalars=scalars,
-                stepped=stepped,
-                capture=capture,
-                bad_gradient=bad,
-                spoke=matrix is not None,
-                roots=b"".join(h.frame.roots for h in spoken),
-                checksums={name: words for h in spoken for name, words in h.checksums.items()},
-            )
-            if matrix is not None:
-                seen = int(matrix.observed.sum())
-                matrices.setdefault(group, []).append((seen, matrix))
-        # The fullest matrix of a group wins; between equals the lowest rank, for then the
-        # answer does not depend on who arrived first.
-        groups = {
-            group: max(held, key=lambda pair: (pair[0], -pair[1].rank))[1]
-            for group, held in sorted(matrices.items())
-        }
-        return Step(
-            attempt=self.attempt,
-            step=number,
-            time_ns=min(r.time_ns for r in ranks.values()),
-            first_received_ns=pending.first_ns,
-            groups=groups,
-            ranks=ranks,
-            events=tuple(events),
-            missing=() if partial else tuple(sorted(self._living() - set(ranks))),
-            partial=partial,
+        return self._joiner.step(
+            self.attempt, number, pending.first_ns, pending.frames, self._living(), partial
         )
 
     def state(self) -> dict[str, Any]:
@@ -261,8 +231,10 @@ class AttemptAssembler:
         }
 
     @classmethod
-    def restored(cls, state: Mapping[str, Any], wait_ns: int = WAIT_NS) -> AttemptAssembler:
-        made = cls(state["attempt"], state["world_size"], wait_ns)
+    def restored(
+        cls, state: Mapping[str, Any], wait_ns: int = WAIT_NS, layouts: Layouts = _no_layout
+    ) -> AttemptAssembler:
+        made = cls(state["attempt"], state["world_size"], wait_ns, layouts)
         made.late = state["late"]
         made._released = state["released"]
         made._absent = set(state["absent"])
@@ -281,11 +253,16 @@ class AttemptAssembler:
 
 
 class Assembler:
-    """The assemblers of one run: a new attempt opens a new one, an old one drains."""
+    """The assemblers of one run: a new attempt opens a new one, an old one drains.
 
-    def __init__(self, world_size: int = 0, wait_ns: int = WAIT_NS) -> None:
+    ``layouts`` finds a layout by its hash: it tells which rows are sharded.
+    """
+
+    def __init__(
+        self, world_size: int = 0, wait_ns: int = WAIT_NS, layouts: Layouts = _no_layout
+    ) -> None:
         self.world_size = world_size
-        self._wait_ns = wait_ns
+        self._wait_ns, self._layouts = wait_ns, layouts
         self._late = 0
         self._attempts: dict[int, AttemptAssembler] = {}
 
@@ -306,14 +283,22 @@ class Assembler:
         if attempt in self._attempts:
             self._attempts[attempt].world_size = world_size
 
-    def add(self, batch: wire.Batch, attempt: int, received_ns: int, shift_ns: int = 0) -> None:
-        """Take a batch of the attempt with this ordinal."""
+    def add(
+        self,
+        batch: wire.Batch,
+        attempt: int,
+        received_ns: int,
+        shift_ns: int = 0,
+        cell: Cell = (0, 1),
+    ) -> None:
+        """Take a batch of the attempt with this ordinal, from a rank of this cell."""
         if attempt not in self._attempts and attempt < max(self._attempts, default=0):
             self._late += len(batch.frames)  # a superseded attempt that was already let go
             return
         if attempt not in self._attempts:
-            self._attempts[attempt] = AttemptAssembler(attempt, self.world_size, self._wait_ns)
-        self._attempts[attempt].add(batch, received_ns, shift_ns)
+            made = AttemptAssembler(attempt, self.world_size, self._wait_ns, self._layouts)
+            self._attempts[attempt] = made
+        self._attempts[attempt].add(batch, received_ns, shift_ns, cell)
 
     def urgent(self) -> list[Step]:
         """See :meth:`AttemptAssembler.urgent`; call it after :meth:`release`."""
@@ -337,29 +322,9 @@ class Assembler:
         state = unpack(data)
         self.world_size = state["world_size"]
         self._late = state["late"]
-        made = [AttemptAssembler.restored(a, self._wait_ns) for a in state["attempts"]]
+        attempts = state["attempts"]
+        made = [AttemptAssembler.restored(a, self._wait_ns, self._layouts) for a in attempts]
         self._attempts = {a.attempt: a for a in made}
-
-
-def _overlay(
-    spoken: Iterable[Heard], rank: int, capture: wire.Capture, stepped: bool | None
-) -> GroupStep | None:
-    """One rank's matrices of a step laid over each other; unobserved rows cover nothing."""
-    base: Matrix | None = None
-    last: Heard | None = None
-    for heard in spoken:
-        rows = heard.matrix
-        if rows is None:
-            continue
-        if base is None or last is None or base.shape != rows.shape or last.layout != heard.layout:
-            base = rows
-        else:
-            seen = observed(rows, heard.quantities)
-            base[seen] = rows[seen]
-        last = heard
-    if base is None or last is None:
-        return None
-    return GroupStep(base, last.quantities, last.layout, rank, capture, stepped)
 
 
 def _decided(frames: Iterable[Heard]) -> bool:

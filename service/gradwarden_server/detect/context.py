@@ -119,8 +119,11 @@ class _Group:
         self.seen = np.zeros(len(view), np.bool_)
         self.before: list[tuple[int, NDArray[np.float32]]] = []
 
-    def judge(self, norms: Floats, open_: bool) -> Judged:
-        pooled = [np.sqrt(np.nansum(np.square(norms[rows]))) for rows in self.view.pools]
+    def judge(self, norms: Floats, open_: bool, complete: bool) -> Judged:
+        pooled = [
+            np.sqrt(np.nansum(np.square(norms[rows]))) if complete else np.nan
+            for rows in self.view.pools
+        ]
         sparse = self.baseline.sparse
         judged = self.baseline.judge(np.concatenate([norms, pooled]), open_)
         count = len(self.view)
@@ -250,9 +253,9 @@ class RunContext:
         judged_views: dict[int, GroupView] = {}
         for group, view in views.items():
             known, norms = self._groups[group], view.norms
-            judged = known.judge(norms, open_)
+            judged = known.judge(norms, open_, view.step.complete)
             squares += float(np.nansum(np.square(norms)))
-            whole = whole and view.clean
+            whole = whole and view.clean and view.step.complete
             judged_views[group] = GroupView(
                 view.step, view.layout, view.observed, view.bad, view.before, judged
             )

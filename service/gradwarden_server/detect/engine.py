@@ -211,7 +211,8 @@ class RunDetectors:
                 counts = view.step.column("nan"), view.step.column("inf")
                 bad = float(sum(np.nansum(c, dtype=np.float64) for c in counts))
             total = math.sqrt(float(np.nansum(np.square(norm)))) if view.clean else math.nan
-            points.append(DerivedPoint("gradwarden_gradient_norm", own, step.time_ns, total))
+            if view.step.complete or not view.clean:
+                points.append(DerivedPoint("gradwarden_gradient_norm", own, step.time_ns, total))
             points.append(DerivedPoint("gradwarden_nonfinite_gradients", own, step.time_ns, bad))
         if self._context.loss is not None:
             points.append(DerivedPoint("gradwarden_loss", labels, step.time_ns, self._context.loss))

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from gradwarden import wire
-from gradwarden_server.detect.steps import GroupStep, Matrix
+from gradwarden_server.detect.steps import GroupStep
+from gradwarden_server.joins import Matrix
 
 
 @dataclass(slots=True)
@@ -24,6 +25,8 @@ class Heard:
     received_ns: int
     late: bool = False
     wide: tuple[str, ...] = ()
+    shard: int = 0
+    shards: int = 1
 
     @property
     def factual(self) -> bool:
@@ -66,12 +69,13 @@ def freeze(heard: Heard) -> list[Any]:
     frame = [f.seq, f.step, f.time_ns, f.scalars, [dict(e) for e in f.events]]
     frame += [f.capture, f.stepped, f.open, f.values, f.wide, f.roots]
     batch = [heard.rank, heard.group, heard.layout, heard.parameters, list(heard.quantities)]
-    return [*batch, heard.received_ns, heard.late, list(heard.wide), frame]
+    cell = [heard.shard, heard.shards]
+    return [*batch, heard.received_ns, heard.late, list(heard.wide), frame, *cell]
 
 
 def thaw(row: list[Any]) -> Heard:
     """The inverse of :func:`freeze`."""
-    rank, group, layout, parameters, quantities, received_ns, late, wide, f = row
+    rank, group, layout, parameters, quantities, received_ns, late, wide, f, *cell = row
     frame = wire.Frame(f[0], f[1], f[2], f[3], tuple(f[4]), f[5], f[6], f[7], f[8], f[9], f[10])
     said = (layout, parameters, tuple(quantities), frame, received_ns, late, tuple(wide))
-    return Heard(rank, group, *said)
+    return Heard(rank, group, *said, *cell)

@@ -119,7 +119,7 @@ class NormSelfCheckFailed(Detector):
 
 def _norms(step: Step, group: int, view: GroupView) -> tuple[float, float] | None:
     """Our norm and clipping's, where both are numbers and above zero."""
-    if view.step.capture != "pre_clip" or not view.clean:
+    if view.step.capture != "pre_clip" or not (view.clean and view.step.complete):
         return None
     said = step.ranks.get(view.step.rank)
     theirs = math.nan if said is None else said.scalars.get("clip_norm", math.nan)

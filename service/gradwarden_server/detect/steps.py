@@ -7,16 +7,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
 from gradwarden import wire
-
-Matrix = NDArray[np.float32]
+from gradwarden_server.joins import Flags, Matrix, observed
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class GroupStep:
-    """The matrix of one replica group: a row per parameter, a column per quantity."""
+    """The matrix of one group: a row per parameter, a column per quantity.
+
+    Not ``complete`` where a shard of it is missing: its sharded rows are then unobserved, unless
+    what is there is non-finite, and no sum over rows is the model's.
+    """
 
     values: Matrix
     quantities: tuple[str, ...]
@@ -24,6 +26,7 @@ class GroupStep:
     rank: int
     capture: wire.Capture = ""
     stepped: bool | None = None
+    complete: bool = True
 
     def column(self, quantity: str) -> Matrix:
         """One quantity of every parameter; all NaN where the speaker did not send it."""
@@ -32,12 +35,12 @@ class GroupStep:
         return np.full(len(self.values), np.nan, np.float32)
 
     @property
-    def observed(self) -> NDArray[np.bool_]:
+    def observed(self) -> Flags:
         """Rows with a gradient: their counts are numbers."""
         return observed(self.values, self.quantities)
 
     @property
-    def bad(self) -> NDArray[np.bool_]:
+    def bad(self) -> Flags:
         """Rows whose gradient holds a NaN or an Inf."""
         if "nan" in self.quantities or "inf" in self.quantities:
             return (self.column("nan") > 0) | (self.column("inf") > 0)
@@ -105,11 +108,3 @@ class Step:
             return None
         bad = next((v for v in values if not math.isfinite(v)), None)
         return sum(v / len(values) for v in values) if bad is None else bad
-
-
-def observed(values: Matrix, quantities: tuple[str, ...]) -> NDArray[np.bool_]:
-    """Rows of a matrix that hold an observation."""
-    counts = [quantities.index(q) for q in ("nan", "inf", "zero") if q in quantities]
-    if counts:
-        return np.asarray(~np.isnan(values[:, counts]).all(axis=1), np.bool_)
-    return np.asarray(~np.isnan(values).all(axis=1), np.bool_)

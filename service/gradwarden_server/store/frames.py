@@ -196,7 +196,7 @@ def _entries(project: str, run: str, body: Any = t.frame_batch.c.body) -> Any:
 
 
 def _entry(row: Row[Any]) -> LogEntry:
-    return LogEntry(*row)
+    return LogEntry(**row._asdict())
 
 
 def _append(
