@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -133,15 +133,15 @@ class Monitor:
         finally:
             session.quietly("phase", session.leave_phase, name, before)
 
-    def checkpoint(
-        self, path: str | os.PathLike[str], step: int | None = None
-    ) -> AbstractContextManager[Path]:
+    @contextmanager
+    def checkpoint(self, path: str | os.PathLike[str], step: int | None = None) -> Iterator[Path]:
         """Save atomically: ``with monitor.checkpoint(path, step) as tmp: torch.save(x, tmp)``.
 
         The file is flushed, renamed to ``path`` and its checksum recorded; writing ``path``
         itself works too. An exception of the body is the caller's and passes through.
         """
-        return self._session.checkpoints.save(path, step)
+        with self.phase("checkpoint"), self._session.checkpoints.save(path, step) as draft:
+            yield draft
 
     def step(self, number: int) -> None:
         """The step just done has this number; a smaller one than before is a rollback."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from gradwarden.capture import Watcher
@@ -11,7 +11,7 @@ from gradwarden.collect import Pending
 from gradwarden.errors import Faults
 from gradwarden.frames import FrameBook
 from gradwarden.guard import Keeper
-from gradwarden.instruments import Instrument
+from gradwarden.instruments.panel import Panel
 from gradwarden.throttle import Throttle
 
 
@@ -22,12 +22,12 @@ class Cadence:
         self,
         watcher: Watcher,
         book: FrameBook,
-        instruments: Sequence[Instrument],
+        panel: Panel,
         faults: Faults,
         event: Callable[[dict[str, Any]], None],
     ) -> None:
         self._watcher, self._book, self._faults, self._event = watcher, book, faults, event
-        self._instruments = instruments
+        self._panel = panel
         self.throttle: Throttle | None = None
         """Set where this process decides how many steps are captured."""
         self.keeper: Keeper | None = None
@@ -40,10 +40,7 @@ class Cadence:
         self._watcher.schedule.exponent = exponent
 
     def _step_ended(self, captured: bool) -> Mapping[str, float | Pending]:
-        scalars: dict[str, float | Pending] = {}
-        for instrument in self._instruments:
-            found = self._faults.quiet(instrument.name, instrument.step_ended)
-            scalars.update(found or {})
+        scalars = self._panel.step_ended()
         self._weigh(captured)
         if self.keeper is not None:
             self._faults.quiet("guard", self.keeper.step_ended, self._book.step_now)

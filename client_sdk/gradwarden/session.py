@@ -13,7 +13,7 @@ from typing import Any, ParamSpec, TypeVar
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from gradwarden import courier, facts, hooks, instruments, lifecycle, stats
+from gradwarden import courier, facts, hooks, lifecycle, stats
 from gradwarden.cadence import Cadence
 from gradwarden.capture import Watcher
 from gradwarden.checkpoint import Checkpoints
@@ -21,6 +21,7 @@ from gradwarden.errors import Faults, say
 from gradwarden.frames import FrameBook
 from gradwarden.guard import Guard, Keeper, Ledger
 from gradwarden.identity import Identity, Resolver, place, ulid
+from gradwarden.instruments.panel import Panel
 from gradwarden.outbox import Losses, Outbox
 from gradwarden.pump import Outlet, Pump
 from gradwarden.schedule import Schedule
@@ -69,10 +70,8 @@ class Session:
         self._begun, self._begun_ns = time.monotonic(), time.time_ns()
         schedule = Schedule(settings.preset, settings.every, settings.early, settings.start_step)
         self._watcher = Watcher(model, optimizers, self._book, self._faults, schedule)
-        self._instruments = instruments.build(model, settings, self._book, self._faults, schedule)
-        self._cadence = Cadence(
-            self._watcher, self._book, self._instruments, self._faults, self._event
-        )
+        self._panel = Panel(model, settings, self._book, self._faults, schedule, self._who)
+        self._cadence = Cadence(self._watcher, self._book, self._panel, self._faults, self._event)
         self._resolver = Resolver(settings.run, settings.group, number)
         self._voice = Voice(settings, self._faults, lambda: self.identity, self._reached)
         self._spool = Spool(
@@ -102,8 +101,7 @@ class Session:
         if guard is not None:
             self._engage(guard, model, optimizers)
         hooks.add(self._watcher)
-        for instrument in self._instruments:
-            self._faults.quiet(instrument.name, instrument.start)
+        self._panel.start()
         self._voice.hooks = hooks.found
         self._event({"kind": "start", **self._found()})
         self._pump.start()
@@ -164,12 +162,14 @@ class Session:
 
     def enter_phase(self, name: str) -> tuple[str | None, float]:
         before, self._phase = self._phase, str(name)[:256]
+        self._panel.anatomy.enter(self._phase)
         return before, time.perf_counter()
 
     def leave_phase(self, name: str, before: tuple[str | None, float] | None) -> None:
         if before is None:
             return
         self._phase = before[0]
+        self._panel.anatomy.leave(str(name)[:256])
         seconds = time.perf_counter() - before[1]
         event = {"kind": "phase", "name": str(name)[:256], "seconds": seconds}
         self._book.event(event, urgent=False)
@@ -218,7 +218,7 @@ class Session:
         return {
             "hooks": list(hooks.found),
             "statistics": stats.describe(),
-            "instruments": {i.name: i.status() for i in self._instruments},
+            "instruments": self._panel.status(),
             **({"guard": self.keeper.status()} if self.keeper is not None else {}),
         }
 
@@ -230,8 +230,9 @@ class Session:
     def unwatch(self) -> None:
         hooks.remove(self._watcher)
         self._watcher.paused = True
-        for instrument in self._instruments:
-            self._faults.quiet(instrument.name, instrument.stop)
+        self._panel.stop()
+        if self.keeper is not None:
+            self.keeper.stop()
         if self._watcher.owners.order is not None:
             self._watcher.owners.order.finish()
 
@@ -282,6 +283,9 @@ class Session:
         self._watcher.paused = True
         self._over.set()
         self._spool.forget()
+        self._panel.anatomy.forget()
+        if self.keeper is not None:
+            self.keeper.forget()
 
     def _losses_event(self) -> None:
         for reason, count in self._losses.counts().items():
@@ -317,9 +321,21 @@ class Session:
             "rank": identity.rank,
             "nonce": identity.nonce,
             "step": max(0, self._book.step_now),
-            "phase": self._phase,
+            "phase": self._phase or self._found_phase(),
             "sent_ns": time.time_ns(),
         }
+
+    def _found_phase(self) -> str | None:
+        """A phase that was found without the user and explains why steps wait."""
+        phase = self._panel.anatomy.current
+        return phase if phase in ("evaluation", "checkpoint") else None
+
+    def _who(self) -> dict[str, Any]:
+        identity = self.identity
+        if identity is None:
+            return {}
+        attempt = identity.attempt_after(self._book.attempt)
+        return {"run": identity.run, "rank": identity.rank, "attempt": attempt}
 
     def _reached(self) -> bool:
         """Whether nothing speaks against it that the service hears us."""

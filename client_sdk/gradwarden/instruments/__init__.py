@@ -5,13 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
-from torch import nn
-
 from gradwarden.collect import Pending
-from gradwarden.errors import Faults
-from gradwarden.frames import FrameBook
-from gradwarden.schedule import Schedule
-from gradwarden.settings import Settings
 
 
 class Instrument(Protocol):
@@ -30,10 +24,3 @@ class Instrument(Protocol):
 
     def status(self) -> str:
         """``on``, or why not: ``off: no process group``."""
-
-
-def build(
-    model: nn.Module, settings: Settings, book: FrameBook, faults: Faults, schedule: Schedule
-) -> tuple[Instrument, ...]:
-    """The instruments of one watched model, not started yet."""
-    return ()

@@ -1,0 +1,73 @@
+"""All instruments of one watched model, as one: each can fail without the others noticing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import nn
+
+from gradwarden.collect import Pending
+from gradwarden.errors import Faults
+from gradwarden.frames import FrameBook
+from gradwarden.instruments import Instrument
+from gradwarden.instruments.activations import Activations
+from gradwarden.instruments.anatomy import Anatomy
+from gradwarden.instruments.modes import EvalMode
+from gradwarden.instruments.spans import Spans
+from gradwarden.schedule import Schedule
+from gradwarden.settings import Settings
+
+
+class Panel:
+    """Builds, starts, asks and stops the instruments."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        settings: Settings,
+        book: FrameBook,
+        faults: Faults,
+        schedule: Schedule,
+        describe: Callable[[], Mapping[str, Any]],
+    ) -> None:
+        """``describe`` tells run, rank and attempt, for traces.
+
+        Raises:
+            ConfigurationError: ``settings.activations`` names no module, or too many.
+        """
+        self._faults = faults
+        self.anatomy = Anatomy(model, book, faults)
+        spans = Spans(settings.spans, lambda: book.step_now, describe, faults)
+        self.anatomy.on_step = spans.hear
+        self._all: list[Instrument] = [self.anatomy, spans, EvalMode(model, book)]
+        if settings.activations:
+
+            def captures() -> bool:
+                return schedule.plan(book.step_now + 1).capture
+
+            self._all.append(Activations(model, settings.activations, faults, captures))
+
+    def start(self) -> None:
+        """Start each; one that cannot is off, and said to be."""
+        for instrument in self._all:
+            self._faults.quiet(instrument.name, instrument.start)
+
+    def step_ended(self) -> dict[str, float | Pending]:
+        """The scalars of the step that just ended."""
+        scalars: dict[str, float | Pending] = {}
+        for instrument in self._all:
+            scalars.update(self._faults.quiet(instrument.name, instrument.step_ended) or {})
+        return scalars
+
+    def stop(self) -> None:
+        """Undo what they installed."""
+        for instrument in self._all:
+            self._faults.quiet(instrument.name, instrument.stop)
+
+    def status(self) -> dict[str, str]:
+        """``on`` or why not, by instrument."""
+        return {
+            i.name: "off: it failed" if self._faults.is_off(i.name) else i.status()
+            for i in self._all
+        }
