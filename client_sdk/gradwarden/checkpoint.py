@@ -49,22 +49,37 @@ class Checkpoints:
             self._report({**event, "seconds": time.perf_counter() - started})
             raise
         event["seconds"] = time.perf_counter() - started
-        thread = threading.Thread(
-            target=self._describe, args=(target, event), name="gradwarden-checksum", daemon=True
-        )
-        self._threads = [t for t in self._threads if t.is_alive()] + [thread]
-        thread.start()
+        self._beside(target, event, foreign=False)
+
+    def saved(self, path: str | os.PathLike[str], step: int) -> None:
+        """Tell of a checkpoint that something else wrote; only our thread waits for the disk."""
+        event = {"kind": "checkpoint", "path": str(path), "ok": False, "saved_step": int(step)}
+        self._beside(Path(path), event, foreign=True)
 
     def wait(self, deadline: float) -> None:
         """Let running checksums finish, until the monotonic deadline."""
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
 
-    def _describe(self, target: Path, event: dict[str, Any]) -> None:
+    def _beside(self, target: Path, event: dict[str, Any], *, foreign: bool) -> None:
+        thread = threading.Thread(
+            target=self._describe,
+            args=(target, event, foreign),
+            name="gradwarden-checksum",
+            daemon=True,
+        )
+        self._threads = [t for t in self._threads if t.is_alive()] + [thread]
+        thread.start()
+
+    def _describe(self, target: Path, event: dict[str, Any], foreign: bool) -> None:
         try:
+            if foreign:
+                flush(target)
             digest, size = checksum(target)
             event |= {"bytes": size, "sha256": digest, "ok": True}
         except OSError as error:
+            if foreign and not target.exists():  # a trainer that keeps few of them took it away
+                return
             event["error"] = f"{type(error).__name__}: {error}"
         self._report(event)
 
