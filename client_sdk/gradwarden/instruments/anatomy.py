@@ -23,6 +23,7 @@ from gradwarden.collect import Pending
 from gradwarden.errors import Faults
 from gradwarden.frames import FrameBook
 from gradwarden.instruments import taps
+from gradwarden.instruments.clock import Clock, Mark
 from gradwarden.instruments.left_behind import LeftBehind
 from gradwarden.instruments.timeline import Step, Timeline
 
@@ -237,3 +238,6 @@ def _holds(module: nn.Module | None, model: nn.Module | None) -> bool:
         inner = (module._modules.get(name) for name in _WRAPPED)
         module = next((m for m in inner if m is not None), None)
     return module is not None
+
+
+taps.spare(Anatomy, Timeline, Clock, Mark, Faults)

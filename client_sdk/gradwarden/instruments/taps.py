@@ -11,6 +11,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable
+from types import CodeType, FunctionType
 from typing import Any, Protocol
 
 import torch
@@ -36,7 +37,8 @@ class Listener(Protocol):
 _lock = threading.RLock()
 _listeners: tuple[Listener, ...] = ()
 _undo: list[Callable[[], None]] = []
-_codes: list[Any] = []
+_codes: list[CodeType] = []
+_own: list[CodeType] = []
 _forks: list[int] = []
 found: tuple[str, ...] = ()
 """Names of the taps that this torch offers."""
@@ -140,11 +142,17 @@ _INSTALLS: tuple[tuple[str, Callable[[], None]], ...] = (
 )
 
 
+def spare(*classes: type) -> None:
+    """Have the compiler leave the methods of our own classes alone, when it is met."""
+    functions = [f for c in classes for f in vars(c).values() if isinstance(f, FunctionType)]
+    _own.extend(f.__code__ for f in functions)
+
+
 def meet_compiler() -> None:
     """Tell the compiler about our wrappers, once it was imported; asked again at each step.
 
-    It is never imported here, which would take a second. A wrapper that runs between two
-    compiled pieces must not be compiled itself, for then it would time nothing.
+    It is never imported here, which would take a second. What runs between two compiled
+    pieces would be compiled itself, and would then time nothing.
     """
     frames = sys.modules.get("torch._dynamo.eval_frame")
     if frames is None or not _codes:
@@ -153,7 +161,7 @@ def meet_compiler() -> None:
         codes = list(_codes)
         _codes.clear()
         if hasattr(frames, "skip_code") and hasattr(frames, "OptimizedModule"):
-            for code in codes:
+            for code in (*codes, *_own):
                 frames.skip_code(code)
             _replace(frames.OptimizedModule, "__call__", _called)
 

@@ -74,7 +74,7 @@ class Step:
         """
         if self._seconds is None:
             found = dict(self._early)
-            ends = [*(cut.mark for cut in self.cuts[1:]), self.end]
+            ends = [*(cut.mark for cut in self.cuts), self.end][1:]
             for cut, end in zip(self.cuts, ends, strict=True):
                 found[cut.phase] = found.get(cut.phase, 0.0) + between(cut.mark, end)
             whole: dict[str, float] = {}
