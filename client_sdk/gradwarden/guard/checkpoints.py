@@ -91,12 +91,16 @@ class Ledger:
         return next(iter(self.healthy()), None)
 
     def superfluous(self, keep: int) -> list[Saved]:
-        """The guard's own beyond the ``keep`` newest, without the last healthy one."""
+        """The guard's own that may go, all but the ``keep`` newest and two more.
+
+        Never the last healthy one, and not the oldest after it either: were that deleted
+        before it could prove itself, as each of a dense row would be, no newer one ever did.
+        """
         with self._lock:
             own = [h for h in self._held if h.ours]
             # A checksum may still be on its way.
-            last = next((h for h in reversed(own) if h.proven and h.finite), None)
-            return [h for h in own[:-keep] if h is not last]
+            last = max((i for i, h in enumerate(own) if h.proven and h.finite), default=-1)
+            return [h for i, h in enumerate(own[:-keep]) if i not in (last, last + 1)]
 
     def holds(self, path: Path) -> bool:
         with self._lock:

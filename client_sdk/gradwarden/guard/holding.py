@@ -39,6 +39,8 @@ class Held:
     def release(self) -> None:
         """Put back what was hidden, for whoever looks at gradients after the step."""
         for group, before in self._groups:
+            for key in group.keys() - before.keys() - {"params"}:
+                del group[key]
             for key, value in before.items():
                 if isinstance(value, Tensor) and isinstance(group.get(key), Tensor):
                     group[key].copy_(value)

@@ -24,7 +24,11 @@ from gradwarden.owner import inner
 
 
 class Keeper:
-    """Carries out one Guard for one watched run. Only ``raise_if_halted`` raises, if chosen."""
+    """Carries out one Guard for one watched run. Only ``raise_if_halted`` raises, if chosen.
+
+    The session's calls come on every step of every rank, whatever the capture does (paused,
+    throttled, turned off by a fault): a rank that falls silent costs the others ``timeout``.
+    """
 
     def __init__(
         self,
@@ -237,10 +241,16 @@ class Keeper:
             return
         if not talk.alone:
             talk.say(step, own)
+        if self._guard.on_nonfinite == "rollback":
+            self._save_in_turn(step)
+
+    def _save_in_turn(self, step: int) -> None:
+        first = not self._begun  # a scaler kept the first steps from the optimizer
+        self._begun = True
         self._since += 1
-        if self._guard.on_nonfinite == "rollback" and self._since >= self._guard.checkpoint_every:
+        if first or self._since >= self._guard.checkpoint_every:
             self._since = 0
-            self._shelf.save(step)
+            self._shelf.save(step, first)
 
     def _word(self) -> Word:
         rank = self._agreement.rank

@@ -43,7 +43,8 @@ class Guard:
     healthy_after_steps: int = 200
     """Clean steps in a row that a checkpoint must have behind it before it counts as healthy."""
     keep: int = 3
-    """Newest checkpoints to keep; older ones of ``save`` are deleted, the last healthy never."""
+    """Newest checkpoints to keep. Older ones of ``save`` are deleted, but never the last healthy
+    one nor the next that may become so: at most two more."""
     retries: int | None = None
     """Skipped steps in a row (10), or rollbacks (3), after which the guard halts."""
     cooldown_steps: int = 1000
