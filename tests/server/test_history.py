@@ -27,10 +27,11 @@ def store(tmp_path: Path) -> Iterator[Store]:
     made.database.close()
 
 
-def test_the_lowest_rank_speaks_and_norms_add_over_ranks(store: Store) -> None:
+def test_the_lowest_rank_speaks_and_norms_add_over_groups(store: Store) -> None:
     store.start()
-    store.start(rank=1)
-    store.send(batch(*(frame(n, value=4.0, scalars={"loss": 9.0}) for n in (1, 2, 3)), rank=1))
+    store.start(rank=1, group=1)
+    other = batch(*(frame(n, value=4.0, scalars={"loss": 9.0}) for n in (1, 2, 3)), rank=1)
+    store.send(replace(other, stream=replace(other.stream, group=1)))
     store.send(batch(frame(1, value=3.0, scalars={"loss": 1.0}), frame(2, value=3.0)))
     table = store.history.series(
         PROJECT, "r", ["loss", "grad_norm", "layer:1:l2", "nobody"], None, None, 10
@@ -42,6 +43,15 @@ def test_the_lowest_rank_speaks_and_norms_add_over_ranks(store: Store) -> None:
     assert table.keys["grad_norm"]["last"] == pytest.approx([both, both, one])
     assert table.keys["nobody"]["last"] == [None, None, None]
     assert table.keys["nobody"]["nonfinite"] == [0, 0, 0]
+
+
+def test_a_replica_that_speaks_too_counts_once(store: Store) -> None:
+    store.start()
+    store.start(rank=1)
+    store.send(batch(frame(1, value=3.0), frame(2, value=3.0), rank=1))
+    store.send(batch(frame(1, value=3.0)))
+    norms = store.history.series(PROJECT, "r", ["grad_norm"], None, None, 10)
+    assert norms.keys["grad_norm"]["last"] == pytest.approx([math.sqrt(27)] * 2)
 
 
 def test_a_bucket_keeps_extremes_and_counts_what_is_not_finite(store: Store) -> None:
@@ -65,13 +75,13 @@ def test_the_cache_counts_each_batch_once_however_many_decode_it(
     store.send(batch(*(frame(n) for n in range(1, 9))))
     readers = 4
     together = threading.Barrier(readers)
-    decode = history_module._decode
+    decode = history_module.decode
 
     def at_once(*args: object) -> object:
         together.wait(20)
         return decode(*args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(history_module, "_decode", at_once)
+    monkeypatch.setattr(history_module, "decode", at_once)
     history = History(store.log, store.runs)
     with ThreadPoolExecutor(readers) as pool:
         asked = [

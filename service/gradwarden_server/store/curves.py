@@ -57,43 +57,51 @@ class Curve:
     def __init__(self) -> None:
         self._steps: list[Ints] = []
         self._values: list[NDArray[np.generic]] = []
-        self._origin: list[tuple[int, int]] = []
+        self._origin: list[tuple[int, int, int]] = []
 
-    def add(self, steps: Ints, values: NDArray[np.generic], rank: int, until: float) -> None:
-        """Take a batch of a rank, of which steps up to ``until`` count."""
+    def add(
+        self,
+        steps: Ints,
+        values: NDArray[np.generic],
+        rank: int,
+        until: float,
+        group: int = 0,
+    ) -> None:
+        """Take a batch of a rank of a group, of which steps up to ``until`` count."""
         if steps.size:
             self._steps.append(steps)
             self._values.append(values)
-            self._origin.append((rank, int(min(until, _MOST))))
+            self._origin.append((rank, int(min(until, _MOST)), group))
 
     def of_first_rank(self, grid: Buckets) -> tuple[Ints, NDArray[np.generic]]:
         """Per step in order, the value that the lowest rank gave."""
-        steps, values, ranks = self._flat(grid)
+        steps, values, ranks, _ = self._flat(grid)
         order = np.lexsort((-ranks, steps))
         last = order[_ends(steps[order])]
         return steps[last], values[last]
 
     def summed(self, grid: Buckets) -> tuple[Ints, Doubles]:
-        """Per step in order, the sum over its ranks."""
-        steps, values, ranks = self._flat(grid)
-        order = np.lexsort((ranks, steps))
-        newest = order[_ends(steps[order]) | _ends(ranks[order])]
-        steps, numbers = steps[newest], values[newest].astype(np.float64)
+        """Per step in order, the sum over groups of what the lowest rank of each gave."""
+        steps, values, ranks, groups = self._flat(grid)
+        order = np.lexsort((-ranks, groups, steps))
+        lowest = order[_ends(steps[order]) | _ends(groups[order])]
+        steps, numbers = steps[lowest], values[lowest].astype(np.float64)
         if not steps.size:
             return steps, numbers
         ends = np.flatnonzero(_ends(steps))
         starts = np.concatenate([[0], ends[:-1] + 1])
         return steps[ends], np.add.reduceat(numbers, starts)
 
-    def _flat(self, grid: Buckets) -> tuple[Ints, NDArray[np.generic], Ints]:
+    def _flat(self, grid: Buckets) -> tuple[Ints, NDArray[np.generic], Ints, Ints]:
+        """Steps within the grid, their values, ranks and groups."""
         if not self._steps:
             none = np.zeros(0, dtype=np.int64)
-            return none, np.zeros(0), none
+            return none, np.zeros(0), none, none
         steps, values = np.concatenate(self._steps), np.concatenate(self._values)
         origin = np.array(self._origin, dtype=np.int64)
         origin = np.repeat(origin, [part.size for part in self._steps], axis=0)
         kept = (steps >= grid.first) & (steps <= np.minimum(origin[:, 1], grid.last))
-        return steps[kept], values[kept], origin[kept, 0]
+        return steps[kept], values[kept], origin[kept, 0], origin[kept, 2]
 
 
 def table(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby, islice
 from typing import Any
@@ -19,8 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradwarden import wire
-from gradwarden_server.store.curves import Buckets, Curve, Doubles, Ints, SeriesTable, empty, table
-from gradwarden_server.store.frames import FrameLog
+from gradwarden_server.store.curves import Buckets, Curve, Ints, SeriesTable, empty, table
+from gradwarden_server.store.frames import FrameLog, LogEntry
+from gradwarden_server.store.gather import gathered
+from gradwarden_server.store.pieces import INF, NAN, Piece, decode
 from gradwarden_server.store.runs import RunStore
 
 Floats = NDArray[np.float32]
@@ -30,7 +32,6 @@ _PAGE = 64
 _GRAD_NORM = "grad_norm"
 _NOTHING = np.zeros(0, dtype=np.int64), np.zeros(0)
 _NON_FINITE_LISTED = 20_000
-_NAN, _INF = wire.QUANTITIES.index("nan"), wire.QUANTITIES.index("inf")  # neighbours
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,30 +40,6 @@ class Heatmap:
 
     header: dict[str, Any]
     cells: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class _Piece:
-    """One decoded batch; ``matrix`` is [m, L, K] over the frames that hold one.
-
-    ``squares`` is the sum of squared norms over the observed layers, [m]; ``scalars`` are
-    steps and values of each name.
-    """
-
-    rank: int
-    layout: str
-    steps: Ints
-    times_ns: Ints
-    scalars: dict[str, tuple[Ints, Doubles]]
-    matrix_steps: Ints
-    matrix_times_ns: Ints
-    matrix: Floats
-    squares: Doubles
-
-    @property
-    def size(self) -> int:
-        names = sum(400 + 16 * steps.size for steps, _ in self.scalars.values())
-        return int(self.matrix.nbytes) + names + 1000 + 40 * self.steps.size
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +59,7 @@ class History:
     def __init__(self, log: FrameLog, runs: RunStore) -> None:
         self._log = log
         self._runs = runs
-        self._cache: OrderedDict[tuple[str, str, int], _Piece] = OrderedDict()
+        self._cache: OrderedDict[tuple[str, str, int], Piece] = OrderedDict()
         self._cached_bytes = 0
         self._lock = threading.Lock()
 
@@ -126,10 +103,10 @@ class History:
             starts = np.flatnonzero(np.diff(columns, prepend=-1))
             cell = np.ix_(rows_of[joined.layout], columns[starts])
             values = block[:, :, quantity]
-            seen = np.isfinite(values) & ~np.isnan(block[:, :, _NAN])
+            seen = np.isfinite(values) & ~np.isnan(block[:, :, NAN])
             highest = np.maximum.reduceat(np.where(seen, values, -np.inf), starts, axis=0)
             top[cell] = np.maximum(top[cell], highest.T)
-            counts = block[:, :, _NAN : _INF + 1]
+            counts = block[:, :, NAN : INF + 1]
             if (counts > 0).any():
                 counts = np.nan_to_num(counts).astype(np.int64)
                 summed = np.add.reduceat(counts, starts, axis=0)
@@ -170,12 +147,14 @@ class History:
             for key, curve in curves.items():
                 layer = wanted[key]
                 if key == _GRAD_NORM:
-                    curve.add(piece.matrix_steps, piece.squares, piece.rank, until)
+                    kept = piece.normed
+                    steps, values = piece.matrix_steps[kept], piece.squares[kept]
+                    curve.add(steps, values, piece.rank, until, piece.group)
                 elif layer is None:
                     steps, values = piece.scalars.get(key, _NOTHING)
                     curve.add(steps, values, piece.rank, until)
                 elif (row := rows_of[piece.layout].get(layer[0])) is not None:
-                    observed = ~np.isnan(piece.matrix[:, row, _NAN])
+                    observed = ~np.isnan(piece.matrix[:, row, NAN])
                     values = piece.matrix[observed, row, layer[1]]
                     curve.add(piece.matrix_steps[observed], values, piece.rank, until)
         found = {key: curve.of_first_rank(grid) for key, curve in curves.items()}
@@ -191,26 +170,40 @@ class History:
 
     def _pieces(
         self, project: str, run: str, first: int, last: int
-    ) -> Iterator[tuple[_Piece, float]]:
-        """Decoded batches, with the last step of their attempt that counts."""
+    ) -> Iterator[tuple[Piece, float]]:
+        """Decoded batches, shards joined, with the last step of their attempt that counts."""
         until = {
             a.ordinal: math.inf if a.superseded_after is None else a.superseded_after
             for a in self._runs.attempts(project, run)
         }
         entries = self._log.index(project, run, first, last)
+        split = {e.ordinal for e in entries if e.shards > 1}
+        if split:  # the shards of one step have to meet, whenever each of them arrived
+            entries.sort(key=lambda e: (e.ordinal, e.step0 if e.ordinal in split else 0))
+        told = self._decoded(project, run, entries, until)
+        yield from gathered(told, lambda digest: self._runs.layout(project, digest))
+
+    def _decoded(
+        self,
+        project: str,
+        run: str,
+        entries: Sequence[LogEntry],
+        until: Mapping[int, float],
+    ) -> Iterator[tuple[Piece, float]]:
+        """Batches page by page, those in memory as they are."""
         for start in range(0, len(entries), _PAGE):
             page = entries[start : start + _PAGE]
             held = self._cached(project, run, [e.position for e in page])
             misses = [e.position for e in page if e.position not in held]
             for entry in self._log.bodies(project, run, misses):
-                piece = _decode(entry.batch(), entry.rank, entry.shift_ns)
+                piece = decode(entry)
                 held[entry.position] = piece
                 self._keep((project, run, entry.position), piece)
             for entry in page:
                 if entry.position in held:
                     yield held[entry.position], until.get(entry.ordinal, math.inf)
 
-    def _cached(self, project: str, run: str, positions: Sequence[int]) -> dict[int, _Piece]:
+    def _cached(self, project: str, run: str, positions: Sequence[int]) -> dict[int, Piece]:
         found = {}
         with self._lock:
             for position in positions:
@@ -221,7 +214,7 @@ class History:
                     found[position] = piece
         return found
 
-    def _keep(self, key: tuple[str, str, int], piece: _Piece) -> None:
+    def _keep(self, key: tuple[str, str, int], piece: Piece) -> None:
         with self._lock:
             if key in self._cache:
                 return  # decoded by two readers at once
@@ -232,7 +225,7 @@ class History:
                 self._cached_bytes -= oldest.size
 
 
-def _joined(pieces: Iterable[tuple[_Piece, float]]) -> Iterator[_Joined]:
+def _joined(pieces: Iterable[tuple[Piece, float]]) -> Iterator[_Joined]:
     """Neighbours that read alike, laid end to end: many small batches cost like a few."""
     filled = (pair for pair in pieces if pair[0].matrix_steps.size)
     for (layout, until), group in groupby(filled, key=lambda pair: (pair[0].layout, pair[1])):
@@ -244,42 +237,6 @@ def _joined(pieces: Iterable[tuple[_Piece, float]]) -> Iterator[_Joined]:
                 np.concatenate([piece.matrix_times_ns for piece in some]),
                 np.concatenate([piece.matrix for piece in some]),
             )
-
-
-def _decode(batch: wire.Batch, rank: int, shift_ns: int) -> _Piece:
-    rows = [i for i, frame in enumerate(batch.frames) if frame.values]
-    joined = b"".join(batch.frames[i].values for i in rows)
-    shape = (len(rows), batch.parameters, len(batch.quantities))
-    matrix = np.frombuffer(joined, dtype="<f4").reshape(shape)
-    if tuple(batch.quantities) != wire.QUANTITIES:
-        order = [
-            batch.quantities.index(q) if q in batch.quantities else -1 for q in wire.QUANTITIES
-        ]
-        filler = np.full((*shape[:2], 1), np.nan, dtype=np.float32)
-        matrix = np.concatenate([matrix, filler], axis=2)[:, :, order]
-    norms = np.where(np.isnan(matrix[:, :, _NAN]), 0, matrix[:, :, 0]).astype(np.float64)
-    scalars: dict[str, tuple[list[int], list[float]]] = {}
-    for frame in batch.frames:
-        for name, value in frame.scalars.items():
-            steps_of, values_of = scalars.setdefault(name, ([], []))
-            steps_of.append(frame.step)
-            values_of.append(value)
-    steps = np.array([frame.step for frame in batch.frames], dtype=np.int64)
-    times_ns = np.array([frame.time_ns + shift_ns for frame in batch.frames], dtype=np.int64)
-    return _Piece(
-        rank=rank,
-        layout=batch.layout,
-        steps=steps,
-        times_ns=times_ns,
-        scalars={
-            name: (np.array(at, dtype=np.int64), np.array(values, dtype=np.float64))
-            for name, (at, values) in scalars.items()
-        },
-        matrix_steps=steps[rows],
-        matrix_times_ns=times_ns[rows],
-        matrix=matrix,
-        squares=np.sum(norms * norms, axis=1),
-    )
 
 
 def _paint(

@@ -1,0 +1,105 @@
+"""One batch of the log, decoded for reading: its scalars, and its matrices laid end to end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradwarden import wire
+from gradwarden_server import joins
+from gradwarden_server.joins import Matrix
+from gradwarden_server.store.curves import Doubles, Ints
+from gradwarden_server.store.frames import LogEntry
+
+NAN, INF = wire.QUANTITIES.index("nan"), wire.QUANTITIES.index("inf")  # neighbours
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What a rank said in one batch; ``matrix`` is [m, L, K] over the frames that hold one.
+
+    ``squares`` is the sum of squared norms over the observed layers, [m], of all layers where
+    ``complete``; ``scalars`` are steps and values of each name. The rank holds one of
+    ``shards`` parts of its group's parameters.
+    """
+
+    rank: int
+    group: int
+    shard: int
+    shards: int
+    layout: str
+    steps: Ints
+    times_ns: Ints
+    scalars: dict[str, tuple[Ints, Doubles]]
+    matrix_steps: Ints
+    matrix_times_ns: Ints
+    matrix: Matrix
+    squares: Doubles
+    complete: NDArray[np.bool_]
+
+    @property
+    def size(self) -> int:
+        """Bytes in memory, about."""
+        names = sum(400 + 16 * steps.size for steps, _ in self.scalars.values())
+        return int(self.matrix.nbytes) + names + 1000 + 40 * self.steps.size
+
+    def chosen(self, kept: NDArray[np.bool_]) -> Piece:
+        """The same with only these of its matrices."""
+        return replace(
+            self,
+            matrix_steps=self.matrix_steps[kept],
+            matrix_times_ns=self.matrix_times_ns[kept],
+            matrix=self.matrix[kept],
+            squares=self.squares[kept],
+            complete=self.complete[kept],
+        )
+
+    @property
+    def normed(self) -> NDArray[np.bool_]:
+        """[m], whether the sum over layers is the group's: with a shard missing it is only
+        where it is not finite, which no other shard can mend."""
+        return self.complete | ~np.isfinite(self.squares)
+
+
+def decode(entry: LogEntry) -> Piece:
+    """Decode one entry of the log."""
+    batch = entry.batch()
+    rows = [i for i, frame in enumerate(batch.frames) if frame.values]
+    joined = b"".join(batch.frames[i].values for i in rows)
+    shape = (len(rows), batch.parameters, len(batch.quantities))
+    sent = np.frombuffer(joined, dtype="<f4").reshape(shape)
+    matrix = joins.aligned(sent, batch.quantities, wire.QUANTITIES)
+    scalars: dict[str, tuple[list[int], list[float]]] = {}
+    for frame in batch.frames:
+        for name, value in frame.scalars.items():
+            steps_of, values_of = scalars.setdefault(name, ([], []))
+            steps_of.append(frame.step)
+            values_of.append(value)
+    steps = np.array([frame.step for frame in batch.frames], dtype=np.int64)
+    times_ns = np.array([frame.time_ns + entry.shift_ns for frame in batch.frames], dtype=np.int64)
+    return Piece(
+        rank=entry.rank,
+        group=batch.stream.group,
+        shard=entry.shard,
+        shards=entry.shards,
+        layout=batch.layout,
+        steps=steps,
+        times_ns=times_ns,
+        scalars={
+            name: (np.array(at, dtype=np.int64), np.array(values, dtype=np.float64))
+            for name, (at, values) in scalars.items()
+        },
+        matrix_steps=steps[rows],
+        matrix_times_ns=times_ns[rows],
+        matrix=matrix,
+        squares=squares(matrix),
+        complete=np.ones(len(rows), np.bool_),
+    )
+
+
+def squares(matrix: Matrix) -> Doubles:
+    """[m] sums of squared norms over the observed rows of [m, L, K]."""
+    norms = np.where(np.isnan(matrix[:, :, NAN]), 0, matrix[:, :, 0]).astype(np.float64)
+    return np.asarray(np.sum(norms * norms, axis=1), np.float64)
