@@ -127,12 +127,12 @@ def test_a_second_live_process_is_told_who_holds_the_rank(service: Service) -> N
 
 def test_commands_ride_on_answers_until_they_are_acked(service: Service) -> None:
     begin(service, "ordered")
-    asked = {"rank": 0, "kind": "speak", "args": {"group": 0}}
+    asked = {"rank": 0, "kind": "speak", "args": {"on": True}}
     issued = service.call("POST", "/v1/runs/ordered/commands", json=asked)
     assert issued.status_code == 201
     again = service.call("POST", "/v1/runs/ordered/commands", json=asked)
     assert again.json() == issued.json(), "the same command, still open, is not repeated"
-    command = {"id": issued.json()["id"], "kind": "speak", "args": {"group": 0}}
+    command = {"id": issued.json()["id"], "kind": "speak", "args": {"on": True}}
     assert send(service, batch("ordered", [frame(1)])).json()["commands"] == [command]
     who = {"run": "ordered", "attempt": "a1", "rank": 0, "nonce": "n1"}
     assert beat(service, "ordered").json() == {"commands": [command]}

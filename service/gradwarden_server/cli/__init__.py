@@ -70,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     _serving(commands)
     _tokens(commands)
     _reading(commands)
+    _asking(commands)
     _files(commands)
     _add(
         commands,
@@ -182,6 +183,33 @@ def _reading(commands: argparse._SubParsersAction[_Parser]) -> None:
         command.add_argument("--json", action="store_true", help="print JSON")
     for command in (runs, alerts):
         command.add_argument("--limit", type=int, default=50, help="at most so many (50)")
+
+
+def _asking(commands: argparse._SubParsersAction[_Parser]) -> None:
+    halt = _add(
+        commands,
+        "halt",
+        "ask a run to end, where its Guard allows it",
+        "gradwarden halt RUN --reason 'node 7 flips bits'",
+        "commanding:halt",
+    )
+    halt.add_argument("run", help="the run's identifier")
+    halt.add_argument("--rank", type=int, default=0, help="through this rank (0)")
+    halt.add_argument("--reason", default="", help="said in the trainer's log and on the page")
+    command = _add(
+        commands,
+        "command",
+        "ask something of a run's ranks",
+        "gradwarden command RUN schedule every=10 preset=light",
+        "commanding:command",
+    )
+    command.add_argument("run", help="the run's identifier")
+    command.add_argument("kind", help="checksums, capture, speak, pause, resume, schedule or halt")
+    command.add_argument("args", nargs="*", metavar="NAME=VALUE", help="such as steps=8")
+    command.add_argument("--rank", type=int, help="of this rank alone (all that are alive)")
+    for asking in (halt, command):
+        _service(asking, default=os.environ.get("GRADWARDEN_URL") or DEFAULT_URL)
+        asking.add_argument("--json", action="store_true", help="print JSON")
 
 
 def _files(commands: argparse._SubParsersAction[_Parser]) -> None:
