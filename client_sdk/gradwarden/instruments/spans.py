@@ -7,6 +7,7 @@ process has set; none is set here.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import queue
@@ -58,6 +59,7 @@ class Spans:
         self._faults = faults
         self._queue: queue.Queue[_Sample | None] = queue.Queue(WAITING)
         self._thread: threading.Thread | None = None
+        self._over = False
         self.dropped = 0
         """Sampled steps that found the queue full, or whose device never came past them."""
 
@@ -81,11 +83,10 @@ class Spans:
         thread, self._thread = self._thread, None
         if thread is None:
             return
-        try:
+        with contextlib.suppress(queue.Full):  # then it is stuck in an exporter
             self._queue.put_nowait(None)
-        except queue.Full:  # it is stuck in an exporter; it dies with the process
-            return
-        thread.join(_DEADLINE)
+            thread.join(_DEADLINE)
+        self._over = True
 
     def status(self) -> str:
         """``on``, or what is missing; asked again later it may have come."""
@@ -109,7 +110,7 @@ class Spans:
             self.dropped += 1
 
     def _run(self) -> None:
-        while (sample := self._queue.get()) is not None:
+        while (sample := self._queue.get()) is not None and not self._over:
             self._faults.quiet(NAME, self._finish, sample)
 
     def _finish(self, sample: _Sample) -> None:
