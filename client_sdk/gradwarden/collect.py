@@ -98,7 +98,9 @@ class _Slab:
 
     def __init__(self, size: int, slots: int) -> None:
         self.size, self.bytes = size, size * slots
-        self.memory = torch.empty(self.bytes, dtype=torch.uint8, pin_memory=True)
+        self.memory = torch.empty(
+            self.bytes, dtype=torch.uint8, pin_memory=torch.cuda.is_available()
+        )
 
 
 class _Slot:
