@@ -15,6 +15,9 @@ WARM_UP = 16
 MOST = 10
 """Largest exponent: one step in 1,024 is captured."""
 _EASE = 0.7
+"""Captures become more frequent again only where that leaves so much of the budget unused."""
+_NEAR = 1.5
+"""Where the look at every step alone is above the budget, this times its cost will do."""
 
 
 class Throttle:
@@ -46,14 +49,14 @@ class Throttle:
         (self._captured if captured else self._idle).append(cost_seconds)
         if self._seen % WINDOW or not self._captured:
             return False
-        before = self.exponent
-        while self.exponent < MOST and self._cost(self.exponent) > self.budget:
-            if self._cost(MOST) > self.budget and self._cost(self.exponent) < 1.5 * self._floor:
-                break  # what is left is the look at every step; fewer captures save no more
-            self.exponent += 1
-        while self.exponent and self._cost(self.exponent - 1) < _EASE * self.budget:
-            self.exponent -= 1
+        before, budget = self.exponent, self.budget
+        self.exponent = max(self._within(budget), min(before, self._within(_EASE * budget)))
         return self.exponent != before
+
+    def _within(self, budget: float) -> int:
+        """The least exponent whose cost is within a budget, or comes near to what can be had."""
+        bound = max(budget, _NEAR * self._cost(MOST))
+        return next(k for k in range(MOST + 1) if self._cost(k) <= bound)
 
     def _cost(self, exponent: int) -> float:
         share = 0.5**exponent
