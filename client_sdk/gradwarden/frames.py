@@ -21,6 +21,8 @@ GRACE = 0.02
 """Seconds that an urgent piece waits for the optimizer's verdict and the loss beside it."""
 STALE = 1.0
 """Seconds after which a piece of an open step leaves, so that the live edge stays live."""
+MOVING = 10.0
+"""Seconds for which a piece waits for its optimizer's step to end."""
 MOST_EVENTS = 256
 """Events of one frame; more of them go in several frames of the same step."""
 WIDTH = len(wire.COLUMNS)
@@ -59,6 +61,11 @@ class Piece:
     def sees(self) -> bool:
         """Whether a matrix was taken."""
         return any(p.sees for p in self.parts.values())
+
+    def moves(self, now: float) -> bool:
+        """Whether it is worth waiting for an optimizer that is moving sampled weights."""
+        sick = any(p.examine() is False for p in self.parts.values())
+        return not sick and now - self.born < MOVING and any(p.moving for p in self.parts.values())
 
     def stepped(self) -> bool | None:
         """Whether the step was applied; None while that is undecided.
@@ -247,7 +254,7 @@ class FrameBook:
                     if part.finite is None:
                         self._judge(part, piece)
                 pressed = piece.pressed is not None and now - piece.pressed >= GRACE
-                if pressed or now - piece.born >= STALE:
+                if (pressed or now - piece.born >= STALE) and not piece.moves(now):
                     self._flush()
             done = list(self._done)
             self._done.clear()

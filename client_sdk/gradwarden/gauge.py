@@ -62,11 +62,13 @@ class Gauge:
         if not part.weights:
             return
         groups = self._weights(r for r in owner.rows if r[0] % wire.SLICES == part.slice)
+        part.moving = True
         self._before = (part, [(rows, weights, *sample(weights)[:1]) for rows, weights in groups])
 
     def after_step(self, part: Part) -> None:
         """Compare with what the optimizer left, if it was this part's step."""
         before, self._before = self._before, None
+        part.moving = False
         if before is None or before[0] is not part:
             return
         for rows, weights, old in before[1]:

@@ -40,6 +40,8 @@ class Part:
     sentinel: Pending | None = None
     scale: Pending | None = None
     """What the gradients were still multiplied by."""
+    moving: bool = False
+    """Whether the optimizer is about to move the weights that were sampled."""
     stepped: bool | None = None
     found_inf: Pending | None = None
     finite: bool | None = None
