@@ -1,0 +1,121 @@
+"""The communication hook itself: it stands between a reducer and its reduction, and listens.
+
+With a hook DDP leaves the division to it. The default reduction is therefore rebuilt here to
+the bit: DDP multiplies by 1/W while it copies into the bucket, which for W = 3 is not the same
+as dividing by W, and divides where gradients already live in the bucket.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Protocol
+
+import torch.distributed as dist
+from torch import Tensor
+from torch.futures import Future
+from torch.nn.parallel import DistributedDataParallel
+
+from gradwarden.instruments.communication.passages import Passage
+
+
+class Ear(Protocol):
+    """Who listens to a reducer's buckets."""
+
+    def bucket_ready(self, relay: Relay, bucket: Any) -> None:
+        """The bucket holds this rank's own gradients, as nobody has touched them."""
+
+    def bucket_leaves(self, relay: Relay, bucket: Any) -> Passage:
+        """It is handed over now."""
+
+    def failed(self, error: Exception) -> None:
+        """Listening failed; the reduction did not."""
+
+
+class Relay:
+    """One reducer's hook: passes each bucket to the user's own hook, else to the default.
+
+    It must not hold the reducer or its DDP, which hold it.
+    """
+
+    def __init__(self, ddp: DistributedDataParallel) -> None:
+        self._ddp = weakref.ref(ddp)
+        self.theirs: tuple[Any, Callable[[Any, Any], Any]] | None = None
+        """State and hook that the user registered."""
+        self.ears: tuple[Ear, ...] = ()
+        self.joined: Any = None
+        """The work whose result is how many ranks have not yet joined, under ``Join``."""
+
+    def __call__(self, state: object, bucket: Any) -> Any:
+        self._ready(bucket)
+        theirs = self.theirs
+        if theirs is None:
+            buffer = bucket.buffer()
+            group = self._scale(buffer)
+            passages = self._leaves(bucket)
+            work = dist.all_reduce(buffer, group=group, async_op=True)
+            return work.get_future().then(partial(_first, passages))
+        passages = self._leaves(bucket)
+        future = theirs[1](theirs[0], bucket)
+        if passages:
+            self._attend(future, passages)
+        return future
+
+    def _scale(self, buffer: Tensor) -> Any:
+        """Divide as the reducer would have; the group that sums."""
+        ddp = self._ddp()
+        assert ddp is not None, "a reducer outlived its DistributedDataParallel"
+        group = ddp.process_group
+        count = dist.get_world_size(group)
+        if self.joined is not None:
+            self.joined.wait()
+            count = int(self.joined.get_future().value()[0].item())
+        if buffer.is_sparse or divides(ddp):
+            buffer.div_(count)
+        else:
+            buffer.mul_(1.0 / count)
+        return group
+
+    def _ready(self, bucket: Any) -> None:
+        for ear in self.ears:
+            try:
+                ear.bucket_ready(self, bucket)
+            except Exception as error:  # listening must never cost a reduction
+                self._deafen(ear, error)
+
+    def _leaves(self, bucket: Any) -> list[Passage]:
+        passages = []
+        for ear in self.ears:
+            try:
+                passages.append(ear.bucket_leaves(self, bucket))
+            except Exception as error:
+                self._deafen(ear, error)
+        return passages
+
+    def _attend(self, future: Any, passages: list[Passage]) -> None:
+        try:  # what ``then`` returns is of a private class, so that its type tells nothing
+            future.add_done_callback(partial(_end, passages))
+        except Exception as error:
+            for ear in self.ears:
+                self._deafen(ear, error)
+
+    def _deafen(self, ear: Ear, error: Exception) -> None:
+        self.ears = tuple(e for e in self.ears if e is not ear)
+        ear.failed(error)
+
+
+def divides(ddp: DistributedDataParallel) -> bool:
+    """Whether this DDP divides whole buckets, instead of multiplying while it copies."""
+    return bool(getattr(ddp, "batched_grad_copy", False))
+
+
+def _first(passages: Sequence[Passage], future: Future[Any]) -> Tensor:
+    _end(passages, future)
+    tensor: Tensor = future.value()[0]
+    return tensor
+
+
+def _end(passages: Sequence[Passage], future: object) -> None:
+    for passage in passages:  # on a thread of the backend: it only notes the moment
+        passage.end()
