@@ -32,6 +32,7 @@ _LONGEST = 100
 """Characters of a module's name in a scalar's; its end says more than its beginning."""
 _numbers = itertools.count()
 _live: weakref.WeakValueDictionary[int, Activations] = weakref.WeakValueDictionary()
+_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", lambda: False)
 _in_backward: Callable[[], int] = getattr(torch._C, "_current_graph_task_id", lambda: -1)
 
 
@@ -152,7 +153,9 @@ class Activations:
             return
         values = output.detach()
         values = getattr(values, "_local_tensor", values)
-        if values.layout != torch.strided or not values.numel() or _capturing(values):
+        if values.layout != torch.strided or not values.numel() or values.is_meta:
+            return
+        if values.is_cuda and torch.cuda.is_current_stream_capturing():
             return
         with torch.no_grad():
             self._add(row, values)
@@ -192,17 +195,21 @@ def measure(values: Tensor, bounds: tuple[float, float] | None) -> tuple[Tensor,
 
     ``values``: any floating dtype and shape, at least one element. Three 0-d tensors.
     """
-    largest = torch.finfo(values.dtype).max
+    low, high = _edges(values.dtype, bounds)
     values = values.float() if values.element_size() == 1 else values
-    size, magnitude = values.numel(), values.abs()
-    if bounds is None:
-        limit = magnitude > (1 - NEAR) * largest
-    else:
-        low, high = bounds
-        margin = NEAR * (high if low == -torch.inf else high - low)
-        limit = (values >= high - margin) | (values <= low + margin)
+    size, limit = values.numel(), (values >= high) | (values <= low)
     shares = torch.stack((size - values.count_nonzero(), limit.count_nonzero())).double() / size
-    return magnitude.amax().double(), shares[0], shares[1]
+    return values.abs().amax().double(), shares[0], shares[1]
+
+
+@functools.cache
+def _edges(dtype: torch.dtype, bounds: tuple[float, float] | None) -> tuple[float, float]:
+    """From which values on an output is at its limits, as numbers of its own dtype."""
+    largest = torch.finfo(dtype).max
+    low, high = bounds if bounds is not None else (-largest, largest)
+    margin = NEAR * (high if bounds is None or low == -torch.inf else high - low)
+    edges = torch.tensor([low + margin, high - margin], dtype=torch.float64, device="cpu").to(dtype)
+    return float(edges[0]), float(edges[1])
 
 
 class _Hook(LeftBehind):
@@ -219,6 +226,8 @@ class _Hook(LeftBehind):
             return
         tensor = _first(output)
         if tensor is None:
+            return
+        if _exporting():
             return
         if torch.compiler.is_compiling():
             torch.ops.gradwarden.observe(tensor.detach(), self.board, self.key, self.row)
@@ -263,14 +272,13 @@ def _register() -> None:
         return
 
 
-def _capturing(values: Tensor) -> bool:
-    return values.is_cuda and torch.cuda.is_current_stream_capturing()
-
-
 def _cell(sheet: list[list[float]], row: int, column: int) -> float:
     """One number of a read board; shares are sums over as many micro-batches as its last says."""
     value, times = sheet[row][column], sheet[row][3]
     return value / times if column and times else value
+
+
+_NOTHING = torch.empty(0, device="cpu")
 
 
 class _Sheet:
@@ -296,7 +304,7 @@ class _Cell(Pending):
     __slots__ = ("_at", "_sheet")
 
     def __init__(self, sheet: _Sheet, row: int, column: int) -> None:
-        super().__init__(torch.empty(0))
+        super().__init__(_NOTHING)
         self._sheet, self._at = sheet, (row, column)
 
     @property
@@ -309,7 +317,8 @@ class _Cell(Pending):
 
     def peek(self) -> Tensor:
         """The number, [1] float64; only when ``ready``."""
-        return torch.tensor([_cell(self._sheet.read(), *self._at)], dtype=torch.float64)
+        number = _cell(self._sheet.read(), *self._at)
+        return torch.tensor([number], dtype=torch.float64, device="cpu")
 
     def take(self) -> Tensor:
         return self.peek()

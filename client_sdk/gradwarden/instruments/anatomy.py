@@ -1,10 +1,11 @@
-"""Where a step's time goes: data, forward, backward, optimizer, checkpoint, evaluation.
+"""Where a step's time goes: data, forward, backward, optimizer, checkpoint, evaluation, compile.
 
 A step lasts from the end of the leading optimizer's step to the end of its next. Phases
 exclude each other where they nest, so that their sum is at most ``step_seconds``; the rest is
 none of them. On a CUDA device the boundaries are events on its own timeline and nothing waits:
 ``data_seconds`` is then the time for which the device had nothing to do but wait for data.
-A forward inside a function that is compiled as a whole cannot be told apart.
+A forward inside a function that is compiled as a whole cannot be told apart. Compilation is
+none of the phases that it delays.
 """
 
 from __future__ import annotations
@@ -223,13 +224,14 @@ class _Later(Pending):
 
     def peek(self) -> Tensor:
         """The seconds, [1] float64; only when ``ready``."""
-        return torch.tensor([self._step.seconds().get(self._phase, 0.0)], dtype=torch.float64)
+        seconds = self._step.seconds().get(self._phase, 0.0)
+        return torch.tensor([seconds], dtype=torch.float64, device="cpu")
 
     def take(self) -> Tensor:
         return self.peek()
 
 
-_NOTHING = torch.empty(0)
+_NOTHING = torch.empty(0, device="cpu")
 
 
 def _holds(module: nn.Module | None, model: nn.Module | None) -> bool:

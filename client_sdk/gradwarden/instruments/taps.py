@@ -1,4 +1,4 @@
-"""Where torch is listened to for time: backward, data loaders, saving, compiled modules.
+"""Where torch is listened to for time: backward, data loaders, saving, the compiler.
 
 Patched once per process for all listeners and undone with the last of them. The wrappers pass
 everything on, arguments, results and exceptions.
@@ -6,6 +6,7 @@ everything on, arguments, results and exceptions.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import sys
@@ -164,6 +165,27 @@ def meet_compiler() -> None:
             for code in (*codes, *_own):
                 frames.skip_code(code)
             _replace(frames.OptimizedModule, "__call__", _called)
+        handler = getattr(sys.modules.get("torch._dynamo.callback"), "callback_handler", None)
+        if handler is not None:
+            handler.register_start_callback(_compile_starts)
+            handler.register_end_callback(_compile_ends)
+            _undo.append(lambda: _unless_cleared(handler.remove_start_callback, _compile_starts))
+            _undo.append(lambda: _unless_cleared(handler.remove_end_callback, _compile_ends))
+
+
+def _unless_cleared(remove: Callable[[Any], None], callback: Any) -> None:
+    with contextlib.suppress(ValueError):  # somebody cleared the whole list
+        remove(callback)
+
+
+def _compile_starts(_: Any) -> None:
+    for listener in _listeners:
+        listener.enter("compile")
+
+
+def _compile_ends(_: Any) -> None:
+    for listener in _listeners:
+        listener.leave("compile")
 
 
 def _called(original: Any) -> Any:

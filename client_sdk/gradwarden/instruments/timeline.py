@@ -10,7 +10,7 @@ import torch
 from gradwarden.collect import done, relaxed
 from gradwarden.instruments.clock import Clock, Mark
 
-PHASES = ("data", "forward", "backward", "optimizer", "checkpoint", "evaluation")
+PHASES = ("data", "forward", "backward", "optimizer", "checkpoint", "evaluation", "compile")
 """Phases that have a scalar of their own, ``<phase>_seconds``."""
 MOST = 512
 """Boundaries of one step that are held; earlier ones are added up as they come to be known."""
@@ -181,7 +181,7 @@ class Timeline:
 
     def _push(self, phase: str, shown: str) -> None:
         before = self._open[-1][1] if self._open else ""
-        if before == "evaluation" and phase == "data":
+        if before == "compile" or (before == "evaluation" and phase == "data"):
             shown = before
         self._open.append((phase, shown))
         self._cut(before, shown)
