@@ -33,12 +33,13 @@ class Fleet:
     """``ranks`` of one group; a rank's shard is its number modulo ``shards``.
 
     ``weights`` and ``gradients`` say, by (rank, row), at which steps that word is another one
-    than on the other ranks.
+    than on the other ranks. ``light`` reads no weights.
     """
 
     ranks: int = 4
     rows: int = ROWS
     shards: int = 1
+    light: bool = False
     weights: Mapping[tuple[int, int], Flip] = field(default_factory=dict)
     gradients: Mapping[tuple[int, int], Flip] = field(default_factory=dict)
     full: Callable[[int, int], bool] = lambda rank, step: False
@@ -64,7 +65,7 @@ class Fleet:
         for row, word in enumerate(self.row_words("gradients", rank, at_step)):
             totals[row % 16] += word
         for row, word in enumerate(self.row_words("weights", rank, at_step)):
-            if row % 16 == number:
+            if row % 16 == number and not self.light:
                 totals[16 + row // 16 % 16] += word
         return struct.pack("<33Q", number, *(total % 2**64 for total in totals))
 

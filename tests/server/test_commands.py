@@ -243,7 +243,7 @@ def test_corrupt_weights_are_found_confirmed_and_named_through_the_commands(cell
         ("ReplicaMismatch", "ticket", "pending"),
     ]
     for rank in range(3):
-        assert cell.asked(rank) == [("checksums", {"steps": 4})]
+        assert cell.asked(rank) == [("checksums", {"steps": 256})]
     answering = Fleet(ranks=3, rows=3, weights=fleet.weights, full=lambda rank, step: True)
     cell.report(answering, 100, 104)
     cell.round()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import struct
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -52,6 +53,20 @@ def test_a_replica_that_speaks_too_counts_once(store: Store) -> None:
     store.send(batch(frame(1, value=3.0)))
     norms = store.history.series(PROJECT, "r", ["grad_norm"], None, None, 10)
     assert norms.keys["grad_norm"]["last"] == pytest.approx([math.sqrt(27)] * 2)
+
+
+def test_bad_values_that_every_replica_tells_are_counted_once(store: Store) -> None:
+    row = struct.pack("<6f", math.nan, math.nan, 5, 2, 0, 0) * 3
+    for rank in (0, 1, 2):
+        store.start(rank=rank)
+    bad = replace(frame(2), values=row)
+    store.send(batch(frame(1), bad, rank=2))
+    store.send(batch(frame(1), bad, frame(3, value=2.0)))
+    store.send(batch(replace(bad, seq=1), replace(frame(4), seq=2), rank=1))  # step 3 by it alone
+    heatmap = store.history.heatmap(PROJECT, "r", "l2", None, None, 10)
+    assert heatmap is not None
+    assert heatmap.header["nonfinite"] == [[row, 1, 5, 2] for row in range(3)]
+    assert min(heatmap.cells) > 0, "what one replica alone told is there"
 
 
 def test_a_bucket_keeps_extremes_and_counts_what_is_not_finite(store: Store) -> None:

@@ -199,7 +199,17 @@ def test_the_first_sign_asks_every_replica_for_full_checksums_and_again_until_it
 ):
     verdicts = judge(Fleet(weights={(2, ROW): since(200)}))
     assert asked(verdicts) == [(213, "checksums", [0, 1, 2, 3])]
-    assert verdicts[213].requests[0].args == {"steps": 4}
+    # Steps of a second each: two more for the two seconds between one rank's order and another's.
+    assert verdicts[213].requests[0].args == {"steps": 6}
+
+
+def test_quick_steps_are_asked_for_longer() -> None:
+    steps = [
+        replace(made, time_ns=made.time_ns // 100)
+        for made in Fleet(weights={(2, ROW): since(200)}).steps(LONG)
+    ]
+    verdicts = engine(WATCHED, world_size=4).advance(steps)
+    assert verdicts[213].requests[0].args == {"steps": 204}
 
 
 def test_of_many_replicas_the_odd_ones_and_some_others_are_asked() -> None:
@@ -283,6 +293,7 @@ def test_several_optimizers_bring_several_roots_a_step() -> None:
         (Fleet(gradients=differ_by_design(4, range(17))), 200, "armed", "weights alone"),
         (Fleet(weights=differ_by_design(4, [3])), 200, "armed", "1 of 17 groups of weights"),
         (Fleet(weights=differ_by_design(4, range(17))), 200, "blind", "never equal"),
+        (Fleet(light=True), 200, "armed", "no weights are read"),
     ],
 )
 def test_coverage_says_what_is_watched(fleet: Fleet, steps: int, state: str, detail: str) -> None:

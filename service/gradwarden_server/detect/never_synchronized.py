@@ -100,6 +100,8 @@ class NeverSynchronized(Detector):
     def coverage(self, ctx: RunContext) -> Coverage:
         wanted = self.params.steps
         known = min((c.steps for c in self._cells.values()), default=0)
+        if known >= wanted and not all(c.weights for c in self._cells.values()):
+            return Coverage(self.alert, "blind", "no weights are read: watch(preset='standard')")
         if known >= wanted:
             return Coverage(self.alert, "armed")
         if ctx.world_size == 1 or (ctx.steps and self._most_ranks == 1):

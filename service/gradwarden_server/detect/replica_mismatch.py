@@ -8,12 +8,14 @@ checksums, which name the parameters.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from gradwarden_server.detect.base import Coverage, Detector, Incident, Request
 from gradwarden_server.detect.context import LayoutView, RunContext
+from gradwarden_server.detect.pace import Pace
 from gradwarden_server.detect.replica_memory import Memory, Sign
 from gradwarden_server.detect.replicas import Cell, Compared, cells, compare
 from gradwarden_server.detect.steps import Step
@@ -35,6 +37,7 @@ class Params:
     gradient_window_steps: int
     clean_steps: int
     checksum_steps: int
+    spread_seconds: float
     ask_again_steps: int
 
 
@@ -54,12 +57,14 @@ class ReplicaMismatch(Detector):
         self._cells: dict[Cell, Memory] = {}
         self._views: dict[int, LayoutView] = {}
         self._most_ranks = 0
+        self._pace = Pace()
         self._requests: list[Request] = []
 
     def advance(self, step: Step, ctx: RunContext) -> Sequence[Condition]:
         self._requests = []
         if ctx.new_attempt:
             self._cells, self._views, self._most_ranks = {}, {}, 0
+        self._pace.observe(step, longest_good=0.0)
         if step.eventful:
             return ()
         self._views |= {group: view.layout for group, view in ctx.groups.items()}
@@ -98,10 +103,17 @@ class ReplicaMismatch(Detector):
         due = held.asked is None or held.compared - held.asked >= p.ask_again_steps
         if due and not (self._named and lasting):
             held.asked = held.compared
-            args = {"steps": p.checksum_steps}
+            args = {"steps": self._steps_asked()}
             asked = _asked(one.ranks, sign.odd)
             self._requests += [Request(rank, "checksums", args) for rank in asked]
         return True
+
+    def _steps_asked(self) -> int:
+        """Enough that all ranks meet in some of them, though each begins when it is told."""
+        seconds = max(self._pace.median, 1e-3)
+        return min(
+            self.params.checksum_steps + math.ceil(self.params.spread_seconds / seconds), 256
+        )
 
     def _words(self, sign: Sign, one: Compared, step: Step, rows: int) -> dict[str, str]:
         if not self._onset:
@@ -165,6 +177,10 @@ class ReplicaMismatch(Detector):
         if slowest.compared < wanted:
             done = f"{slowest.compared} of {wanted} compared steps"
             return Coverage(self.alert, "waiting", done)
+        if not slowest.weights.seen.any():
+            found = bool(slowest.gradients.armed.any())
+            why = "no weights are read: watch(preset='standard')"
+            return Coverage(self.alert, "armed" if found else "blind", why)
         if not slowest.weights.armed.any():
             return Coverage(self.alert, "blind", "the weights of the ranks were never equal")
         if not all(m.gradients.armed.any() for m in held):
@@ -181,6 +197,7 @@ class ReplicaMismatch(Detector):
             "onset": self._onset,
             "named": self._named,
             "most_ranks": self._most_ranks,
+            "pace": self._pace.state(),
             "cells": [[*cell, held.state()] for cell, held in self._cells.items()],
         }
 
@@ -188,6 +205,7 @@ class ReplicaMismatch(Detector):
         self._incident.restore(state["incident"])
         self._onset, self._named = dict(state["onset"]), state["named"]
         self._most_ranks = state["most_ranks"]
+        self._pace.restore(state["pace"])
         cells_of = state["cells"]
         self._cells = {(group, shard): Memory.restored(h) for group, shard, h in cells_of}
 

@@ -55,6 +55,22 @@ def gathered(told: Iterable[Told], layouts: Layouts) -> Iterator[Told]:
     yield from ((_join(held, layouts), last) for held in waiting.values())
 
 
+def one_voice(told: Iterable[Told]) -> Iterator[Told]:
+    """A step that several replicas told counts once, by the first of them.
+
+    A rank with evidence of its own sends its matrix beside the speaker's, and so does one that
+    was asked to; what is counted must not be counted for each.
+    """
+    voices: dict[int, dict[int, int]] = {}
+    for piece, until in told:
+        first = voices.setdefault(piece.group, {})
+        rank = piece.rank
+        kept = [
+            s <= until and first.setdefault(s, rank) == rank for s in piece.matrix_steps.tolist()
+        ]
+        yield piece if all(kept) else piece.chosen(np.array(kept, np.bool_)), until
+
+
 def _rows(digest: str, layouts: Layouts) -> str:
     """What the rows are, whatever the order in which they became ready on a rank."""
     layout = layouts(digest)

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from gradwarden import wire
 from gradwarden_server.store.curves import Buckets, Curve, Ints, SeriesTable, empty, table
 from gradwarden_server.store.frames import FrameLog, LogEntry
-from gradwarden_server.store.gather import gathered
+from gradwarden_server.store.gather import gathered, one_voice
 from gradwarden_server.store.pieces import INF, NAN, Piece, decode
 from gradwarden_server.store.runs import RunStore
 
@@ -92,7 +92,7 @@ class History:
         times = np.zeros(grid.count, dtype=np.int64)
         rows_of: dict[str, Ints] = {}
         position = {p.name: i for i, p in enumerate(layout.parameters)}
-        for joined in _joined(self._pieces(project, run, grid.first, grid.last)):
+        for joined in _joined(one_voice(self._pieces(project, run, grid.first, grid.last))):
             kept, columns = grid.columns(joined.steps, joined.superseded_after)
             if not kept.size:
                 continue
