@@ -65,6 +65,8 @@ class Pump:
         self.frames = 0
         self.cpu_seconds = 0.0
         """What this thread has used of the processor so far."""
+        self.chores: Callable[[], None] = lambda: None
+        """What else is to be done now and then off the training thread."""
         self._pieces: deque[Piece] = deque()
         self._batch: list[wire.Frame] = []
         self._events = self._bytes = 0
@@ -104,6 +106,7 @@ class Pump:
             if last and (not self._pieces or time.monotonic() >= (self._deadline or 0.0)):
                 break
             self._rest()
+            self._faults.quiet("chores", self.chores)
             self.cpu_seconds = time.thread_time()
         self._done.set()
 
@@ -162,7 +165,7 @@ class Pump:
             self._open_stream(piece.attempt, piece.step)
         ready = piece.ready
         layout = piece.layout()
-        roots = piece.roots() if ready and self.identity.world > 1 else b""
+        roots = piece.roots() if ready and self.identity.has_replicas else b""
         values, checksums = piece.matrix() if ready else (b"", b"")
         if not values and piece.sees:
             self._losses.add("no device copy in time", 1)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gradwarden import courier, facts, hooks, lifecycle, stats
+from gradwarden.agreed import Agreed
 from gradwarden.cadence import Cadence
 from gradwarden.capture import Watcher
 from gradwarden.checkpoint import Checkpoints
@@ -104,6 +105,8 @@ class Session:
         self._panel.start()
         self._voice.hooks = hooks.found
         self._event({"kind": "start", **self._found()})
+        self._agreed = Agreed(f"gradwarden/stride/{number}")
+        self._pump.chores = self._agree
         self._pump.start()
         self._sender.start()
         courier.LIVE.add(self._resolver.nonce)
@@ -300,11 +303,17 @@ class Session:
         alone = place().world == 1 and time.monotonic() - self._begun > PATIENCE
         if layout is None and not (alone or self._over.is_set()):
             return None
-        self.identity = self._resolver.look(layout, self._watcher.owners.rows.sharded)
+        self.identity = self._resolver.look(layout, self._watcher.owners.rows.cell)
         if self.identity is not None:
             name = f"{self.identity.run}.r{self.identity.rank}.{self.identity.nonce}"
             self._spool.rename(name)
         return self.identity
+
+    def _agree(self) -> None:
+        """Ranks capture the same steps: rank 0 decides how many."""
+        heard = self._agreed.exchange(self._watcher.schedule.exponent)
+        if heard is not None:
+            self._cadence.apply(heard)
 
     def _start_record(self, identity: Identity, rollback: int, first_step: int) -> dict[str, Any]:
         return facts.start_record(
