@@ -40,6 +40,8 @@ def start_record(
         "pid": os.getpid(),
         "world_size": identity.world,
         "group": identity.group,
+        "shard": identity.shard,
+        "shards": identity.shards,
         "first_step": first_step,
         "parent": identity.attempt_after(rollback - 1) if rollback else None,
         "started_ns": started_ns,

@@ -52,7 +52,7 @@ class Gauge:
             chosen = _chosen(owner, plan, self._taken < EARLY)
             part.weights = [
                 (rows, self._collector.fetch(stats.measure(weights, False)))
-                for rows, weights in self._weights(chosen)
+                for rows, weights in self._weights(owner, chosen)
             ]
         self._taken += 1
         return part
@@ -61,7 +61,8 @@ class Gauge:
         """Sample the weights that the optimizer is about to move, where they were asked for."""
         if not part.weights:
             return
-        groups = self._weights(r for r in owner.rows if r[0] % wire.SLICES == part.slice)
+        slice_ = (r for r in owner.rows if r[0] % wire.SLICES == part.slice)
+        groups = self._weights(owner, slice_)
         part.moving = True
         self._before = (part, [(rows, weights, *sample(weights)[:1]) for rows, weights in groups])
 
@@ -86,6 +87,8 @@ class Gauge:
         sparse: dict[int, int] = {}
         for row, parameter in owner.rows:
             gradient = parameter.grad
+            if row in owner.elsewhere and (gradient is not None or not parameter.numel()):
+                gradient = _none_of(parameter)
             if gradient is None:
                 continue
             if type(gradient) is not Tensor or gradient.layout is not torch.strided:
@@ -106,20 +109,29 @@ class Gauge:
         if gradient.layout is not torch.strided and gradient.device.type != "cpu":
             self._note("sparse gradients on a device are not observed: reading them would wait")
             return None
+        if any(p.is_partial() for p in getattr(gradient, "placements", ())):
+            self._note("gradients that ranks have yet to add up are not observed")
+            return None
         values = local(gradient)
         if values is None:
             self._note(f"gradients of {gradient.dtype} are not observed")
         return values
 
-    def _weights(self, chosen: Iterable[tuple[int, Tensor]]) -> Measured:
+    def _weights(self, owner: Owner, chosen: Iterable[tuple[int, Tensor]]) -> Measured:
         rows: list[int] = []
         weights: list[Tensor] = []
         for row, parameter in chosen:
-            values = local(parameter)
-            if values is not None and values.numel():
+            values = _none_of(parameter) if row in owner.elsewhere else local(parameter)
+            if values is not None:
                 rows.append(row)
                 weights.append(values)
         return _by_device(rows, weights)
+
+
+def _none_of(parameter: Tensor) -> Tensor | None:
+    """No value at all, of the parameter's kind: what counts of it is measured elsewhere."""
+    values = local(parameter)
+    return None if values is None else values.new_empty(0)
 
 
 def _chosen(owner: Owner, plan: Plan, early: bool) -> list[tuple[int, Tensor]]:

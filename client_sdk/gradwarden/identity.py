@@ -1,4 +1,4 @@
-"""Who speaks: run, attempt, rank and replica group, the same on every rank without waiting.
+"""Who speaks: run, attempt, rank and its cell, the same on every rank without waiting.
 
 Rank 0 publishes run and attempt through the default process group's key/value store, which
 is no collective; the other ranks look there from their own thread until it appears.
@@ -12,9 +12,12 @@ import os
 import secrets
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gradwarden import wire
+
+if TYPE_CHECKING:
+    from gradwarden.cells import Cell
 
 _CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 
@@ -73,6 +76,12 @@ class Identity:
     world: int
     group: int
     nonce: str
+    shard: int = 0
+    shards: int = 1
+    speaker: int = 0
+    """The lowest rank that holds the same shard: it sends the matrices of its cell."""
+    has_replicas: bool = False
+    """Whether, as far as is known, other ranks hold the same: they are compared by roots."""
 
     def stream(self, rollback: int = 0) -> wire.StreamKey:
         """The stream of the attempt after so many rollbacks."""
@@ -85,8 +94,8 @@ class Identity:
 
     @property
     def speaks(self) -> bool:
-        """Whether this rank sends the matrices of its group."""
-        return self.group == self.rank
+        """Whether this rank sends the matrices of its cell."""
+        return self.speaker == self.rank
 
 
 class Resolver:
@@ -98,32 +107,41 @@ class Resolver:
         restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         self._key = f"gradwarden/identity/{restart}/{watch_number}"
 
-    def look(self, layout: wire.Layout | None, sharded: bool) -> Identity | None:
+    def look(self, layout: wire.Layout | None, cell: Cell | None) -> Identity | None:
         """The identity, or None while rank 0 has not published it.
 
-        ``layout`` is what this rank captured first; its parameters tell replicas apart.
+        ``layout`` is what this rank captured first. Where no ``cell`` is known, as of a model
+        that is wrapped after it was watched, its parameters tell whether rank 0 has the same.
         """
         here = place()
         parameters = wire.Layout(layout.parameters).hash if layout is not None else ""
         if here.world == 1:
-            return self._as(here, self._run or self._attempt, self._attempt, 0)
-        store = _store() if here.distributed else None
-        if store is None:
-            return self._as(here, *self._derived(), here.rank if sharded else 0)
+            return self._as(here, self._run or self._attempt, self._attempt, cell, 0)
+        common = store() if here.distributed else None
+        if common is None:
+            return self._as(here, *self._derived(), cell, 0)
         if here.rank == 0:
             run = self._run or self._attempt
             said = {"run": run, "attempt": self._attempt, "parameters": parameters}
-            store.set(self._key, json.dumps(said))
-            return self._as(here, run, self._attempt, 0)
-        if not store.check([self._key]):
+            common.set(self._key, json.dumps(said))
+            return self._as(here, run, self._attempt, cell, 0)
+        if not common.check([self._key]):
             return None
-        said = json.loads(bytes(store.get(self._key)))
-        replica = not sharded and parameters in ("", said["parameters"])
-        return self._as(here, said["run"], said["attempt"], 0 if replica else here.rank)
+        said = json.loads(bytes(common.get(self._key)))
+        group = 0 if parameters in ("", said["parameters"]) else here.rank
+        return self._as(here, said["run"], said["attempt"], cell, group)
 
-    def _as(self, here: Place, run: str, attempt: str, group: int) -> Identity:
+    def _as(self, here: Place, run: str, attempt: str, cell: Cell | None, group: int) -> Identity:
+        """``group`` is what to assume without a cell; a group that was set goes before all."""
         chosen = group if self._group is None else self._group
-        return Identity(run, attempt, here.rank, here.world, chosen, self.nonce)
+        who = (run, attempt, here.rank, here.world)
+        if cell is None:
+            many = here.world > 1 and (group == 0 or self._group is not None)
+            return Identity(*who, chosen, self.nonce, speaker=chosen, has_replicas=many)
+        named = cell.group if self._group is None else self._group
+        speaker = cell.speaker if cell.shards > 1 or self._group is None else self._group
+        held = (cell.shard, cell.shards, speaker, cell.replicas > 1)
+        return Identity(*who, named, self.nonce, *held)
 
     def _derived(self) -> tuple[str, str]:
         """Without a process group all ranks derive one key from what their launcher told."""
@@ -139,7 +157,8 @@ def _initialized() -> Any:
     return dist if dist.is_available() and dist.is_initialized() else None
 
 
-def _store() -> Any:
+def store() -> Any:
+    """The default process group's key/value store; None where this torch hides it."""
     try:
         from torch.distributed.distributed_c10d import _get_default_store
     except ImportError:  # private name: ranks then derive one key from the environment

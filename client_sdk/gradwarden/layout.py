@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 import weakref
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 
 from gradwarden import wire
+from gradwarden.cells import holding
 
 _WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:module|_orig_mod|_fsdp_wrapped_module)\.")
 _BLOCK = re.compile(r"(?:^|\.)(\d+)(?:\.|$)")
@@ -29,19 +29,25 @@ class Rows:
         self.flags = tuple(p.requires_grad for _, p in named)
         watched = [(n, p) for n, p in named if p.requires_grad]
         self.parameters: tuple[Tensor, ...] = tuple(p for _, p in watched)
+        held = holding(model, self.parameters)
+        self.cell = held.cell
+        """The ranks that hold the same as this one, where anything tells."""
+        self.elsewhere = held.elsewhere
+        """Rows of which this rank holds nothing that counts."""
+        shapes = [held.shapes.get(i, tuple(p.shape)) for i, p in enumerate(self.parameters)]
         self.row = {id(p): i for i, p in enumerate(self.parameters)}
-        head = _last_matrix(watched)
+        head = _last_matrix([(n, len(s)) for (n, _), s in zip(watched, shapes, strict=True)])
         self.described = tuple(
             wire.Parameter(
                 name=clean(n)[:1024],
-                shape=tuple(p.shape),
+                shape=shape,
                 dtype=str(p.dtype).removeprefix("torch."),
                 block=block(clean(n)),
-                kind="head" if n == head else kind(n, p, modules),
+                kind="head" if n == head else kind(n, len(shape), modules),
+                sharded=i in held.shapes,
             )
-            for n, p in watched
+            for i, ((n, p), shape) in enumerate(zip(watched, shapes, strict=True))
         )
-        self.sharded = any(is_sharded(p) for p in self.parameters)
 
     def changed(self) -> bool:
         """Whether a parameter was frozen, unfrozen or replaced since; cheap enough per step."""
@@ -65,8 +71,11 @@ def block(name: str) -> str:
     return name.partition(".")[0]
 
 
-def kind(name: str, parameter: Tensor, modules: dict[str, nn.Module]) -> str:
-    """matrix, embedding, norm, bias, head, adapter, expert or other, from name and module."""
+def kind(name: str, dims: int, modules: dict[str, nn.Module]) -> str:
+    """matrix, embedding, norm, bias, head, adapter, expert or other.
+
+    ``dims`` is the number of the whole parameter's dimensions.
+    """
     path, _, last = name.rpartition(".")
     owner = modules.get(path)
     label = clean(name)
@@ -82,21 +91,15 @@ def kind(name: str, parameter: Tensor, modules: dict[str, nn.Module]) -> str:
         return "norm"
     if last.startswith("bias") or last.endswith("_bias"):
         return "bias"
-    if _HEAD.search(label) and parameter.dim() >= 2:
+    if _HEAD.search(label) and dims >= 2:
         return "head"
-    return "matrix" if parameter.dim() >= 2 else "other"
+    return "matrix" if dims >= 2 else "other"
 
 
-def _last_matrix(watched: Sequence[tuple[str, Tensor]]) -> str | None:
+def _last_matrix(watched: Sequence[tuple[str, int]]) -> str | None:
     """The output layer of a plain stack: the last matrix, when several came before it."""
-    matrices = [(n, p) for n, p in watched if p.dim() >= 2]
-    return matrices[-1][0] if len(matrices) >= 3 and matrices[-1][1].dim() == 2 else None
-
-
-def is_sharded(parameter: Tensor) -> bool:
-    """Whether this rank holds only a part of the parameter."""
-    placements: Iterable[Any] = getattr(parameter, "placements", ())
-    return any(getattr(p, "is_shard", lambda: False)() for p in placements)
+    matrices = [(n, dims) for n, dims in watched if dims >= 2]
+    return matrices[-1][0] if len(matrices) >= 3 and matrices[-1][1] == 2 else None
 
 
 class BackwardOrder:

@@ -45,6 +45,7 @@ class Owner:
         self.rows = [(i, p) for i, p in enumerate(rows.parameters) if id(p) in ours]
         self.stride = max(1, len(self.rows) // _SAMPLE)
         self.numbers = frozenset(i for i, _ in self.rows)
+        self.elsewhere = rows.elsewhere
 
     @property
     def gone(self) -> bool:

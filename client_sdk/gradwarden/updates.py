@@ -34,12 +34,12 @@ class Move:
 def sample(weights: Sequence[Tensor]) -> tuple[Tensor, tuple[int, ...]]:
     """Up to :data:`SAMPLE` evenly strided elements of each, as float32, and how many of each.
 
-    ``weights`` are dense, not empty and on one device; memory order decides what is "even".
+    ``weights`` are dense and on one device; memory order decides what is "even".
     """
     views = []
     for weight in weights:
         number = weight.numel()
-        stride = -(-number // SAMPLE)
+        stride = max(1, -(-number // SAMPLE))
         if weight.is_contiguous():
             size = -(-number // stride)
             views.append(weight.as_strided((size,), (stride,), weight.storage_offset()))

@@ -92,6 +92,7 @@ def test_four_ranks_are_one_run_with_one_speaker(
     assert len({(s["run"], s["attempt"]) for s in service.starts}) == 1
     assert sorted(s["rank"] for s in service.starts) == [0, 1, 2, 3]
     assert {(s["group"], s["world_size"]) for s in service.starts} == {(0, 4)}
+    assert {(s["shard"], s["shards"]) for s in service.starts} == {(0, 1)}
     assert len(service.layouts) == 1
     for (_, _, rank), held in service.frames.items():
         steps = [f.step for _, f in sorted(held.items()) if f.capture]
@@ -120,11 +121,13 @@ def test_a_rank_with_another_model_speaks_for_itself(service: FakeService, tmp_p
 
 def test_sharded_ranks_each_speak_for_their_shard(service: FakeService, tmp_path: Path) -> None:
     launch(service, tmp_path, script=SHARDED)
-    assert {s["rank"]: s["group"] for s in service.starts} == {r: r for r in range(4)}
+    said = {s["rank"]: (s["group"], s["shard"], s["shards"]) for s in service.starts}
+    assert said == {rank: (0, rank, 4) for rank in range(4)}
     assert len({(s["run"], s["attempt"]) for s in service.starts}) == 1
     for layout in service.layouts.values():
         assert [p.name for p in layout.parameters] == ["0.weight", "0.bias", "2.weight", "2.bias"]
         assert [p.shape for p in layout.parameters] == [(7, 4), (7,), (2, 7), (2,)]
+        assert all(p.sharded for p in layout.parameters)
     orders = {layout.backward for layout in service.layouts.values()}
     assert sorted(max(orders)) == [0, 1, 2, 3]
     assert min(orders) == () or len(orders) == 1
