@@ -81,6 +81,19 @@ def test_a_bad_value_shows_in_the_largest(bad: float) -> None:
     assert not math.isfinite(found[0])
 
 
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_large_output_is_measured_piece_by_piece(
+    turned: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = torch.tanh(hostile(torch.float32)).repeat(3).reshape(8, 3, 5)
+    output = output.transpose(0, 1) if turned else output
+    whole = [float(v) for v in measure(output, (-1.0, 1.0))]
+    monkeypatch.setattr(room, "PIECE", 7)
+    assert [float(v) for v in measure(output, (-1.0, 1.0))] == whole
+    output[1, 1, 1] = math.nan
+    assert math.isnan(float(measure(output, (-1.0, 1.0))[0]))
+
+
 def test_eight_bit_outputs_are_measured_too() -> None:
     output = torch.tensor([448.0, 0.0, 1.0, -2.0]).to(torch.float8_e4m3fn)
     assert [float(v) for v in measure(output, None)] == [448.0, 0.25, 0.25]

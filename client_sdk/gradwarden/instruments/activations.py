@@ -10,6 +10,7 @@ import difflib
 import fnmatch
 import functools
 import itertools
+import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from gradwarden.collect import Collector, Pending
 from gradwarden.errors import ConfigurationError, Faults
+from gradwarden.frames import FrameBook
 from gradwarden.instruments.left_behind import LeftBehind
 from gradwarden.layout import clean
 
@@ -28,6 +30,8 @@ MOST = 48
 COLUMNS = ("absmax", "zero_ratio", "saturation_ratio")
 NEAR = 0.01
 """How near to a limit is saturated: 1 % of the limits' distance, or of the largest number."""
+PIECE = 1 << 22
+"""Elements measured at a time: an activation's temporaries must not crowd out the training."""
 _LONGEST = 100
 """Characters of a module's name in a scalar's; its end says more than its beginning."""
 _numbers = itertools.count()
@@ -96,13 +100,17 @@ class Activations:
         patterns: Sequence[str],
         faults: Faults,
         captures: Callable[[], bool] = lambda: True,
+        book: FrameBook | None = None,
     ) -> None:
         """``captures`` tells, at the end of a step, whether the next one is captured.
+
+        ``book`` is told what measuring costs.
 
         Raises:
             ConfigurationError: see :func:`chosen`.
         """
         self._root, self._faults, self._captures = model, faults, captures
+        self._book = book
         self._modules = chosen(model, patterns)
         self._limits = [limits(module) for _, module in self._modules]
         self._collector = Collector(64)
@@ -145,7 +153,10 @@ class Activations:
     def hear(self, row: int, output: Tensor) -> None:
         """A chosen module put this out; called in eager code and by the compiled operator."""
         if self._armed:
+            began = time.perf_counter()
             self._faults.quiet(NAME, self._measure, row, output)
+            if self._book is not None:
+                self._book.overhead += time.perf_counter() - began
 
     def _measure(self, row: int, output: Tensor) -> None:
         again = _in_backward() != -1  # activation checkpointing runs the module once more
@@ -196,10 +207,23 @@ def measure(values: Tensor, bounds: tuple[float, float] | None) -> tuple[Tensor,
     ``values``: any floating dtype and shape, at least one element. Three 0-d tensors.
     """
     low, high = _edges(values.dtype, bounds)
-    values = values.float() if values.element_size() == 1 else values
-    size, limit = values.numel(), (values >= high) | (values <= low)
-    shares = torch.stack((size - values.count_nonzero(), limit.count_nonzero())).double() / size
-    return values.abs().amax().double(), shares[0], shares[1]
+    peaks, counts = [], []
+    for piece in _pieces(values):
+        piece = piece.float() if piece.element_size() == 1 else piece
+        least, most = piece.aminmax()
+        peaks.append(torch.maximum(-least, most).double())
+        counts += [(piece == 0).sum(), ((piece >= high) | (piece <= low)).sum()]
+    shares = torch.stack(counts).view(-1, 2).sum(0).double() / values.numel()
+    return torch.stack(peaks).amax(), shares[0], shares[1]
+
+
+def _pieces(values: Tensor) -> Sequence[Tensor]:
+    """Views of the values, so small that what is computed of one of them takes little memory."""
+    count = -(-values.numel() // PIECE)
+    if count == 1:
+        return (values,)
+    flat = values.view(-1) if values.is_contiguous() else values
+    return flat.chunk(count, max(range(flat.dim()), key=flat.size))
 
 
 @functools.cache
