@@ -151,7 +151,7 @@ class Collector:
 
     def fetch(self, tensor: Tensor) -> Pending | None:
         """Start the copy of ``tensor``, of any dtype, to the host; None means dropped."""
-        tensor = tensor.detach()
+        tensor = tensor.detach() if tensor.requires_grad else tensor
         if tensor.device.type == "cpu":
             return Pending(tensor)
         if not tensor.is_cuda:  # no event would tell when the copy is done

@@ -16,7 +16,8 @@ from gradwarden.stats.tensors import FORMS, local
 from gradwarden.updates import Move, sample
 
 EARLY = 20
-"""Captures for which all weight norms are taken, for the from-birth check."""
+"""Captures for which all weight norms are taken, where any are, for the from-birth check."""
+FORMED = FORMS.keys()
 _ZERO, _TINY = wire.QUANTITIES.index("zero"), wire.QUANTITIES.index("tiny")
 
 Measured = list[tuple[tuple[int, ...], list[Tensor]]]
@@ -47,9 +48,9 @@ class Gauge:
             if sparse:
                 _add_zeros(words, rows, sparse)
             part.hosts.append((rows, self._collector.fetch(words)))
-        part.slice, part.checksums = plan.slice, plan.checksums
-        if plan.weights:
-            chosen = _chosen(owner, plan, self._taken < EARLY)
+        part.compares, part.moves, part.checksums = plan.compares, plan.moves, plan.checksums
+        chosen = self._chosen(owner, plan)
+        if chosen:
             part.weights = [
                 (rows, self._collector.fetch(stats.measure(weights, False)))
                 for rows, weights in self._weights(owner, chosen)
@@ -59,10 +60,10 @@ class Gauge:
 
     def before_step(self, owner: Owner, part: Part) -> None:
         """Sample the weights that the optimizer is about to move, where they were asked for."""
-        if not part.weights:
+        if part.moves is None:
             return
-        slice_ = (r for r in owner.rows if r[0] % wire.SLICES == part.slice)
-        groups = self._weights(owner, slice_)
+        moving = (r for r in owner.rows if r[0] % wire.SLICES == part.moves)
+        groups = self._weights(owner, moving)
         part.moving = True
         self._before = (part, [(rows, weights, *sample(weights)[:1]) for rows, weights in groups])
 
@@ -82,30 +83,29 @@ class Gauge:
 
     def _gradients(self, owner: Owner) -> tuple[Measured, dict[int, int]]:
         """Rows and dense values by device, and how many zeros a sparse gradient leaves out."""
+        found = [p.grad for p in owner.parameters]
+        if not owner.elsewhere and set(map(type, found)) == {Tensor}:
+            plain = [g for g in found if g is not None]
+            if {g.layout for g in plain} == {torch.strided} and {g.dtype for g in plain} <= FORMED:
+                return _by_device(owner.indices, plain), {}
         rows: list[int] = []
         tensors: list[Tensor] = []
         sparse: dict[int, int] = {}
-        for row, parameter in owner.rows:
-            gradient = parameter.grad
+        for (row, parameter), gradient in zip(owner.rows, found, strict=True):
+            values = gradient
             if row in owner.elsewhere and (gradient is not None or not parameter.numel()):
-                gradient = _none_of(parameter)
-            if gradient is None:
+                values = _none_of(parameter)
+            elif gradient is not None:
+                values = self._dense(gradient)
+            if values is None:
                 continue
-            if type(gradient) is not Tensor or gradient.layout is not torch.strided:
-                values = self._odd(gradient)
-                if values is None:
-                    continue
-                if gradient.layout is not torch.strided:
-                    sparse[row] = gradient.numel() - values.numel()
-                gradient = values
-            elif gradient.dtype not in FORMS:
-                self._note(f"gradients of {gradient.dtype} are not observed")
-                continue
+            if gradient is not None and gradient.layout is not torch.strided:
+                sparse[row] = gradient.numel() - values.numel()
             rows.append(row)
-            tensors.append(gradient)
-        return _by_device(rows, tensors), sparse
+            tensors.append(values)
+        return _by_device(tuple(rows), tensors), sparse
 
-    def _odd(self, gradient: Tensor) -> Tensor | None:
+    def _dense(self, gradient: Tensor) -> Tensor | None:
         if gradient.layout is not torch.strided and gradient.device.type != "cpu":
             self._note("sparse gradients on a device are not observed: reading them would wait")
             return None
@@ -117,6 +117,13 @@ class Gauge:
             self._note(f"gradients of {gradient.dtype} are not observed")
         return values
 
+    def _chosen(self, owner: Owner, plan: Plan) -> list[tuple[int, Tensor]]:
+        """The rows whose weights are read."""
+        slices = {plan.compares, plan.moves} - {None}
+        if plan.checksums or (plan.weighs and self._taken < EARLY):
+            return owner.rows
+        return [r for r in owner.rows if r[0] % wire.SLICES in slices] if slices else []
+
     def _weights(self, owner: Owner, chosen: Iterable[tuple[int, Tensor]]) -> Measured:
         rows: list[int] = []
         weights: list[Tensor] = []
@@ -125,7 +132,7 @@ class Gauge:
             if values is not None:
                 rows.append(row)
                 weights.append(values)
-        return _by_device(rows, weights)
+        return _by_device(tuple(rows), weights)
 
 
 def _none_of(parameter: Tensor) -> Tensor | None:
@@ -134,17 +141,11 @@ def _none_of(parameter: Tensor) -> Tensor | None:
     return None if values is None else values.new_empty(0)
 
 
-def _chosen(owner: Owner, plan: Plan, early: bool) -> list[tuple[int, Tensor]]:
-    if early or plan.checksums:
-        return owner.rows
-    return [r for r in owner.rows if r[0] % wire.SLICES == plan.slice]
-
-
-def _by_device(rows: list[int], tensors: list[Tensor]) -> Measured:
+def _by_device(rows: tuple[int, ...], tensors: list[Tensor]) -> Measured:
     """The rows and tensors of each device, in order; nearly always there is one."""
     devices = {t.device for t in tensors}
     if len(devices) == 1:
-        return [(tuple(rows), tensors)]
+        return [(rows, tensors)]
     groups: Measured = []
     for device in sorted(devices, key=str):
         index = [i for i, t in enumerate(tensors) if t.device == device]

@@ -26,7 +26,7 @@ class Rows:
         modules = dict(model.named_modules())
         named = [(n, p) for n, p in model.named_parameters()]
         self.every: tuple[weakref.ref[Tensor], ...] = tuple(weakref.ref(p) for _, p in named)
-        self.flags = tuple(p.requires_grad for _, p in named)
+        self.flags = [p.requires_grad for _, p in named]
         watched = [(n, p) for n, p in named if p.requires_grad]
         self.parameters: tuple[Tensor, ...] = tuple(p for _, p in watched)
         held = holding(model, self.parameters)
@@ -51,8 +51,8 @@ class Rows:
 
     def changed(self) -> bool:
         """Whether a parameter was frozen, unfrozen or replaced since; cheap enough per step."""
-        seen = tuple(p is not None and p.requires_grad for p in (r() for r in self.every))
-        return seen != self.flags
+        parameters = [r() for r in self.every]
+        return [p is not None and p.requires_grad for p in parameters] != self.flags
 
     def layout(self, backward: Sequence[int] = ()) -> wire.Layout:
         return wire.Layout(self.described, tuple(backward))

@@ -45,6 +45,8 @@ class Owner:
         self.rows = [(i, p) for i, p in enumerate(rows.parameters) if id(p) in ours]
         self.stride = max(1, len(self.rows) // _SAMPLE)
         self.numbers = frozenset(i for i, _ in self.rows)
+        self.indices = tuple(i for i, _ in self.rows)
+        self.parameters = [p for _, p in self.rows]
         self.elsewhere = rows.elsewhere
 
     @property

@@ -35,7 +35,8 @@ class Part:
     hosts: list[tuple[Rows, Pending | None]] = field(default_factory=list)
     weights: list[tuple[Rows, Pending | None]] = field(default_factory=list)
     updates: list[tuple[Rows, Move | Pending | None]] = field(default_factory=list)
-    slice: int = 0
+    compares: int | None = None
+    moves: int | None = None
     checksums: bool = False
     sentinel: Pending | None = None
     scale: Pending | None = None
@@ -62,7 +63,7 @@ class Part:
                 self.finite = float(self.sentinel.take().reshape(())) == 0.0
         elif all(h is None or h.ready for _, h in self.hosts):
             found = [reading(h.peek()).matrix for _, h in self.hosts if h is not None]
-            self.finite = not any(bool(m[:, _NAN : _INF + 1].any()) for m in found)
+            self.finite = not any(float(m[:, _NAN : _INF + 1].sum()) for m in found)
         return self.finite
 
     @property
@@ -111,6 +112,8 @@ class Part:
 
     def add_roots(self, roots: list[int]) -> bool:
         """Add our checksums to the subtotals; False where some are not to be had."""
+        if self.compares is None or not self.hosts:
+            return False
         pairs = [(1, 1, rows, host) for rows, host in self.hosts]
         pairs += [(1 + wire.SLICES, wire.SLICES, rows, host) for rows, host in self.weights]
         for first, step, rows, host in pairs:
@@ -118,8 +121,8 @@ class Part:
             if read is None or read.checksums is None:
                 return False
             for row, checksum in zip(rows, read.checksums.tolist(), strict=True):
-                if step == 1 or row % wire.SLICES == self.slice:
+                if step == 1 or row % wire.SLICES == self.compares:
                     at = first + row // step % wire.SLICES
                     roots[at] = (roots[at] + checksum) & _MASK
-        roots[0] = self.slice
-        return bool(self.hosts)
+        roots[0] = self.compares
+        return True

@@ -13,14 +13,15 @@ class Preset:
 
     histogram_every: int
     """Captured steps from one histogram to the next; 0 means none."""
-    weights: bool
-    """Whether weight norms and update ratios are taken, a sixteenth of the rows at a time."""
+    weights_every: int
+    """Captured steps from one look at the weights, a sixteenth of the rows, to the next; 0
+    means none."""
 
 
 PRESETS = {
-    "light": Preset(histogram_every=0, weights=False),
-    "standard": Preset(histogram_every=10, weights=True),
-    "full": Preset(histogram_every=1, weights=True),
+    "light": Preset(histogram_every=0, weights_every=0),
+    "standard": Preset(histogram_every=10, weights_every=4),
+    "full": Preset(histogram_every=1, weights_every=1),
 }
 
 
@@ -31,11 +32,14 @@ class Plan:
     capture: bool = False
     """Whether the matrix is taken at all; a non-finite value is noticed either way."""
     histogram: bool = False
-    weights: bool = False
     checksums: bool = False
     """Whether every checksum travels, not only the roots."""
-    slice: int = 0
-    """Rows whose index modulo 16 is this number have their weights read."""
+    weighs: bool = False
+    """Whether weights are of interest at all."""
+    compares: int | None = None
+    """The slice (rows whose index modulo 16 it is) whose weights are compared with replicas'."""
+    moves: int | None = None
+    """The slice whose weight norms and update ratios are taken."""
 
 
 class Schedule:
@@ -50,6 +54,8 @@ class Schedule:
     ) -> None:
         self.preset, self.every, self.exponent = preset, every, 0
         self._dense_until = first_step + early
+        self.replicas = False
+        """Whether other ranks hold the same weights, so that these are read at every capture."""
         self._asked: tuple[int, bool] | None = None
         self._until = self._checksums_until = 0
 
@@ -83,12 +89,17 @@ class Schedule:
         regular = step % stride == 0
         if not regular and step >= self._until:
             return Plan()
-        turn = step // stride
-        histogram = preset.histogram_every
+        turn, weights = step // stride, preset.weights_every
+        slow = regular and weights and turn % weights == 0
         return Plan(
             capture=True,
-            histogram=bool(histogram) and regular and turn % histogram == 0,
-            weights=preset.weights,
+            histogram=regular and _every(preset.histogram_every, turn),
             checksums=step < self._checksums_until,
-            slice=turn % wire.SLICES,
+            weighs=weights > 0,
+            compares=turn % wire.SLICES if self.replicas else None,
+            moves=turn // weights % wire.SLICES if slow else None,
         )
+
+
+def _every(interval: int, turn: int) -> bool:
+    return interval > 0 and turn % interval == 0

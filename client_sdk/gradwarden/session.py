@@ -70,6 +70,7 @@ class Session:
         self._model = type(getattr(model, "module", model)).__name__
         self._begun, self._begun_ns = time.monotonic(), time.time_ns()
         schedule = Schedule(settings.preset, settings.every, settings.early, settings.start_step)
+        schedule.replicas = place().world > 1  # until it is known better
         self._watcher = Watcher(model, optimizers, self._book, self._faults, schedule)
         self._panel = Panel(model, settings, self._book, self._faults, schedule, self._who)
         self._cadence = Cadence(self._watcher, self._book, self._panel, self._faults, self._event)
@@ -305,6 +306,7 @@ class Session:
             return None
         self.identity = self._resolver.look(layout, self._watcher.owners.rows.cell)
         if self.identity is not None:
+            self._watcher.schedule.replicas = self.identity.has_replicas
             name = f"{self.identity.run}.r{self.identity.rank}.{self.identity.nonce}"
             self._spool.rename(name)
         return self.identity

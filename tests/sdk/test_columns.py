@@ -56,7 +56,7 @@ def test_update_ratio_is_how_far_the_step_moved_the_weights(
 ) -> None:
     model = mlp()
     optimizer = OPTIMIZERS[kind](model.parameters())
-    monitor = watch(model, optimizer)
+    monitor = watch(model, optimizer, preset="full")
     before: list[list[torch.Tensor]] = []
     train(
         model,
@@ -88,7 +88,7 @@ def test_a_skipped_step_moved_nothing(service: FakeService, watch: Watch) -> Non
     model = mlp()
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
-    monitor = watch(model, optimizer)
+    monitor = watch(model, optimizer, preset="full")
     for step in range(4):
         optimizer.zero_grad()
         loss = model(batch(step)).pow(2).mean() * (math.inf if step == 2 else 1.0)

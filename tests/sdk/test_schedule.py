@@ -39,15 +39,19 @@ def test_presets_differ_in_what_they_take(preset: str) -> None:
     histograms = [s for s, plan in enumerate(plans) if plan.histogram]
     expected = {"light": [], "standard": [0, 10, 20, 30], "full": list(range(40))}
     assert histograms == expected[preset]
-    assert {plan.weights for plan in plans} == {preset != "light"}
+    moved = [(s, plan.moves) for s, plan in enumerate(plans) if plan.moves is not None]
+    every = {"light": 100, "standard": 4, "full": 1}[preset]
+    assert moved == [(s, s // every % 16) for s in range(0, 40, every) if preset != "light"]
 
 
 @pytest.mark.parametrize(("every", "exponent"), [(1, 0), (10, 0), (1, 4), (7, 2)])
-def test_every_slice_of_the_weights_has_its_turn(every: int, exponent: int) -> None:
-    schedule = Schedule(every=every)
+def test_replicas_compare_every_slice_of_the_weights_in_turn(every: int, exponent: int) -> None:
+    schedule = Schedule("light", every=every)
     schedule.exponent = exponent
     steps = captured(schedule, wire.SLICES * (every << exponent))
-    assert [schedule.plan(s).slice for s in steps] == list(range(wire.SLICES))
+    assert {schedule.plan(s).compares for s in steps} == {None}
+    schedule.replicas = True
+    assert [schedule.plan(s).compares for s in steps] == list(range(wire.SLICES))
 
 
 def test_a_demand_holds_from_the_next_step_planned() -> None:
