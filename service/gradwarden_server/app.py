@@ -19,7 +19,17 @@ from starlette.concurrency import run_in_threadpool
 from gradwarden_server import assets, telemetry
 from gradwarden_server.alerting.evaluator import Evaluator
 from gradwarden_server.alerting.watch import Rooms
-from gradwarden_server.api import alerts, health, ingest, pages, problems, runs, series, tokens
+from gradwarden_server.api import (
+    alerts,
+    communication,
+    health,
+    ingest,
+    pages,
+    problems,
+    runs,
+    series,
+    tokens,
+)
 from gradwarden_server.api.access import Doorman
 from gradwarden_server.api.deps import Parts
 from gradwarden_server.api.front import Front
@@ -241,7 +251,7 @@ def create_app(settings: Settings) -> FastAPI:
         Front, max_body_bytes=settings.max_body_bytes, answered=_count(house.telemetry)
     )
     problems.install(app)
-    for room in (ingest, runs, series, alerts, tokens, health, pages):
+    for room in (ingest, runs, series, communication, alerts, tokens, health, pages):
         app.include_router(room.router)
     house.trace(app)
     return app

@@ -164,15 +164,27 @@ def _bad(views: Mapping[int, GroupView]) -> dict[int, GroupView]:
 
 
 def _rank(step: Step, ctx: RunContext) -> str | None:
-    """The rank that local evidence names: alone in the run, or with a bad loss of its own.
+    """The rank that local evidence names: alone in the run, or bad before the ranks were summed.
 
-    None from an early look: the other ranks' losses are not in yet.
+    That is a bad loss of its own, or its word that its own gradients were bad. None from an
+    early look: the other ranks' losses are not in yet.
     """
     if max(ctx.world_size, len(step.ranks)) == 1:
         return str(next(iter(step.ranks)))
     if step.partial:
         return None
-    bad = [rank for rank, said in step.ranks.items() if said.bad_loss]
+    told = {rank for rank, event in step.events if _of_this(event, step)}
+    bad = sorted(told | {r for r, said in step.ranks.items() if said.bad_loss or said.bad_alone})
     if len(bad) == len(step.ranks):
-        return "rank unknown: the loss is non-finite on every rank"
-    return ", ".join(map(str, bad)) or UNKNOWN_RANK
+        what = "loss is" if all(s.bad_loss for s in step.ranks.values()) else "gradients are"
+        return f"rank unknown: the {what} non-finite on every rank"
+    if bad:
+        return ", ".join(map(str, bad))
+    if not step.missing and all(said.bad_alone is False for said in step.ranks.values()):
+        return "no rank: finite on each of them, and too large when they were summed"
+    return UNKNOWN_RANK
+
+
+def _of_this(event: Mapping[str, Any], step: Step) -> bool:
+    at = event.get("step", step.step)
+    return event.get("kind") == "local_nonfinite" and at == step.step

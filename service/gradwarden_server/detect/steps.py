@@ -72,6 +72,12 @@ class RankStep:
     def bad_loss(self) -> bool:
         return not math.isfinite(self.scalars.get("loss", 0.0))
 
+    @property
+    def bad_alone(self) -> bool | None:
+        """Whether its own gradients were non-finite before the ranks were summed, if it knows."""
+        buckets = self.scalars.get("local_nonfinite_buckets")
+        return None if buckets is None else buckets > 0
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Step:

@@ -43,6 +43,14 @@ class Heatmap:
 
 
 @dataclass(frozen=True, slots=True)
+class RankValues:
+    """What ranks themselves said: step -> rank -> value, the times corrected to this host's."""
+
+    times_ns: dict[int, dict[int, int]]
+    scalars: dict[str, dict[int, dict[int, float]]]
+
+
+@dataclass(frozen=True, slots=True)
 class _Joined:
     """The matrices of several batches of one layout, end to end over ``steps``."""
 
@@ -163,6 +171,25 @@ class History:
             found[_GRAD_NORM] = steps, np.sqrt(squares)
         return table(grid, times, found)
 
+    def of_ranks(
+        self, project: str, run: str, names: Sequence[str], first: int, last: int
+    ) -> RankValues:
+        """Scalars as each rank reported them, of the newest attempt that has the step."""
+        until = self._until(project, run)
+        entries = self._log.index(project, run, first, last)
+        found = RankValues({}, {name: {} for name in names})
+        for piece, end in self._decoded(project, run, entries, until):
+            end = min(end, last)
+            for step, at in zip(piece.steps.tolist(), piece.times_ns.tolist(), strict=True):
+                if first <= step <= end:
+                    found.times_ns.setdefault(step, {}).setdefault(piece.rank, at)
+            for name, by_step in found.scalars.items():
+                steps, values = piece.scalars.get(name, _NOTHING)
+                for step, value in zip(steps.tolist(), values.tolist(), strict=True):
+                    if first <= step <= end:
+                        by_step.setdefault(step, {})[piece.rank] = value
+        return found
+
     def _rows(self, project: str, digest: str) -> dict[str, int]:
         """The row of each parameter in matrices of this layout."""
         layout = self._runs.layout(project, digest) if digest else None
@@ -172,16 +199,20 @@ class History:
         self, project: str, run: str, first: int, last: int
     ) -> Iterator[tuple[Piece, float]]:
         """Decoded batches, shards joined, with the last step of their attempt that counts."""
-        until = {
-            a.ordinal: math.inf if a.superseded_after is None else a.superseded_after
-            for a in self._runs.attempts(project, run)
-        }
+        until = self._until(project, run)
         entries = self._log.index(project, run, first, last)
         split = {e.ordinal for e in entries if e.shards > 1}
         if split:  # the shards of one step have to meet, whenever each of them arrived
             entries.sort(key=lambda e: (e.ordinal, e.step0 if e.ordinal in split else 0))
         told = self._decoded(project, run, entries, until)
         yield from gathered(told, lambda digest: self._runs.layout(project, digest))
+
+    def _until(self, project: str, run: str) -> dict[int, float]:
+        """The last step that counts of each attempt."""
+        return {
+            a.ordinal: math.inf if a.superseded_after is None else a.superseded_after
+            for a in self._runs.attempts(project, run)
+        }
 
     def _decoded(
         self,
