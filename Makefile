@@ -49,6 +49,6 @@ debian: install
 	@$(BIN)/python tools/debian.py
 
 clean: ## remove what was built, but not .venv
-	@rm -rf dist build dashboards/web/dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .screenshots
+	@rm -rf dist build dashboards/web/dist client_sdk/gradwarden/stats/kernel.so client_sdk/gradwarden/stats/kernel.sha256 .mypy_cache .ruff_cache .pytest_cache .hypothesis .screenshots
 	@find . -path ./.venv -prune -o -path '*/node_modules' -prune -o -name __pycache__ -type d -print0 \
 		| xargs -0 rm -rf

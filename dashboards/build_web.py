@@ -9,6 +9,7 @@ that the last build wrote. Times differ after unpacking, and a stale ``dist`` al
 from __future__ import annotations
 
 import hashlib
+import runpy
 import sys
 from pathlib import Path
 from typing import Any
@@ -120,6 +121,9 @@ class CustomBuildHook(BuildHookInterface):  # type: ignore[type-arg]
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Build, then bundle; an editable install reads the checkout instead."""
+        if self.target_name == "wheel":  # hatchling has room for one hook of this kind
+            kernel = runpy.run_path(str(ROOT / "client_sdk" / "build_kernel.py"))
+            kernel["into_wheel"](version, build_data)
         if version == "editable":
             return
         build()

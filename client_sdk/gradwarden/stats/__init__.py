@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradwarden.stats import plain
+from gradwarden.stats import native, plain
 from gradwarden.stats.tensors import FLOATS, WORDS, by_device, local
 
 __all__ = ["FLOATS", "WORDS", "by_device", "describe", "local", "measure", "nonfinite"]
@@ -45,12 +45,16 @@ def nonfinite(tensors: Sequence[Tensor]) -> Tensor:
 def describe(device: torch.device | None = None) -> str:
     """The engine for tensors of a device (the host unless given): "native avx2", "torch"..."""
     engine = _engine(device)
+    if engine is native:
+        return native.describe()
     return "torch" if engine is plain else "triton"
 
 
 def _engine(device: torch.device | None) -> Any:
     """The module that measures tensors of a device."""
-    if device is not None and device.type == "cuda":
+    if device is None or device.type == "cpu":
+        return native if native.available() else plain
+    if device.type == "cuda":
         triton = _triton()
         if triton is not None and triton.available(device):
             return triton

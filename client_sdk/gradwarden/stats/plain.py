@@ -29,22 +29,25 @@ _LOWEST = -38
 
 def measure(tensors: Sequence[Tensor], histogram: bool) -> Tensor:
     """[n, 23] int64 as :func:`gradwarden.stats.measure` says; [n, 22] float32 without float64."""
-    if not tensors:
-        return torch.empty((0, WORDS), dtype=torch.int64)
-    device = tensors[0].device
+    if tensors and tensors[0].device.type != "cpu":
+        return blind(tensors, histogram)
     with torch.no_grad():
-        if device.type != "cpu":
-            rows = [_on_device(flat(t), FORMS[t.dtype], histogram) for t in tensors]
-            if device.type == "mps":
-                return torch.stack([torch.stack([f.float() for f in row[:-1]]) for row in rows])
-            return torch.stack([torch.stack([_bits(word) for word in row]) for row in rows])
         found = [_on_host(flat(t), FORMS[t.dtype], histogram) for t in tensors]
         matrix = torch.empty((len(found), WORDS), dtype=torch.int64)
-        matrix[:, :FLOATS] = torch.tensor([f for f, _ in found], dtype=torch.float64).view(
-            torch.int64
-        )
-        matrix[:, FLOATS] = torch.stack([c for _, c in found])
+        if found:
+            numbers = torch.tensor([row for row, _ in found], dtype=torch.float64)
+            matrix[:, :FLOATS] = numbers.view(torch.int64)
+            matrix[:, FLOATS] = torch.stack([checksum for _, checksum in found])
         return matrix
+
+
+def blind(tensors: Sequence[Tensor], histogram: bool) -> Tensor:
+    """The same for at least one tensor, without a look at any value."""
+    with torch.no_grad():
+        rows = [_on_device(flat(t), FORMS[t.dtype], histogram) for t in tensors]
+        if tensors[0].device.type == "mps":
+            return torch.stack([torch.stack([f.float() for f in row[:-1]]) for row in rows])
+        return torch.stack([torch.stack([*map(_bits, row[:-1]), row[-1]]) for row in rows])
 
 
 def nonfinite(tensors: Sequence[Tensor]) -> Tensor:
@@ -94,9 +97,9 @@ def _on_device(values: Tensor, form: Form, histogram: bool) -> list[Tensor]:
     return [*row, values.view(form.word).sum(dtype=torch.int64)]
 
 
-def _bits(word: Tensor) -> Tensor:
+def _bits(number: Tensor) -> Tensor:
     """A number as the bits of its float64."""
-    return word.to(torch.float64).view(torch.int64)
+    return number.to(torch.float64).view(torch.int64)
 
 
 def _scaled(values: Tensor) -> Tensor:

@@ -83,6 +83,6 @@ def flat(tensor: Tensor) -> Tensor:
     for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
         if size != 1:
             if stride != reach:
-                return tensor.reshape(-1)
+                return tensor.contiguous().view(-1)
             reach *= size
     return tensor.as_strided((reach,), (1,))
