@@ -123,6 +123,13 @@ def test_the_note_closes_when_the_schedule_is_back_or_a_new_attempt_begins() -> 
     assert held(again) == {}
 
 
+def test_a_schedule_of_its_own_is_no_throttle() -> None:
+    detectors = engine([COST])
+    verdicts = detectors.advance([carrier(1, throttle(40, every=10), 1)])
+    assert held(verdicts)
+    assert held(verdicts + detectors.advance([carrier(9, throttle(10, every=10), 9)])) == {}
+
+
 @pytest.mark.parametrize("stride", [None, "4", True, float("nan"), float("inf"), [4]])
 def test_a_throttle_event_of_nonsense_is_ignored(stride: Any) -> None:
     assert spoken(engine([COST]).advance([carrier(1, throttle(stride), 1)])) == {}

@@ -63,6 +63,9 @@ def main() -> None:
     parser.add_argument("--raise-at", type=int, default=-1)
     parser.add_argument("--until", type=Path, help="train on until this file exists")
     parser.add_argument("--sick-every", type=int, default=0, help="fall ill, be healed, again")
+    parser.add_argument("--bare", action="store_true", help="forget to wrap the model")
+    parser.add_argument("--flip-at", type=int, default=-1, help="one bit of one weight")
+    parser.add_argument("--flip-rank", type=int, default=0)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")):
@@ -73,7 +76,8 @@ def main() -> None:
     model: nn.Module = Wrapped(inner)
     if "WORLD_SIZE" in os.environ:
         torch.distributed.init_process_group("gloo")
-        model = nn.parallel.DistributedDataParallel(model)
+        if not arguments.bare:
+            model = nn.parallel.DistributedDataParallel(model)
     digits = load_digits()
     images = torch.tensor(digits.data, dtype=torch.float32) / 16
     labels = torch.tensor(digits.target)
@@ -105,6 +109,9 @@ def main() -> None:
             os.kill(os.getpid(), 9)
         if step == arguments.raise_at:
             raise MemoryError("out of memory: tried to allocate 80 GiB")
+        if step == arguments.flip_at and rank == arguments.flip_rank:
+            with torch.no_grad():
+                sick.weight.view(torch.int32)[3, 5] ^= 1 << 18
         batch = torch.randint(len(images), (32,), generator=generator)
         optimizer.zero_grad()
         loss = nn.functional.cross_entropy(model(images[batch]), labels[batch])

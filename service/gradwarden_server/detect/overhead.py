@@ -18,7 +18,7 @@ from gradwarden_server.model import Condition, Severity
 class Params:
     """Values and sources: alert_rules/overhead.yaml."""
 
-    stride: int
+    factor: int
 
 
 class OverheadBudgetExceeded(Detector):
@@ -39,8 +39,8 @@ class OverheadBudgetExceeded(Detector):
             return ()
         self._words = {}
         for rank, event in told:
-            stride = _number(event, "stride")
-            if stride is not None and stride >= self.params.stride:
+            stride, regular = _number(event, "stride"), _number(event, "every") or 1
+            if stride is not None and stride >= self.params.factor * regular:
                 self._words = self._say(step, rank, round(stride), event)
         return self.say("note", self._words) if self._words else self.calm()
 
