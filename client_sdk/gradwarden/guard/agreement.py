@@ -7,6 +7,8 @@ never the training.
 
 from __future__ import annotations
 
+import atexit
+import ctypes
 import os
 import time
 from collections import deque
@@ -25,11 +27,15 @@ LAG = 2
 """Steps between a word and its hearing: by then even a slow rank's backward has passed it."""
 NEVER = timedelta(days=1)
 """Of the group itself: a rank may evaluate alone for hours, and what waits is told ``timeout``."""
+PATIENCE = 60.0
+"""Seconds that all ranks have to come to ``watch(guard=)``."""
 MOST = 64
 """Checkpoints that one rank may offer for a rollback."""
 _NOTHING = -(1 << 62)
 
 _bound = 0
+_afloat: list[tuple[Any, Any]] = []
+"""Groups and their works that are not known to be done."""
 
 
 class Lost(Exception):
@@ -108,9 +114,11 @@ class Agreement:
 
     def _start(self, collective: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         try:
-            return collective(*args, group=self.group, async_op=True, **kwargs)
+            work = collective(*args, group=self.group, async_op=True, **kwargs)
         except Exception as error:  # a peer is known to be gone, or the user destroyed the groups
             raise Lost(_short(error)) from error
+        _afloat[:] = [(g, w) for g, w in _afloat if not w.is_completed()] + [(self.group, work)]
+        return work
 
     def _finish(self, work: Any) -> None:
         if work is None:
@@ -121,15 +129,27 @@ class Agreement:
             raise Lost(_short(error)) from error
 
 
-def agree(timeout: float, said: str, patience: float = 60.0) -> Agreement:
+@atexit.register
+def _leave() -> None:
+    """Let the process end although another rank never came.
+
+    The destructor of a gloo group waits for its works, so one that still has some must not be
+    destroyed: it ends with the process.
+    """
+    for group, work in _afloat:
+        if not work.is_completed():
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(group))
+
+
+def agree(timeout: float, said: str) -> Agreement:
     """The agreement of all ranks of the default process group; a collective call.
 
     ``said`` tells what this rank was asked to do; all ranks must be asked the same. Who comes
     is counted in the group's store first, so that a missing rank is a refusal, not a hang.
 
     Raises:
-        ConfigurationError: a rank is missing within ``patience`` seconds or was asked
-            otherwise, or no process group can be made; on all ranks that came.
+        ConfigurationError: a rank is missing for ``PATIENCE`` seconds or was asked otherwise,
+            or no process group can be made; on all ranks that came.
     """
     if not (dist.is_available() and dist.is_initialized()):
         return Agreement()
@@ -138,7 +158,7 @@ def agree(timeout: float, said: str, patience: float = 60.0) -> Agreement:
         return Agreement()
     if not dist.is_gloo_available():
         raise ConfigurationError("guard: several ranks need torch's gloo backend, not built here")
-    _gather(rank, world, said, patience)
+    _gather(rank, world, said)
     try:
         group = dist.new_group(backend="gloo", timeout=NEVER)
     except Exception as error:
@@ -146,7 +166,7 @@ def agree(timeout: float, said: str, patience: float = 60.0) -> Agreement:
     return Agreement(rank, world, group, timeout)
 
 
-def _gather(rank: int, world: int, said: str, patience: float) -> None:
+def _gather(rank: int, world: int, said: str) -> None:
     global _bound
     try:
         from torch.distributed.distributed_c10d import _get_default_store
@@ -156,7 +176,7 @@ def _gather(rank: int, world: int, said: str, patience: float) -> None:
     restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     key = f"gradwarden/guard/{restart}/{_bound}"
     _bound += 1
-    deadline = time.monotonic() + patience
+    deadline = time.monotonic() + PATIENCE
     if rank == 0:
         store.set(key, said)
     if _until(lambda: store.check([key]), deadline):
@@ -168,7 +188,7 @@ def _gather(rank: int, world: int, said: str, patience: float) -> None:
                 raise ConfigurationError("guard: ranks were given different guards: give the same")
             return
     raise ConfigurationError(
-        f"guard: not all {world} ranks came within {patience:.0f} s: "
+        f"guard: not all {world} ranks came within {PATIENCE:.0f} s: "
         "call watch(guard=) on every rank, or on none"
     )
 

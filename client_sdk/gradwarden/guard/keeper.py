@@ -276,15 +276,15 @@ class Keeper:
         elif act is Act.OFF:
             self._turn_off(reason, aloud)
         else:
-            self._roll_back(reason, aloud)
+            self._roll_back(step, reason, aloud)
         return True
 
     def _halt(self, reason: str, aloud: bool = True) -> None:
         self._halted = reason
         self._tell("halt", reason, self._step, aloud)
 
-    def _roll_back(self, reason: str, aloud: bool) -> None:
-        entry, fault = self._shelf.restore(self._agreement)
+    def _roll_back(self, found: int, reason: str, aloud: bool) -> None:
+        entry, fault = self._shelf.restore(found, self._agreement)
         if entry is None:
             self._halt(f"{reason}; {fault}", aloud)
             return

@@ -56,16 +56,17 @@ class Shelf:
         for old in self._ledger.superfluous(self._guard.keep):
             self._throw_away(old)
 
-    def restore(self, agreement: Agreement) -> tuple[Saved | None, str]:
+    def restore(self, before: int, agreement: Agreement) -> tuple[Saved | None, str]:
         """Restore the newest checkpoint that is healthy on all ranks, and which, or why not.
 
-        A file whose checksum differs on any rank is refused on all; the next older healthy
-        one is taken.
+        Only one of a step ``before`` the finding: ranks act two steps after it, and what was
+        saved meanwhile may carry it. A file whose checksum differs on any rank is refused on
+        all; the next older healthy one is taken.
         """
         assert self._guard.restore is not None
         for thread in self._threads:
             thread.join(self._guard.timeout)
-        held = {h.step: h for h in reversed(self._ledger.healthy()) if h.ours}
+        held = {h.step: h for h in reversed(self._ledger.healthy()) if h.ours and h.step < before}
         for step in agreement.common(list(held)):
             entry = held[step]
             sound = self._sound(entry)
