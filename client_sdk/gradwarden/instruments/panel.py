@@ -13,6 +13,7 @@ from gradwarden.frames import FrameBook
 from gradwarden.instruments import Instrument
 from gradwarden.instruments.activations import Activations
 from gradwarden.instruments.anatomy import Anatomy
+from gradwarden.instruments.communication import Communication
 from gradwarden.instruments.modes import EvalMode
 from gradwarden.instruments.spans import Spans
 from gradwarden.schedule import Schedule
@@ -40,7 +41,8 @@ class Panel:
         self.anatomy = Anatomy(model, book, faults)
         spans = Spans(settings.spans, lambda: book.step_now, describe, faults)
         self.anatomy.on_step = spans.hear
-        self._all: list[Instrument] = [self.anatomy, spans, EvalMode(model, book)]
+        communication = Communication(model, settings.comm, book, faults)
+        self._all: list[Instrument] = [self.anatomy, spans, EvalMode(model, book), communication]
         if settings.activations:
 
             def captures() -> bool:
