@@ -182,6 +182,13 @@ class Collector:
                 self._idle.append(slot)
 
 
+def send(values: Tensor, device: torch.device) -> Tensor:
+    """A copy of a small host tensor on a device, in its stream's order and never waited for."""
+    if device.type != "cuda":
+        return values.to(device)
+    return values.pin_memory().to(device, non_blocking=True)  # torch keeps it until it is read
+
+
 def done(event: Any) -> bool:
     """Whether a CUDA event has happened; no graph capture minds the question."""
     with relaxed():

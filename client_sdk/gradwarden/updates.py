@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from gradwarden.collect import send
+
 SAMPLE = 1024
 """Elements of each weight that are compared: a norm's ratio is then within a few percent, and
 exact for weights that are not larger."""
@@ -23,7 +25,7 @@ class Move:
 
     def ratios(self) -> Tensor:
         """[n] float32: ||after - before|| / ||before|| of each weight; NaN where it was zero."""
-        ends = torch.tensor(self.sizes, device=self.before.device)
+        ends = send(torch.tensor(self.sizes, device="cpu"), self.before.device)
         owner = torch.repeat_interleave(ends, output_size=len(self.before))
         zeros = torch.zeros((2, len(self.sizes)), device=self.before.device)
         squares = torch.stack([(self.after - self.before).square_(), self.before.square()])

@@ -54,7 +54,7 @@ class Elapsed(Pending):
     __slots__ = ("_first", "_last")
 
     def __init__(self, first: Any, last: Any) -> None:
-        super().__init__(torch.empty(0))
+        super().__init__(torch.empty(0, device="cpu"))
         self._first, self._last = first, last
 
     @property
@@ -70,7 +70,7 @@ class Elapsed(Pending):
         if self._tensor.numel() == 0:
             with relaxed():
                 milliseconds = self._first.elapsed_time(self._last)
-            self._tensor = torch.tensor([milliseconds / 1e3], dtype=torch.float64)
+            self._tensor = torch.tensor([milliseconds / 1e3], dtype=torch.float64, device="cpu")
         return self._tensor
 
     def take(self) -> Tensor:

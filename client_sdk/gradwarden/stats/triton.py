@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradwarden.collect import relaxed
+from gradwarden.collect import relaxed, send
 from gradwarden.stats import plain
 from gradwarden.stats.tensors import WORDS, flat
 
@@ -132,41 +132,40 @@ class _Group:
         counts = [-(-(size + extra) // chunk) if size else 0 for size in sizes]
         firsts = [0, *accumulate(counts)][:-1]
         table = list(zip(sizes, index, firsts, counts, strict=True))
-        chunk_of = torch.repeat_interleave(torch.tensor(counts))
+        chunk_of = torch.repeat_interleave(_host(counts)).to(torch.int32)
         self._chunks = sum(counts)
-        self._tensors = _send(torch.tensor(table, dtype=torch.int64), device)
-        self._chunk_of = _send(chunk_of.to(torch.int32), device)
-        self._pointers = torch.empty(len(index), dtype=torch.int64, device=device)
+        self._tensors, self._chunk_of = send(_host(table), device), send(chunk_of, device)
+        self._pointers: Tensor | None = None
         self._addresses: list[int] = []
         self._partials: Tensor | None = None
 
     def measure(self, held: list[Tensor], out: Tensor, histogram: bool) -> None:
         """Write the rows of these tensors."""
-        self._point(held)
         if self._partials is None:
             size = max(1, self._chunks) * int(self._kernels.WORDS)
             self._partials = torch.empty(size, dtype=torch.int64, device=out.device)
-        tables, partials = (self._tensors, self._pointers, self._chunk_of), self._partials
+        pointers, partials = self._point(held, out.device), self._partials
         options = {"HIST": histogram, **_OPTIONS}
         if self._chunks:
             launch = self._kernels.chunk_stats[(self._chunks,)]
+            tables = (self._tensors, pointers, self._chunk_of)
             launch(*tables, partials, KIND=self._kind, **options)
         launch = self._kernels.join_chunks[(len(self._index),)]
         launch(self._tensors, partials, out, BLOCK=_BLOCK, **options)
 
     def flag(self, held: list[Tensor], flag: Tensor) -> None:
         """Write 1.0 if any value is not finite."""
-        self._point(held)
         if self._chunks:
+            pointers = self._point(held, flag.device)
             launch = self._kernels.chunk_flag[(self._chunks,)]
-            launch(self._tensors, self._pointers, self._chunk_of, flag, KIND=self._kind, **_OPTIONS)
+            launch(self._tensors, pointers, self._chunk_of, flag, KIND=self._kind, **_OPTIONS)
 
-    def _point(self, held: list[Tensor]) -> None:
+    def _point(self, held: list[Tensor], device: torch.device) -> Tensor:
+        """The tensors' addresses on the device, sent again only when one of them moved."""
         addresses = [held[i].data_ptr() for i in self._index]
-        if addresses != self._addresses:
-            self._addresses = []  # should the copy fail, the next one is not spared
-            self._pointers.copy_(_pinned(torch.tensor(addresses, dtype=torch.int64), held[0]), True)
-            self._addresses = addresses
+        if self._pointers is None or addresses != self._addresses:
+            self._pointers, self._addresses = send(_host(addresses), device), addresses
+        return self._pointers
 
 
 class _Table:
@@ -179,7 +178,7 @@ class _Table:
             _Group(kind, [i for i, k in enumerate(kinds) if k == kind], held, device)
             for kind in ready
         ]
-        self.rest = _send(torch.tensor(self.others), device) if self.others else None
+        self.rest = send(_host(self.others), device) if self.others else None
 
 
 def _table(held: list[Tensor], device: torch.device) -> _Table:
@@ -202,15 +201,9 @@ def _on(device: torch.device) -> AbstractContextManager[Any]:
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
-def _send(values: Tensor, device: torch.device) -> Tensor:
-    """A copy on the device, in its stream's order."""
-    sent = torch.empty_like(values, device=device)
-    return sent.copy_(_pinned(values, sent), non_blocking=True)
-
-
-def _pinned(values: Tensor, target: Tensor) -> Tensor:
-    """Host memory that a copy to the target need not wait for; torch keeps it until it is read."""
-    return values.pin_memory() if target.is_cuda else values
+def _host(values: Sequence[Any], dtype: torch.dtype = torch.int64) -> Tensor:
+    """Numbers as a tensor of the host, whatever the default device is."""
+    return torch.tensor(values, dtype=dtype, device="cpu")
 
 
 @cache
