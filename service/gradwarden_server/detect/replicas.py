@@ -91,21 +91,26 @@ def compare(step: Step) -> list[Compared]:
 
 
 def _compare(cell: Cell, held: Mapping[int, RankStep]) -> Compared | None:
-    roots = [np.frombuffer(said.roots, "<u8") for said in held.values()]
-    size = roots[0].size
-    if not size or size % ROOT_WORDS or any(root.size != size for root in roots):
-        return None  # throttled on some ranks, or a frame was lost
     ranks = tuple(held)
-    frames = np.stack(roots).reshape(len(ranks), -1, ROOT_WORDS)
+    said = {rank.roots for rank in held.values()}
+    sizes = {len(roots) for roots in said}
+    if len(sizes) > 1 or not (size := sizes.pop()) or size % (8 * ROOT_WORDS):
+        return None  # throttled on some ranks, or a frame was lost
+    # Almost always all say the same, so that a thousand ranks cost what two do.
+    spoken = said if len(said) == 1 else [rank.roots for rank in held.values()]
+    words = np.stack([np.frombuffer(roots, "<u8") for roots in spoken])
+    frames = words.reshape(len(words), -1, ROOT_WORDS)
     slices = np.unique(frames[:, :, 0])
-    total = frames[:, :, 1:].sum(axis=1, dtype=np.uint64)  # several optimizers: several frames
     whole = slices.size == 1 and slices[0] < SLICES
+    # Several optimizers bring several frames a step.
+    total = frames[:, :, 1:].sum(axis=1, dtype=np.uint64)
+    table = np.broadcast_to(total, (len(ranks), 2 * SLICES))
     return Compared(
         cell=cell,
         ranks=ranks,
-        gradients=Words(ranks, total[:, :SLICES]),
+        gradients=Words(ranks, table[:, :SLICES]),
         slice=int(slices[0]) if whole else None,
-        weights=Words(ranks, total[:, SLICES:]),
+        weights=Words(ranks, table[:, SLICES:]),
         full=_full(held),
     )
 
