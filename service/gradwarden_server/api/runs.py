@@ -185,6 +185,8 @@ def describe(kind: str, data: Mapping[str, Any]) -> str:
             words = f"{name} = {value}"
         case (("skip" | "dropped"), {"reason": reason}):
             words = f"{data['frames']} frames: {reason}" if "frames" in data else str(reason)
+        case "local_nonfinite", {"parameters": [*names]}:
+            words = f"its own gradients were non-finite: {', '.join(map(str, names[:5]))}"
         case "phase", {"name": name, "seconds": seconds}:
             words = f"{name}: {seconds} s"
         case _:
