@@ -16,15 +16,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from typing import Any
-
-os.environ.setdefault("GRADWARDEN_SPOOL", tempfile.mkdtemp(prefix="gradwarden-bench-"))
 
 DEVICE = "cuda"
 GOALS = {"share_of_copy": 0.8, "ratio_to_foreach_norm": 1.15}
@@ -235,13 +232,15 @@ def _training(steps: int, pairs: int, figures: dict[str, Any], met: dict[str, bo
         step()
     alone = _waits(step, 5)  # the loop itself must not wait, else nothing is told
     plain = [_wall(step) for _ in range(pairs)]
-    monitor = gradwarden.watch(model, optimizer)
+    spool = tempfile.TemporaryDirectory(prefix="gradwarden-bench-")
+    monitor = gradwarden.watch(model, optimizer, spool=spool.name)
     for _ in range(5):
         step()
     waited = alone or _waits(step, steps)
     watched = [_wall(step) for _ in range(pairs)]
     health = monitor.health()
     monitor.finish()
+    spool.cleanup()
     figures["steps_without_a_wait"] = steps if waited is None else waited
     figures["step_ms"] = round(1e3 * statistics.median(plain), 3)
     figures["watched_step_ms"] = round(1e3 * statistics.median(watched), 3)

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
 from importlib.util import find_spec
+from typing import Any
 
 import pytest
 import torch
@@ -256,6 +257,59 @@ def test_kernels_compile_and_read_sixteen_bytes_at_a_time(
         wide = re.findall(r"ld\.global\S*\.v4\.[bu]32", found[name])
         assert len(wide) >= (8 if kind == 0 else 4), name  # a tile, 32 values a thread
         assert "atom" not in found[name]
+
+
+def launched() -> tuple[int, int, int]:
+    """How many kernels the background compiles, how many there are after launches, and those."""
+    import triton.runtime
+    from triton.backends.compiler import GPUTarget
+
+    from gradwarden.stats import triton as engine
+    from gradwarden.stats import triton_kernels as kernels
+
+    class Driver:
+        """Says which device there would be."""
+
+        def get_current_target(self) -> GPUTarget:
+            return GPUTarget("cuda", 90, 32)
+
+        def get_current_device(self) -> int:
+            return 0
+
+        def get_current_stream(self, device: int) -> int:
+            return 0
+
+    triton.runtime.driver.set_active(Driver())
+    for kind in range(3):
+        for kernel, types, constants in engine._variants(kernels, kind):
+            kernel.warmup(*types, grid=(1,), **constants, **engine._OPTIONS)
+    every = (kernels.chunk_stats, kernels.join_chunks, kernels.chunk_flag)
+    launches = []
+
+    def all_but_launch(kernel: Any) -> None:
+        run = kernel.run
+
+        def compiled_only(*arguments: Any, warmup: bool, **options: Any) -> Any:
+            launches.append(kernel)
+            return run(*arguments, warmup=True, **options)
+
+        kernel.run = compiled_only
+
+    for kernel in every:
+        all_but_launch(kernel)
+    before = sum(len(k.device_caches[0][0]) for k in every)
+    for dtype in DTYPES:
+        for size in (1, 16, 50, 28_672, 65_536):  # sizes that Triton likes to tell apart
+            tensors = [torch.ones(size, dtype=dtype), torch.ones(size * 2, dtype=dtype)[1:]]
+            for histogram in (True, False):
+                engine.measure(tensors, histogram)
+            engine.nonfinite(tensors)
+    return before, sum(len(k.device_caches[0][0]) for k in every), len(launches)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a CUDA device")
+def test_what_the_background_compiles_is_all_that_launches_need(ordinary: Executor) -> None:
+    assert ordinary.submit(launched).result() == (11, 11, 3 * 5 * 5)
 
 
 # -- on a GPU -----------------------------------------------------------------------------

@@ -7,12 +7,14 @@ measured stay on the device; only addresses that changed are sent again.
 
 from __future__ import annotations
 
+import atexit
 import importlib
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from itertools import accumulate
 from typing import Any
@@ -32,7 +34,8 @@ _MOST = 64
 _BLOCK = 256
 _OPTIONS = {"num_warps": 4, "enable_fp_fusion": True}
 
-_lock = threading.RLock()
+_lock, _compiling = threading.RLock(), threading.Lock()
+_ending = threading.Event()
 _states: dict[tuple[torch.device, int], bool] = {}
 """Whether the kernels of a device and type are there; False while they are being compiled."""
 _tables: OrderedDict[Any, _Table] = OrderedDict()
@@ -48,7 +51,10 @@ def describe() -> str:
     """``triton 3.9.0``, or ``torch`` and why."""
     if _failure is not None or not _installed():
         return f"torch ({_failure or 'triton is not installed'})"
-    return f"triton {importlib.import_module('triton').__version__}"
+    try:
+        return f"triton {version('triton')}"
+    except PackageNotFoundError:  # a build under another name
+        return "triton"
 
 
 def prepare(device: torch.device, dtype: torch.dtype) -> bool:
@@ -232,26 +238,33 @@ def _ready(device: torch.device, kind: int) -> bool:
 
 def _compile(device: torch.device, kind: int) -> None:
     """Compile and load every variant, so that no launch has to."""
-    wide, chunk_of = torch.int64, torch.int32
     try:
-        kernels = _kernels()
-        with _on(device), relaxed():
-            made = [kernels.chunk_flag.warmup(wide, wide, chunk_of, torch.float32, **_one(kind))]
-            for histogram in (False, True):
-                options = {"HIST": histogram, "grid": (1,), **_OPTIONS}
-                chunks = (wide, wide, chunk_of, wide)
-                made.append(kernels.chunk_stats.warmup(*chunks, KIND=kind, **options))
-                joined = (wide, wide, wide)
-                made.append(kernels.join_chunks.warmup(*joined, BLOCK=_BLOCK, **options))
-            for kernel in made:
-                kernel.run  # noqa: B018 - loads it
+        with _compiling, _on(device), relaxed():
+            for variant, arguments, options in _variants(_kernels(), kind):
+                if _ending.is_set():
+                    return
+                variant.warmup(*arguments, grid=(1,), **options, **_OPTIONS).run  # noqa: B018 - loads
         _states[device, kind] = True
     except Exception as error:
         _fail(f"{type(error).__name__}: {error}")
 
 
-def _one(kind: int) -> dict[str, Any]:
-    return {"KIND": kind, "grid": (1,), **_OPTIONS}
+def _variants(kernels: Any, kind: int) -> Iterator[tuple[Any, tuple[torch.dtype, ...], Any]]:
+    """Each kernel with the types of its tensors and its constants."""
+    tables = (torch.int64, torch.int64, torch.int32)
+    for histogram in (False, True):
+        options = {"HIST": histogram}
+        yield kernels.chunk_stats, (*tables, torch.int64), {"KIND": kind, **options}
+        yield kernels.join_chunks, (torch.int64,) * 3, {"BLOCK": _BLOCK, **options}
+    yield kernels.chunk_flag, (*tables, torch.float32), {"KIND": kind}
+
+
+@atexit.register
+def _end() -> None:
+    """Let a compilation end: a thread must not be inside the compiler when Python goes."""
+    _ending.set()
+    with _compiling:
+        pass
 
 
 def _fail(reason: str) -> None:
