@@ -565,3 +565,17 @@ def test_a_checkpoint_is_healthy_when_verified_finite_and_clean_long_enough() ->
     assert ledger.last_healthy() is found
     ledger.step_ended(False)  # what is proven stays so
     assert ledger.last_healthy() is found
+
+
+def test_the_document_shows_what_happens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (Path(__file__).resolve().parents[2] / "docs" / "guard.md").read_text()
+    code = text.split("```python\n")[1].split("```")[0]
+    monkeypatch.chdir(tmp_path)
+    told: dict[str, Any] = {}
+    exec(compile(code, "guard.md", "exec"), told)
+    printed = text.split("prints one line, `")[1].split("`")[0].replace("\n", " ")
+    assert f"gradwarden: {printed}\n" in capsys.readouterr().err
+    assert all(torch.isfinite(p).all() for p in told["model"].parameters())
+    assert told["step"] == 59

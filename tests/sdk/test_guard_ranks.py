@@ -168,8 +168,8 @@ def check_trials(world: int, tmp_path: Path, seed: int, count: int, seconds: flo
         else:
             assert stopped is None, trial
             [[action, step, to]] = acts
-            # Saved after 2, 5, 8, ...; two clean steps later it is healthy.
-            assert (action, step, to) == ("rollback", at + 2, (at - 3) // 3 * 3 + 2), trial
+            # Saved after 2, 5, 8, ...; healthy with two clean steps behind it before `at`.
+            assert (action, step, to) == ("rollback", at + 2, (at - 5) // 3 * 3 + 2), trial
 
 
 @pytest.mark.parametrize("world", [2, 4])

@@ -230,17 +230,15 @@ class Keeper:
                 self._found()
                 if self._guard.on_nonfinite == "skip_step":
                     self._tell("skip_step", f"a gradient was NaN or Inf before {step}", step, True)
-        own, self._own = self._word(), QUIET
-        self._ledger.step_ended(own.act is Act.NONE)
         talk = self._agreement
         if talk.alone:
-            talk.say(step, own)
+            talk.say(step, self._word())
         heard = talk.hear()
         if heard is not None and self._act(*heard):
             talk.void()
             return
         if not talk.alone:
-            talk.say(step, own)
+            talk.say(step, self._word())
         if self._guard.on_nonfinite == "rollback":
             self._save_in_turn(step)
 
@@ -253,10 +251,15 @@ class Keeper:
             self._shelf.save(step, first)
 
     def _word(self) -> Word:
+        """This rank's last word on the step that ends."""
         rank = self._agreement.rank
+        word, self._own = self._own, QUIET
         if self._asked:
-            return Word(Act.HALT, Cause.REQUESTED, rank)
-        return Word(Act.OFF, Cause.FAULT, rank) if self._broken else self._own
+            word = Word(Act.HALT, Cause.REQUESTED, rank)
+        elif self._broken:
+            word = Word(Act.OFF, Cause.FAULT, rank)
+        self._ledger.step_ended(word.act is Act.NONE)
+        return word
 
     # -- actions --------------------------------------------------------------------------
 
