@@ -143,6 +143,12 @@ CASES = [
         {"rank": "2", "summary": "from those of 2 replicas"},
     ),
     Case(
+        "a rank whose capture fails for good blinds the others for fifty steps, no more",
+        Fleet(weights={(2, ROW): since(200)}, captured=lambda rank, step: rank != 1 or step < 130),
+        {(MISMATCH, "ticket"): 213, (MISMATCH, "page"): 229},
+        {"rank": "2", "summary": "from those of 2 replicas"},
+    ),
+    Case(
         "weights of different slices are not compared",
         Fleet(slices=lambda rank, step: (step + (rank if step > 200 else 0)) % 16),
     ),

@@ -63,10 +63,12 @@ class Track:
 
 @dataclass(slots=True)
 class Memory:
-    """One cell. The signs are numbers of comparisons, ``asked`` is that of the last request."""
+    """One cell. The signs are numbers of comparisons, ``asked`` is that of the last request;
+    ``missed`` counts captured steps since all that reported one had captured it."""
 
     layout: str = ""
     compared: int = 0
+    missed: int = 0
     asked: int | None = None
     gradient_signs: list[int] = field(default_factory=list)
     weight_signs: list[int] = field(default_factory=list)
@@ -136,14 +138,14 @@ class Memory:
         """All that :meth:`restored` needs."""
         tracks = [[t.seen, t.row, t.last, t.armed] for t in (self.gradients, self.weights)]
         signs = [self.gradient_signs, self.weight_signs]
-        return [self.layout, self.compared, self.asked, *signs, *tracks]
+        return [self.layout, self.compared, self.missed, self.asked, *signs, *tracks]
 
     @classmethod
     def restored(cls, state: list[Any]) -> Memory:
         """The memory that :meth:`state` was taken of."""
-        layout, compared, asked, gradient_signs, weight_signs, gradients, weights = state
+        layout, compared, missed, asked, *signs, gradients, weights = state
         tracks = Track(*gradients), Track(*weights)
-        return cls(layout, compared, asked, gradient_signs, weight_signs, *tracks)
+        return cls(layout, compared, missed, asked, signs[0], signs[1], *tracks)
 
 
 def _rows(flags: Flags) -> tuple[int, ...]:

@@ -71,7 +71,7 @@ class ReplicaMismatch(Detector):
         if ctx.groups:
             self._most_ranks = max(self._most_ranks, *map(len, cells(step).values()))
         signs = calm = False
-        for one in compare(step):
+        for one in compare(step, self._uneven(step)):
             found = self._look(one, step, ctx)
             signs, calm = signs or found, True
         if calm and not signs:
@@ -82,6 +82,15 @@ class ReplicaMismatch(Detector):
 
     def requests(self) -> Sequence[Request]:
         return self._requests
+
+    def _uneven(self, step: Step) -> set[Cell]:
+        """Cells of which, for long, some rank reports steps and captures none of them."""
+        for cell, ranks in cells(step).items():
+            captured = [bool(said.roots) for said in ranks.values()]
+            held = self._cells.get(cell)
+            if held is not None and any(captured):
+                held.missed = 0 if all(captured) else held.missed + 1
+        return {c for c, held in self._cells.items() if held.missed > self.params.armed_steps}
 
     def _look(self, one: Compared, step: Step, ctx: RunContext) -> bool:
         p = self.params

@@ -2,13 +2,14 @@
 
 Ranks of one cell (group, shard) hold the same values, so their checksums are equal to the bit;
 ranks of different cells are never compared. A step counts where every rank of the cell that
-reported it also captured it, and where nothing is non-finite: a NaN has many bit patterns,
-and which one an all-reduce leaves behind may depend on the order of its operands.
+reported it also captured it (see :func:`compare` for the exception), and where nothing is
+non-finite: a NaN has many bit patterns, and which one an all-reduce leaves behind may depend on
+the order of its operands.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -82,12 +83,21 @@ def cells(step: Step) -> dict[Cell, dict[int, RankStep]]:
     return found
 
 
-def compare(step: Step) -> list[Compared]:
-    """Every cell of which at least two ranks can be compared at this step."""
+def compare(step: Step, among_some: Collection[Cell] = ()) -> list[Compared]:
+    """Every cell of which at least two ranks can be compared at this step.
+
+    Of the cells ``among_some`` those ranks are compared that captured the step, whoever else
+    reported it: a rank whose capture failed for good must not blind the others.
+    """
     if any(said.bad_gradient or said.bad_loss for said in step.ranks.values()):
         return []
-    compared = (_compare(cell, ranks) for cell, ranks in cells(step).items() if len(ranks) > 1)
-    return [one for one in compared if one is not None]
+    found = []
+    for cell, ranks in cells(step).items():
+        held = {r: said for r, said in ranks.items() if said.roots or cell not in among_some}
+        one = _compare(cell, held) if len(held) > 1 else None
+        if one is not None:
+            found.append(one)
+    return found
 
 
 def _compare(cell: Cell, held: Mapping[int, RankStep]) -> Compared | None:
