@@ -1,4 +1,4 @@
-"""Memory, utilisation and power of a GPU; what NVML says comes from a small real library.
+"""Memory, utilisation, power and time of a GPU; what NVML says comes from a small real library.
 
 The stand-in is compiled here under NVML's own name, with its functions' names and signatures,
 so that the binding is the one that a driver meets.
@@ -19,6 +19,8 @@ from typing import Any
 import pytest
 import torch
 
+from gradwarden.collect import Pending
+from gradwarden.instruments.clock import Clock, Mark, seconds
 from gradwarden.instruments.gpu import Gpu, device_facts
 from gradwarden.instruments.nvml import Device, NvmlError, Sample, Sampler
 from tests.needs import missing
@@ -231,3 +233,57 @@ def test_on_a_gpu_memory_is_told_and_matches_torch() -> None:
     facts = device_facts(torch.device("cuda", 0))
     assert facts["name"] == torch.cuda.get_device_name(0)
     assert facts["index"] == 0
+
+
+# -- the clock of phases ------------------------------------------------------------------
+
+
+class Moment:
+    """A CUDA event: it happens when the test says so."""
+
+    def __init__(self, milliseconds: float) -> None:
+        self.at, self.happened = milliseconds, False
+
+    def query(self) -> bool:
+        return self.happened
+
+    def elapsed_time(self, later: Moment) -> float:
+        assert self.happened
+        assert later.happened, "torch raises here"
+        return later.at - self.at
+
+
+def test_a_host_clock_answers_at_once() -> None:
+    clock = Clock(torch.device("cpu"))
+    first = clock.mark()
+    last = clock.mark()
+    assert seconds(first, last) == last.at - first.at
+    assert last.at >= first.at
+
+
+def test_time_between_events_is_known_when_the_later_one_happened() -> None:
+    first, last = Mark(Moment(2.0)), Mark(Moment(14.5))
+    elapsed = seconds(first, last)
+    assert isinstance(elapsed, Pending)
+    assert not elapsed.at_hand
+    assert not elapsed.ready
+    first.event.happened = True
+    assert not elapsed.ready
+    last.event.happened = True
+    assert elapsed.ready
+    assert elapsed.peek().tolist() == [0.0125]
+    assert elapsed.take().tolist() == [0.0125]
+
+
+@on_gpu
+def test_on_a_gpu_the_clock_tells_what_the_device_took() -> None:
+    clock = Clock(torch.device("cuda", 0))
+    first = clock.mark()
+    torch.cuda._sleep(20_000_000)  # ten milliseconds at two gigahertz
+    last = clock.mark()
+    elapsed = seconds(first, last)
+    assert isinstance(elapsed, Pending)
+    torch.cuda.synchronize()
+    assert elapsed.ready
+    assert 0.002 < float(elapsed.take()) < 1.0
+    assert last.at - first.at < float(elapsed.take())  # and the host did not wait for it

@@ -43,11 +43,12 @@ def nonfinite(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def describe(device: torch.device | None = None) -> str:
-    """The engine for tensors of a device (the host unless given): "native avx2", "torch"..."""
-    engine = _engine(device)
-    if engine is native:
-        return native.describe()
-    return "torch" if engine is plain else "triton"
+    """The engine for tensors of a device (the host unless given), with why it is no kernel:
+    "native avx2", "triton 3.9.0", "torch (triton is not installed)"."""
+    triton = _triton() if device is not None and device.type == "cuda" else None
+    if triton is not None:
+        return str(triton.describe())
+    return native.describe() if _engine(device) is native else "torch"
 
 
 def _engine(device: torch.device | None) -> Any:
