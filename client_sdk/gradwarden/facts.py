@@ -6,6 +6,7 @@ import getpass
 import os
 import re
 import socket
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ def start_record(
     started_ns: int,
 ) -> dict[str, Any]:
     """The body of ``POST /v1/start``."""
+    tracked = _tracked()
     return {
         "run": identity.run,
         "attempt": identity.attempt_after(rollback),
@@ -46,22 +48,34 @@ def start_record(
         "parent": identity.attempt_after(rollback - 1) if rollback else None,
         "started_ns": started_ns,
         "takeover": False,
-        "name": settings.name,
+        "name": settings.name or tracked.get("name"),
         "training_job": settings.training_job or os.environ.get("SLURM_JOB_NAME"),
         "model": model,
         "dataset": settings.dataset,
         "cluster": settings.cluster or os.environ.get("SLURM_CLUSTER_NAME"),
         "queue": settings.queue or os.environ.get("SLURM_JOB_PARTITION"),
-        "owner": settings.owner or _user(),
+        "owner": settings.owner or tracked.get("owner") or _user(),
         "team": settings.team,
         "environment": settings.environment,
         "git_commit": git_commit(Path.cwd()),
-        "config": dict(settings.config or {}),
+        "config": {**tracked.get("config", {}), **(settings.config or {})},
         "page": settings.page,
         "cost_per_hour": settings.cost_per_hour,
         "target_loss": settings.target_loss,
         "place": where(),
     }
+
+
+def _tracked() -> dict[str, Any]:
+    """Name, owner and address of this process's live W&B run, which is never imported here."""
+    run = getattr(sys.modules.get("wandb"), "run", None)
+    if run is None:
+        return {}
+    try:
+        address = run.url or f"offline run {run.id}"
+        return {"name": run.name, "owner": run.entity, "config": {"wandb": address}}
+    except Exception:  # somebody else's object
+        return {}
 
 
 def where() -> dict[str, Any]:

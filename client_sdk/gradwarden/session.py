@@ -76,6 +76,7 @@ class Session:
         self._cadence = Cadence(self._watcher, self._book, self._panel, self._faults, self._event)
         self._resolver = Resolver(settings.run, settings.group, number)
         self._voice = Voice(settings, self._faults, lambda: self.identity, self._reached)
+        self.companions = self._voice.companions
         self._spool = Spool(
             settings.spool_root, f"{os.getpid()}.{ulid()}", self._losses, settings.spool_bytes
         )
@@ -275,6 +276,7 @@ class Session:
         self._event({"kind": "finish", "status": status, **details})
         self._book.close()
         self._pump.stop(max(deadline - left / 4, time.monotonic() + SEALING))
+        self._voice.part(status, self._losses, deadline - left / 4)
         self._sender.stop(deadline)
         self._voice.wait(deadline)
         self._voice.report(self._losses, self._spool)

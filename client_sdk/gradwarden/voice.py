@@ -7,8 +7,8 @@ import threading
 import time
 import urllib.request
 from collections import deque
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 
 from gradwarden import coverage, wire
 from gradwarden.errors import Faults, say
@@ -17,6 +17,16 @@ from gradwarden.outbox import Losses
 from gradwarden.settings import Settings
 from gradwarden.spool import Spool
 from gradwarden.tripwires import Finding, Tripwires, table
+
+
+class Companion(Protocol):
+    """Somebody else's tracker that is told what we hear."""
+
+    def hear(self, frame: wire.Frame, layout: wire.Layout | None) -> None:
+        """Take one frame, on the pump's thread; must not wait."""
+
+    def ended(self, status: str, numbers: Mapping[str, float], text: str, deadline: float) -> None:
+        """The run is over; wait for the tracker until the monotonic ``deadline`` at most."""
 
 
 class Voice:
@@ -33,6 +43,7 @@ class Voice:
         self._reached = reached
         self.hooks: tuple[str, ...] = ()
         """What was found to listen to when this run's watch began."""
+        self.companions: list[Companion] = []
         self._tripwires = Tripwires()
         self._scalars: set[str] = set()
         self._costs: deque[float] = deque(maxlen=256)
@@ -53,6 +64,16 @@ class Voice:
             self._speak(finding)
         if before < coverage.AT_STEP <= self._tripwires.steps and layout is not None:
             self._cover(layout)
+        for companion in self.companions:
+            self._faults.quiet("companion", companion.hear, frame, layout)
+
+    def part(self, status: str, losses: Losses, deadline: float) -> None:
+        """Tell the companions how the run ended and what was found."""
+        found = self._tripwires
+        numbers = {"steps": found.steps, "skipped": found.skipped, "frames_lost": losses.total}
+        text = "\n".join([f.text for f in found.findings] + table(found, losses.total))
+        for companion in self.companions:
+            self._faults.quiet("companion", companion.ended, status, numbers, text, deadline)
 
     def wait(self, deadline: float) -> None:
         """Let posts under way finish, until the monotonic deadline."""

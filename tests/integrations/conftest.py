@@ -51,18 +51,22 @@ def options(service: FakeService, tmp_path: Path) -> dict[str, Any]:
 
 
 def matrices(service: FakeService) -> Matrices:
-    """Step -> parameter -> quantity -> value, of every captured step; two of one step fail."""
+    """Step -> parameter -> quantity -> value, of every captured step.
+
+    A step may come in pieces, one for each optimizer; a parameter that comes twice fails.
+    """
     found: Matrices = {}
     for batch in service.batches:
         for frame in batch.frames:
             if frame.values:
-                assert frame.step not in found, f"step {frame.step} has two matrices"
                 names = [p.name for p in service.layouts[batch.layout].parameters]
                 rows = struct.iter_unpack(f"<{len(batch.quantities)}f", frame.values)
-                found[frame.step] = {
-                    name: dict(zip(batch.quantities, row, strict=True))
-                    for name, row in zip(names, rows, strict=True)
-                }
+                for name, row in zip(names, rows, strict=True):
+                    values = dict(zip(batch.quantities, row, strict=True))
+                    if not math.isnan(values["nan"]):
+                        matrix = found.setdefault(frame.step, {})
+                        assert name not in matrix, f"step {frame.step} has {name} twice"
+                        matrix[name] = values
     return found
 
 

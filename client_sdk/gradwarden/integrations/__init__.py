@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from gradwarden.attach import Monitor
 from gradwarden.errors import Faults
 from gradwarden.owner import inner
+from gradwarden.settings import Settings
 
 P = ParamSpec("P")
 _faults = Faults()
@@ -30,6 +31,15 @@ def guarded(hook: Callable[P, None]) -> Callable[P, None]:
         _faults.quiet(hook.__qualname__, hook, *args, **kwargs)
 
     return quiet
+
+
+def check(options: Mapping[str, Any]) -> None:
+    """Refuse options that ``watch`` would refuse, where a person can still see it.
+
+    Raises:
+        ConfigurationError: an option is unusable.
+    """
+    Settings.resolve(**{k: v for k, v in options.items() if k != "guard"})
 
 
 def filled(options: Mapping[str, Any], **inferred: Any) -> dict[str, Any]:

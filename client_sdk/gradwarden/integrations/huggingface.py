@@ -13,8 +13,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from gradwarden.attach import Monitor, watch
 from gradwarden.errors import say
-from gradwarden.integrations import filled, guarded, numbers, owning, saved
-from gradwarden.settings import Settings
+from gradwarden.integrations import check, filled, guarded, numbers, owning, saved
 
 _NAMES = {"learning_rate": "lr"}
 _KNOWN = {"grad_norm"}
@@ -27,14 +26,15 @@ class GradwardenCallback(TrainerCallback):  # type: ignore[misc]
     Takes the options of :func:`gradwarden.watch` other than model and optimizer. Binds when
     training begins, since the optimizer is made only then. What the Trainer logs becomes the
     scalars of its step (``learning_rate`` is called ``lr``), evaluation is a phase, and each
-    saved checkpoint is an event. The run ends with training; one that raises ends as failed.
+    saved checkpoint is an event. A guard that halts stops the training after that step. The run
+    ends with training; one that raises ends as failed.
 
     Raises:
         ConfigurationError: an option is unusable; at construction, or when training begins.
     """
 
     def __init__(self, **options: Any) -> None:
-        Settings.resolve(**options)
+        check(options)
         self.options = options
         self.monitor: Monitor | None = None
         """The run in progress, or the last one."""
@@ -70,7 +70,16 @@ class GradwardenCallback(TrainerCallback):  # type: ignore[misc]
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self._close(state)
+        """What is logged of a step comes after it, so its number is confirmed by the next."""
+        if self.monitor is not None and state.global_step > self._begun:
+            self.monitor.step(state.global_step)
+
+    @guarded
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self._model is not None and self.monitor is not None and self.monitor.should_stop:
+            control.should_training_stop = True
 
     @guarded
     def on_log(
@@ -119,14 +128,8 @@ class GradwardenCallback(TrainerCallback):  # type: ignore[misc]
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         if self._model is not None and self.monitor is not None:
-            self._close(state)
             self._model = None
             self.monitor.finish()
-
-    def _close(self, state: TrainerState) -> None:
-        """What is logged of a step comes after it, so its number is confirmed by the next."""
-        if self.monitor is not None and state.global_step > self._begun:
-            self.monitor.step(state.global_step)
 
 
 def _chosen(args: TrainingArguments) -> dict[str, Any]:

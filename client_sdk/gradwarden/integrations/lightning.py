@@ -9,8 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from gradwarden.attach import Monitor, watch
-from gradwarden.integrations import filled, guarded, numbers, owning, saved
-from gradwarden.settings import Settings
+from gradwarden.integrations import check, filled, guarded, numbers, owning, saved
 
 
 class GradwardenCallback(Callback):  # type: ignore[misc]
@@ -20,14 +19,15 @@ class GradwardenCallback(Callback):  # type: ignore[misc]
     ``trainer.global_step - 1``. Takes the options of :func:`gradwarden.watch` other than model
     and optimizer. The loss of each step is that of ``training_step``, the mean over accumulated
     batches; with manual optimization, each number in the dict that it returns. Validation is
-    a phase and its metrics are scalars. Sanity checks leave no trace.
+    a phase and its metrics are scalars. Sanity checks leave no trace. A guard that halts stops
+    the training after that step.
 
     Raises:
         ConfigurationError: an option is unusable; at construction, or at the first batch.
     """
 
     def __init__(self, **options: Any) -> None:
-        Settings.resolve(**options)
+        check(options)
         self.options = options
         self.monitor: Monitor | None = None
         """The run in progress, or the last one."""
@@ -43,7 +43,7 @@ class GradwardenCallback(Callback):  # type: ignore[misc]
     ) -> None:
         """The first batch is the moment to bind: a resumed trainer knows its step only here."""
         if self._bound:
-            self._between(trainer)
+            self._confirm(trainer)
             return
         options = filled(self.options, config=dict(pl_module.hparams) or None)
         options["start_step"] = _number(trainer)
@@ -73,6 +73,8 @@ class GradwardenCallback(Callback):  # type: ignore[misc]
             return
         self._stepped, self._done, self._loss = trainer.global_step, _number(trainer), None
         self.monitor.log(**found, epoch=trainer.current_epoch)
+        if self.monitor.should_stop:
+            trainer.should_stop = True
 
     @guarded
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -98,23 +100,25 @@ class GradwardenCallback(Callback):  # type: ignore[misc]
     @guarded
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._bound and self.monitor is not None:
-            self._between(trainer)
+            self._tell_saved(trainer)
             self._bound = False
             self.monitor.finish()
 
-    def _between(self, trainer: Trainer) -> None:
-        """After all that may be said of a step: its number, and the checkpoint of it."""
-        monitor = self.monitor
-        if monitor is None:
-            return
-        if trainer.is_global_zero:
-            for path in _checkpoints(trainer):
-                if path not in self._saved:
-                    self._saved.add(path)
-                    saved(monitor, path, trainer.global_step)
-        if self._done is not None:
-            monitor.step(self._done)
+    @guarded
+    def _confirm(self, trainer: Trainer) -> None:
+        """All has been said of the step before: its number, and the checkpoint of it."""
+        self._tell_saved(trainer)
+        if self.monitor is not None and self._done is not None:
+            self.monitor.step(self._done)
             self._done = None
+
+    def _tell_saved(self, trainer: Trainer) -> None:
+        if self.monitor is None or not trainer.is_global_zero:
+            return
+        for path in _checkpoints(trainer):
+            if path not in self._saved:
+                self._saved.add(path)
+                saved(self.monitor, path, trainer.global_step)
 
 
 def _number(trainer: Trainer) -> int:
