@@ -225,6 +225,26 @@ def test_two_monitors_of_one_model_both_hear(alone: None) -> None:
     second.stop()
 
 
+def test_a_compiled_step_keeps_the_compiler_out_of_the_hook(alone: None) -> None:
+    ddp = DistributedDataParallel(nn.Linear(3, 2))
+    listener = listen(ddp)
+    graphs: list[str] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Any:
+        graphs.append(graph.code)
+        return graph.forward
+
+    step = torch.compile(backward, backend=backend)
+    for _ in range(3):
+        ddp.zero_grad()
+        step(ddp)
+        assert listener.step_ended()["allreduce_buckets"] == 1.0
+    assert graphs
+    assert not any("mul_" in code for code in graphs)  # the scaling of a bucket was not traced
+    listener.stop()
+    torch.compiler.reset()
+
+
 def test_steps_without_a_reduction_report_nothing(alone: None) -> None:
     ddp = DistributedDataParallel(nn.Linear(3, 2))
     listener = listen(ddp)

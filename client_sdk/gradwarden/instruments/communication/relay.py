@@ -19,6 +19,15 @@ from torch.nn.parallel import DistributedDataParallel
 
 from gradwarden.instruments.communication.passages import Passage
 
+try:
+    from torch._compile import _disable_dynamo
+except ImportError:  # private name; without it a compiled step may trace into the relay
+    _disable_dynamo = None  # type: ignore[assignment]
+
+
+def _eager(fn: Any) -> Any:
+    return fn if _disable_dynamo is None else _disable_dynamo(fn)
+
 
 class Ear(Protocol):
     """Who listens to a reducer's buckets."""
@@ -47,6 +56,7 @@ class Relay:
         self.joined: Any = None
         """The work whose result is how many ranks have not yet joined, under ``Join``."""
 
+    @_eager
     def __call__(self, state: object, bucket: Any) -> Any:
         self._ready(bucket)
         theirs = self.theirs
