@@ -3,226 +3,42 @@
  * A block of 2048 elements is read from memory once: sum of squares, extremes of the magnitudes
  * and checksum. The block now lies in the first-level cache, and the extremes tell which counts
  * must be taken at all: NaN and Inf if the largest magnitude says so, zeros and tiny values if
- * the smallest does, a histogram's edge if it lies between the two. Magnitudes are compared as
- * integers, so neither rounding nor flushing of subnormals touches a count.
+ * the smallest does, a histogram's edge if it lies between the two. The edges that cut one
+ * block mostly cut the next, and are tried as it is read, while memory is waited for anyway.
+ * Magnitudes are compared as integers, so neither rounding nor flushing of subnormals touches
+ * a count.
  */
-#include "kernel.h"
-#include "vector.h"
+#include "counts.h"
 
-#define BLOCK 2048 /* a lane of bytes sees at most 131 codes of it, one of 16 bits 256 values */
+/* 2048 elements with vectors of 32 bytes: a lane of 16 bits sees 128 values, one of 8 bits at
+ * most 67 codes, so that neither overflows. */
+#define BLOCK (64 * BYTES)
 
 #define JOIN(a, b) a##b
 #define NAMED(a, b) JOIN(a, b)
 #define TEXT(a) #a
 #define QUOTED(a) TEXT(a)
 
-/* Magnitudes at which a type's values become something else. */
-typedef struct {
-    int64_t tiny, inf;
-    int64_t edge[BINS]; /* of bin k; the first is not used */
-    int64_t safe_low, safe_high; /* between them squares sum in float32 without loss */
-} scale;
-
-#define FLOAT_EDGE(k) ((int64_t)(85 + 4 * (k)) << 23)
-#define BFLOAT_EDGE(k) ((int64_t)(85 + 4 * (k)) << 7)
-#define DOUBLE_EDGE(k) ((int64_t)(981 + 4 * (k)) << 52)
-#define HALF_EDGE(k) ((int64_t)(4 * (k)-27) << 10)
-#define EDGES(at)                                                                            \
-    {0,     at(1), at(2),  at(3),  at(4),  at(5),  at(6),  at(7),                            \
-     at(8), at(9), at(10), at(11), at(12), at(13), at(14), at(15)}
-
-static const scale SCALES[] = {
-    [FLOAT32] = {0x322bcc77, 0x7f800000, EDGES(FLOAT_EDGE), 81 << 23, 185 << 23},
-    [BFLOAT16] = {0x322c, 0x7f80, EDGES(BFLOAT_EDGE), 81 << 7, 185 << 7},
-    /* Edges below the smallest subnormal hold every value but zero; no value reaches the last. */
-    [FLOAT16] = {1, 0x7c00,
-                 {0, 1, 1, 1, 1, 4, 64, HALF_EDGE(7), HALF_EDGE(8), HALF_EDGE(9), HALF_EDGE(10),
-                  HALF_EDGE(11), HALF_EDGE(12), HALF_EDGE(13), HALF_EDGE(14), 0x7c00},
-                 0, 0x7c00},
-    [FLOAT64] = {0x3e45798ee2308c3a, 0x7ffLL << 52, EDGES(DOUBLE_EDGE), 0, 0x7ffLL << 52},
-};
-
-static inline float sum_floats(vf v)
-{
-    float a[BYTES / 4];
-    memcpy(a, &v, sizeof a);
-    for (unsigned half = BYTES / 8; half; half /= 2)
-        for (unsigned i = 0; i < half; i++)
-            a[i] += a[i + half];
-    return a[0];
-}
-
-static inline int64_t sum32(v32 v)
-{
-    int64_t s = 0;
-    for (unsigned i = 0; i < BYTES / 4; i++)
-        s += v[i];
-    return s;
-}
-
-static inline int64_t sum_u32(u32 v)
-{
-    uint64_t s = 0;
-    for (unsigned i = 0; i < BYTES / 4; i++)
-        s += v[i];
-    return (int64_t)s;
-}
-
-static inline int64_t sum64(v64 v)
-{
-    uint64_t s = 0;
-    for (unsigned i = 0; i < BYTES / 8; i++)
-        s += (uint64_t)v[i];
-    return (int64_t)s;
-}
-
-static inline int32_t max32(v32 v)
-{
-    int32_t a[BYTES / 4];
-    memcpy(a, &v, sizeof a);
-    for (unsigned half = BYTES / 8; half; half /= 2)
-        for (unsigned i = 0; i < half; i++)
-            a[i] = a[i] > a[i + half] ? a[i] : a[i + half];
-    return a[0];
-}
-
-static inline int32_t min32(v32 v) { return -max32(-v); }
-
-/* Both 16-bit halves of each lane as lanes of 32 bits, the signed values' extremes. */
-static inline int32_t max16(v16 v) { return max32(MAX32((v32)v >> 16, (v32)((u32)v << 16) >> 16)); }
-static inline int32_t min16(v16 v) { return min32(MIN32((v32)v >> 16, (v32)((u32)v << 16) >> 16)); }
-
-/* How many magnitudes of a block are at least each of four thresholds. `held` is a whole number
- * of vectors; what pads the last one is zeros, which no threshold counts. */
-typedef void counter(const void *values, int held, const int64_t at_least[4], int64_t found[4]);
-
-static void count32(const void *values, int held, const int64_t at_least[4], int64_t found[4])
-{
-    const v32 zero = {0};
-    v32 t[4], c[4] = {zero, zero, zero, zero};
-    for (int k = 0; k < 4; k++)
-        t[k] = zero + (int32_t)at_least[k];
-    for (int i = 0; i < held; i += BYTES / 4) {
-        const v32 v = load((const int32_t *)values + i) & 0x7fffffff;
-        COUNT(32, c[0], v, t[0]);
-        COUNT(32, c[1], v, t[1]);
-        COUNT(32, c[2], v, t[2]);
-        COUNT(32, c[3], v, t[3]);
-    }
-    for (int k = 0; k < 4; k++)
-        found[k] = sum32(c[k]);
-}
-
-static void count16(const void *values, int held, const int64_t at_least[4], int64_t found[4])
-{
-    const v16 zero = {0};
-    v16 t[4], c[4] = {zero, zero, zero, zero};
-    for (int k = 0; k < 4; k++)
-        t[k] = zero + (int16_t)at_least[k];
-    for (int i = 0; i < held; i += BYTES / 2) {
-        const v16 v = (v16)load((const int16_t *)values + i) & 0x7fff;
-        COUNT(16, c[0], v, t[0]);
-        COUNT(16, c[1], v, t[1]);
-        COUNT(16, c[2], v, t[2]);
-        COUNT(16, c[3], v, t[3]);
-    }
-    for (int k = 0; k < 4; k++) /* a lane sees at most 256 values */
-        found[k] = sum32(((v32)c[k] & 0xffff) + ((v32)c[k] >> 16));
-}
-
-static void count64(const void *values, int held, const int64_t at_least[4], int64_t found[4])
-{
-    const v64 zero = {0};
-    v64 t[4], c[4] = {zero, zero, zero, zero};
-    for (int k = 0; k < 4; k++)
-        t[k] = zero + at_least[k];
-    for (int i = 0; i < held; i += BYTES / 8) {
-        const v64 v = (v64)load((const int64_t *)values + i) & INT64_MAX;
-        COUNT(64, c[0], v, t[0]);
-        COUNT(64, c[1], v, t[1]);
-        COUNT(64, c[2], v, t[2]);
-        COUNT(64, c[3], v, t[3]);
-    }
-    for (int k = 0; k < 4; k++)
-        found[k] = sum64(c[k]);
-}
-
-/* The same over exponents alone, a byte each and lowered by 128, as `codes` of a block hold them. */
-static void count8(const void *codes, int held, const int64_t at_least[4], int64_t found[4])
-{
-    const v8 zero = {0};
-    v8 t[4], c[4] = {zero, zero, zero, zero};
-    for (int k = 0; k < 4; k++)
-        t[k] = zero + (int8_t)(at_least[k] - 128);
-    for (int i = 0; i < held; i += BYTES) { /* a lane sees at most 128 values */
-        const v8 v = (v8)load((const int8_t *)codes + i);
-        COUNT(8, c[0], v, t[0]);
-        COUNT(8, c[1], v, t[1]);
-        COUNT(8, c[2], v, t[2]);
-        COUNT(8, c[3], v, t[3]);
-    }
-    for (int k = 0; k < 4; k++)
-        found[k] = sum64(SUM8(c[k]));
-}
-
-static int bin(const scale *s, int64_t magnitude)
-{
-    int k = 0;
-    while (k < BINS - 1 && magnitude >= s->edge[k + 1])
-        k++;
-    return k;
-}
-
-/* What a block's one reading tells: its `n` values (`held` with the zeros that pad them), and
- * their exponents a byte each where a histogram is wanted and they tell its bins. */
-typedef struct {
-    const void *values;
-    const int8_t *codes;
-    int n, held, coded;
-    int64_t low, high;
-} block;
-
-/* The counts that a block's extremes call for. */
-static inline __attribute__((always_inline)) void look(const scale *s, const block *b,
-                                                       counter *count, int fraction,
-                                                       int histogram, part *out)
-{
-    int64_t found[4];
-    if ((uint64_t)b->high > out->top)
-        out->top = (uint64_t)b->high;
-    if (b->high >= s->inf || b->low < s->tiny) {
-        const int64_t at_least[4] = {1, s->tiny, s->inf, s->inf + 1};
-        count(b->values, b->held, at_least, found);
-        out->zero += b->n - found[0];
-        out->tiny += b->n - found[1];
-        out->inf += found[2] - found[3];
-        out->nan += found[3];
-    }
-    if (!histogram)
-        return;
-    const int first = bin(s, b->low), last = bin(s, b->high);
-    int64_t above = b->n;
-    for (int k = first; k < last; k += 4) {
-        int64_t at_least[4];
-        for (int j = 0; j < 4; j++)
-            at_least[j] = s->edge[k + 1 + j < last ? k + 1 + j : last] >> fraction;
-        if (fraction)
-            count8(b->codes, b->coded, at_least, found);
-        else
-            count(b->values, b->held, at_least, found);
-        for (int j = 0; j < 4 && k + j < last; j++) {
-            out->histogram[k + j] += above - found[j];
-            above = found[j];
-        }
-    }
-    out->histogram[last] += above;
-}
-
 /* The lowest bytes of four vectors' lanes, or of two of half the width, less 128. */
-static inline void encode(int8_t *to, v16 a, v16 b)
+INLINE void encode(int8_t *to, v16 a, v16 b, int guess, const v8 at[4], v8 tried[4])
 {
     const v8 v = PACK16(a, b) ^ INT8_MIN;
     memcpy(to, &v, sizeof v);
+    if (guess >= 0) {
+        COUNT(tried[0], v, at[0]);
+        COUNT(tried[1], v, at[1]);
+        COUNT(tried[2], v, at[2]);
+        COUNT(tried[3], v, at[3]);
+    }
+}
+
+/* The four guessed edges as bytes to compare with. */
+INLINE void aim(const scale *s, int fraction, int guess, v8 at[4], v8 tried[4])
+{
+    for (int j = 0; j < 4; j++) {
+        tried[j] = (v8){0};
+        at[j] = tried[j] + (int8_t)((s->edge[(guess < 0 ? 0 : guess) + 1 + j] >> fraction) - 129);
+    }
 }
 
 /* Squares of values that float32 would lose. */
@@ -245,11 +61,11 @@ static double squares_of_bfloats(const uint16_t *b, int n)
     return squares_of_floats(f, n);
 }
 
-static inline __attribute__((always_inline)) void measure32(const int32_t *p, int64_t n,
-                                                            int histogram, part *out)
+INLINE void measure32(const int32_t *p, int64_t n, int histogram, part *out)
 {
     enum { LANES = BYTES / 4 };
     const scale *const s = &SCALES[FLOAT32];
+    tally t = {.guess = -1};
     const v32 none = {0};
     u32 words0 = {0}, words1 = {0}; /* sums of the words modulo 2^32 */
     v32 upper0 = {0}, upper1 = {0}; /* and of their upper halves, which tell the rest */
@@ -264,6 +80,8 @@ static inline __attribute__((always_inline)) void measure32(const int32_t *p, in
             memset(padded + real, 0, (size_t)(held - real) * 4);
             v = padded;
         }
+        v8 at[4], tried[4];
+        aim(s, 23, t.guess, at, tried);
         vf s0 = {0}, s1 = {0}, s2 = {0}, s3 = {0};
         v32 high0 = {0}, high1 = {0}, low0 = high0 + 0x7fffffff, low1 = low0;
         int i = 0;
@@ -284,7 +102,8 @@ static inline __attribute__((always_inline)) void measure32(const int32_t *p, in
             low0 = MIN32(low0, MIN32(a, c));
             low1 = MIN32(low1, MIN32(b, d));
             if (histogram)
-                encode(codes + i, PACK32(a >> 23, b >> 23), PACK32(c >> 23, d >> 23));
+                encode(codes + i, PACK32(a >> 23, b >> 23), PACK32(c >> 23, d >> 23), t.guess, at,
+                       tried);
         }
         int coded = i;
         for (; i < held; i += LANES) {
@@ -296,7 +115,7 @@ static inline __attribute__((always_inline)) void measure32(const int32_t *p, in
             high0 = MAX32(high0, a);
             low0 = MIN32(low0, a);
             if (histogram) {
-                encode(codes + coded, PACK32(a >> 23, none), (v16)none);
+                encode(codes + coded, PACK32(a >> 23, none), (v16)none, t.guess, at, tried);
                 coded += BYTES;
             }
         }
@@ -306,18 +125,19 @@ static inline __attribute__((always_inline)) void measure32(const int32_t *p, in
         else if (high && high < s->inf)
             out->squares += squares_of_floats((const float *)v, held);
         const block b = {v, codes, real, held, coded, low, high};
-        look(s, &b, count32, 23, histogram, out);
+        look(s, &b, count32, 23, histogram, tried, &t, out);
     }
+    settle(&t, histogram, out);
     const u32 lower = (words0 + words1) - ((u32)(upper0 + upper1) << 16);
     out->checksum += ((uint64_t)(sum32(upper0) + sum32(upper1)) << 16) + (uint64_t)sum_u32(lower);
 }
 
 /* bfloat16 and float16: lanes of 16 bits, squares in float32. */
-static inline __attribute__((always_inline)) void measure16(const int16_t *p, int64_t n, int kind,
-                                                            int histogram, part *out)
+INLINE void measure16(const int16_t *p, int64_t n, int kind, int histogram, part *out)
 {
     enum { LANES = BYTES / 2 };
     const scale *const s = &SCALES[kind];
+    tally t = {.guess = -1};
     v32 upper = {0};
     u32 lower = {0};
     int16_t padded[BLOCK];
@@ -331,9 +151,11 @@ static inline __attribute__((always_inline)) void measure16(const int16_t *p, in
             memset(padded + real, 0, (size_t)(held - real) * 2);
             v = padded;
         }
+        v8 at[4], tried[4];
+        aim(s, 7, t.guess, at, tried);
         vf s0 = {0}, s1 = {0}, s2 = {0}, s3 = {0};
         u16 words = {0};   /* sums modulo 2^16, */
-        v16 uppers = {0};  /* and of the upper bytes; a lane sees at most 256 values */
+        v16 uppers = {0};  /* and of the upper bytes */
         v16 high0 = {0}, high1 = {0}, low0 = high0 + 0x7fff, low1 = low0;
         int i = 0;
         for (; i + 2 * LANES <= held; i += 2 * LANES) {
@@ -358,7 +180,7 @@ static inline __attribute__((always_inline)) void measure16(const int16_t *p, in
             low0 = MIN16(low0, c);
             low1 = MIN16(low1, d);
             if (histogram && kind == BFLOAT16)
-                encode(codes + i, c >> 7, d >> 7);
+                encode(codes + i, c >> 7, d >> 7, t.guess, at, tried);
         }
         int coded = i;
         if (i < held) {
@@ -376,7 +198,7 @@ static inline __attribute__((always_inline)) void measure16(const int16_t *p, in
             high0 = MAX16(high0, c);
             low0 = MIN16(low0, c);
             if (histogram && kind == BFLOAT16)
-                encode(codes + coded, c >> 7, c ^ c);
+                encode(codes + coded, c >> 7, c ^ c, t.guess, at, tried);
             coded += BYTES;
         }
         const u32 lowers = (u32)(words - ((u16)uppers << 8));
@@ -388,8 +210,9 @@ static inline __attribute__((always_inline)) void measure16(const int16_t *p, in
         else if (high && high < s->inf)
             out->squares += squares_of_bfloats((const uint16_t *)v, held);
         const block b = {v, codes, real, held, coded, low, high};
-        look(s, &b, count16, kind == BFLOAT16 ? 7 : 0, histogram, out);
+        look(s, &b, count16, kind == BFLOAT16 ? 7 : 0, histogram, tried, &t, out);
     }
+    settle(&t, histogram, out);
     out->checksum += ((uint64_t)sum32(upper) << 8) + (uint64_t)sum_u32(lower);
 }
 
@@ -397,6 +220,7 @@ static void measure64(const int64_t *p, int64_t n, int histogram, part *out)
 {
     enum { LANES = BYTES / 8 };
     const scale *const s = &SCALES[FLOAT64];
+    tally t = {.guess = -1};
     v64 words = {0};
     int64_t padded[BLOCK];
     for (int64_t start = 0; start < n; start += BLOCK) {
@@ -413,7 +237,7 @@ static void measure64(const int64_t *p, int64_t n, int histogram, part *out)
         for (int i = 0; i < held; i += LANES) {
             const v64 a = (v64)load(v + i), m = a & INT64_MAX;
             squares += (vd)a * (vd)a;
-            words = (v64)((VECTOR(uint64_t))words + (VECTOR(uint64_t))a);
+            words = (v64)((u64)words + (u64)a);
             high = PICK(m > high, m, high);
             low = PICK(m < low, m, low);
         }
@@ -427,8 +251,9 @@ static void measure64(const int64_t *p, int64_t n, int histogram, part *out)
         if (most < s->inf)
             out->squares += sum;
         const block b = {v, NULL, real, held, 0, least, most};
-        look(s, &b, count64, 0, histogram, out);
+        look(s, &b, count64, 0, histogram, NULL, &t, out);
     }
+    settle(&t, histogram, out);
     out->checksum += (uint64_t)sum64(words);
 }
 

@@ -9,12 +9,9 @@
 #include <stdint.h>
 #include <string.h>
 
-#if defined(__AVX512BW__)
+#if defined(__AVX2__)
 #include <immintrin.h>
-#define BYTES 64
-#elif defined(__AVX2__)
-#include <immintrin.h>
-#define BYTES 32
+#define BYTES 32 /* wider ones gain nothing at memory's speed, and slow some processors' clock */
 #else
 #define BYTES 16
 #if defined(__SSE2__)
@@ -31,6 +28,7 @@ typedef VECTOR(uint16_t) u16;
 typedef VECTOR(int32_t) v32;
 typedef VECTOR(uint32_t) u32;
 typedef VECTOR(int64_t) v64;
+typedef VECTOR(uint64_t) u64;
 typedef VECTOR(float) vf;
 typedef VECTOR(double) vd;
 
@@ -44,22 +42,7 @@ static inline v32 load(const void *from)
 
 #define PICK(mask, a, b) (((mask) & (a)) | (~(mask) & (b)))
 
-#if defined(__AVX512BW__)
-#define MAX32(a, b) ((v32)_mm512_max_epi32((__m512i)(a), (__m512i)(b)))
-#define MIN32(a, b) ((v32)_mm512_min_epi32((__m512i)(a), (__m512i)(b)))
-#define MAX16(a, b) ((v16)_mm512_max_epi16((__m512i)(a), (__m512i)(b)))
-#define MIN16(a, b) ((v16)_mm512_min_epi16((__m512i)(a), (__m512i)(b)))
-#define COUNT(bits, c, v, t)                                                                 \
-    ((c) = (__typeof__(c))_mm512_mask_sub_epi##bits(                                         \
-         (__m512i)(c), _mm512_cmpge_epi##bits##_mask((__m512i)(v), (__m512i)(t)),            \
-         (__m512i)(c), _mm512_set1_epi##bits(-1)))
-#define PACK32(a, b) ((v16)_mm512_packs_epi32((__m512i)(a), (__m512i)(b)))
-#define PACK16(a, b) ((v8)_mm512_packus_epi16((__m512i)(a), (__m512i)(b)))
-#define HALVES(from, first, second)                                                          \
-    ((first) = (vf)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(from))),             \
-     (second) = (vf)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(from) + 1)))
-#define SUM8(v) ((v64)_mm512_sad_epu8((__m512i)(v), _mm512_setzero_si512()))
-#elif defined(__AVX2__)
+#if defined(__AVX2__)
 #define MAX32(a, b) ((v32)_mm256_max_epi32((__m256i)(a), (__m256i)(b)))
 #define MIN32(a, b) ((v32)_mm256_min_epi32((__m256i)(a), (__m256i)(b)))
 #define MAX16(a, b) ((v16)_mm256_max_epi16((__m256i)(a), (__m256i)(b)))
@@ -96,9 +79,7 @@ static inline v32 load(const void *from)
 #define MAX16(a, b) ((v16)PICK((a) > (b), a, b))
 #define MIN16(a, b) ((v16)PICK((a) < (b), a, b))
 #endif
-#ifndef COUNT /* c += v >= t, lane by lane, of `bits` bits */
-#define COUNT(bits, c, v, t) ((c) -= (v) >= (t))
-#endif
+#define COUNT(c, v, t) ((c) -= (v) > (t)) /* c += v > t, lane by lane */
 #ifndef PACK32 /* small lanes of two vectors as one vector of lanes half as wide */
 static inline v16 pack32(v32 a, v32 b)
 {
