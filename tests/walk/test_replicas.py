@@ -5,8 +5,13 @@ from __future__ import annotations
 import itertools
 import json
 import sqlite3
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
+from tests.server.pager import PATIENCE
 from tests.walk.conftest import House
 from tests.walk.test_ranks import RANKS, torchrun
 
@@ -34,6 +39,40 @@ def paged(house: House) -> dict[str, str]:
     raise AssertionError("never reached")
 
 
+def until(done: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not done():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def tell(house: House, every: int) -> None:
+    """Give rank 0 of the run another schedule than the other ranks have."""
+    body = {"rank": 0, "kind": "schedule", "args": {"every": every}}
+    answer = house.service.call("POST", "/v1/runs/mute/commands", json=body)
+    assert answer.status_code == 201, answer.text
+
+
+def observed(house: House) -> int:
+    """The last step of which a matrix is known, or -1."""
+    if not house.get("/v1/runs")["items"]:
+        return -1
+    series = house.get("/v1/runs/mute/series", keys="grad_norm", points="4000")
+    norms = series["keys"]["grad_norm"]["last"]
+    seen = [s for s, norm in zip(series["step"], norms, strict=True) if norm is not None]
+    return max(seen, default=-1)
+
+
+def carried_out(house: House, rank: int) -> list[tuple[str, dict[str, Any]]]:
+    """The commands that a rank acknowledged."""
+    with sqlite3.connect(house.service.db.removeprefix("sqlite:///")) as connection:
+        rows = connection.execute(
+            "SELECT kind, args FROM command WHERE acked_ns IS NOT NULL AND rank = ? ORDER BY id",
+            (rank,),
+        ).fetchall()
+    return [(kind, json.loads(args)) for kind, args in rows]
+
+
 def test_a_flipped_bit_pages_with_its_rank_and_layer(house: House) -> None:
     words = ["--steps", "200", "--pace", "0.03"]
     words += ["--flip-at", str(FLIP_AT), "--flip-rank", str(FLIP_RANK)]
@@ -49,11 +88,28 @@ def test_a_flipped_bit_pages_with_its_rank_and_layer(house: House) -> None:
     assert "Cordon the node of rank 2" in said["first_action"]
 
     house.until_judged("flipped")
-    with sqlite3.connect(house.service.db.removeprefix("sqlite:///")) as connection:
-        asked = connection.execute(
-            "SELECT rank, kind FROM command WHERE acked_ns IS NOT NULL ORDER BY rank"
-        ).fetchall()
-    assert asked == [(rank, "checksums") for rank in range(RANKS)]
+    for rank in range(RANKS):
+        assert [kind for kind, _ in carried_out(house, rank)] == ["checksums"]
+
+
+def test_another_rank_speaks_while_the_first_is_mute(house: House, tmp_path: Path) -> None:
+    """Rank 0 alone is told to capture next to nothing; the heatmap must not end for it."""
+    stop = tmp_path / "stop"
+    with ThreadPoolExecutor(1) as pool:
+        training = pool.submit(torchrun, house, "mute", "--until", str(stop), "--pace", "0.05")
+        try:
+            until(lambda: observed(house) >= 20)
+            tell(house, every=1_000_000)
+            until(lambda: ("speak", {"on": True}) in carried_out(house, rank=1))
+            before = observed(house)
+            until(lambda: observed(house) > before + 20)
+            tell(house, every=1)
+            until(lambda: ("speak", {"on": False}) in carried_out(house, rank=1))
+        finally:
+            stop.touch()
+        assert training.result().returncode == 0
+    house.until_judged("mute")
+    assert alerts_of(house, "mute") == []
 
 
 def test_healthy_replicas_are_watched_and_wake_nobody(house: House) -> None:
