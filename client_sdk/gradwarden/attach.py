@@ -6,13 +6,14 @@ import itertools
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from gradwarden.errors import ConfigurationError
+from gradwarden.errors import ConfigurationError, GradwardenError, say
 from gradwarden.guard import Guard
 from gradwarden.session import Session
 from gradwarden.settings import Settings
@@ -88,7 +89,14 @@ def watch(
         held = (p for g in candidate.param_groups for p in g["params"])
         if not any(id(p) in parameters for p in held):
             raise ConfigurationError(f"optimizer {number}: it holds no parameter of the model")
-    return Monitor(Session(model, optimizers, settings, next(_numbers), guard))
+    number = next(_numbers)
+    try:
+        return Monitor(Session(model, optimizers, settings, number, guard))
+    except GradwardenError:
+        raise
+    except Exception as error:  # our own bug: the run goes on unwatched
+        say(f"watch failed ({type(error).__name__}: {error}); this run is not watched")
+        return Monitor(Session(model, optimizers, replace(settings, disabled=True), number))
 
 
 def _optimizers(given: Any) -> list[Optimizer]:

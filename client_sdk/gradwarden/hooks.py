@@ -20,6 +20,9 @@ from torch.nn.utils import clip_grad
 from torch.optim import Optimizer
 from torch.optim import optimizer as optimizer_module
 
+from gradwarden.errors import Faults
+from gradwarden.guard.options import Halted
+
 P = ParamSpec("P")
 
 try:
@@ -34,7 +37,9 @@ def _eager(fn: Callable[P, None]) -> Callable[P, None]:
 
 
 class Listener(Protocol):
-    """What a monitor hears. It never raises but in ``stop_if_halted``, where it was told to."""
+    """What a monitor hears."""
+
+    faults: Faults
 
     def clip_enters(self, gradients: list[Tensor], exact: bool) -> None: ...
 
@@ -44,7 +49,8 @@ class Listener(Protocol):
         self, optimizer: Optimizer, closure: bool, within: Sequence[Optimizer]
     ) -> None: ...
 
-    def stop_if_halted(self) -> None: ...
+    def stop_if_halted(self) -> None:
+        """Raises Halted where a guard was told to."""
 
     def step_leaves(self, optimizer: Optimizer) -> None: ...
 
@@ -108,33 +114,35 @@ def _replace(owner: Any, name: str, make: Callable[[Any], Any]) -> None:
     _undo.append(restore)
 
 
-def _compiling() -> bool:
-    return bool(torch.compiler.is_compiling())
-
-
 @_eager
-def _tell(what: str, *args: Any) -> None:
-    for listener in _listeners:
-        getattr(listener, what)(*args)
+def _tell(what: str, arguments: Callable[[], tuple[Any, ...] | None]) -> None:
+    """Tell all listeners, unless there are no arguments.
 
-
-def _stop_if_halted() -> None:
+    Whatever goes wrong ends here, counted and said once; but a guard may be told to halt.
+    """
     for listener in _listeners:
-        listener.stop_if_halted()
+        try:
+            told = arguments()
+            if told is not None:
+                getattr(listener, what)(*told)
+        except Halted:
+            raise
+        except Exception as error:
+            listener.faults.record(f"hook {what}", error, fatal=False)
 
 
 def _install_clip() -> None:
     def enters(original: Any) -> Any:
         def group(tensors: Any, *args: Any, **kwargs: Any) -> Any:
-            if not _compiling() and tensors and tensors[0]:
-                _tell("clip_enters", tensors[0], getattr(_inside, "depth", 0) > 0)
+            if not torch.compiler.is_compiling() and tensors and tensors[0]:
+                _tell("clip_enters", lambda: (tensors[0], getattr(_inside, "depth", 0) > 0))
             return original(tensors, *args, **kwargs)
 
         return group
 
     def norms(original: Any) -> Any:
         def total_norm(*args: Any, **kwargs: Any) -> Any:
-            if _compiling():
+            if torch.compiler.is_compiling():
                 return original(*args, **kwargs)
             _inside.norm_type = args[1] if len(args) > 1 else kwargs.get("norm_type", 2.0)
             with _depth():
@@ -144,7 +152,7 @@ def _install_clip() -> None:
 
     def clips(original: Any) -> Any:
         def clip(parameters: Any, max_norm: Any, total_norm: Any, *args: Any, **kw: Any) -> Any:
-            if _compiling():
+            if torch.compiler.is_compiling():
                 return original(parameters, max_norm, total_norm, *args, **kw)
             if not isinstance(parameters, Tensor):
                 parameters = list(parameters)
@@ -152,9 +160,8 @@ def _install_clip() -> None:
                 result = original(parameters, max_norm, total_norm, *args, **kw)
             euclidean = getattr(_inside, "norm_type", 2.0) in (2, 2.0, "2")
             _inside.norm_type = 2.0
-            _tell(
-                "clip_leaves", _gradients(parameters), total_norm if euclidean else None, max_norm
-            )
+            norm = total_norm if euclidean else None
+            _tell("clip_leaves", lambda: (_gradients(parameters), norm, max_norm))
             return result
 
         return clip
@@ -163,6 +170,25 @@ def _install_clip() -> None:
     if hasattr(clip_grad, "_get_total_norm") and hasattr(clip_grad, "_clip_grads_with_norm_"):
         _replace(clip_grad, "_get_total_norm", norms)
         _replace(clip_grad, "_clip_grads_with_norm_", clips)
+
+
+def _install_flat_clip() -> None:
+    """FullyShardedDataParallel clips by itself; only where it is in use is it there to patch."""
+    wrapper = sys.modules["torch.distributed.fsdp.fully_sharded_data_parallel"]
+
+    def clips(original: Any) -> Any:
+        def clip_grad_norm_(self: nn.Module, max_norm: Any, norm_type: Any = 2.0) -> Any:
+            gradients = _gradients(self.parameters())
+            if gradients:
+                _tell("clip_enters", gradients, True)
+            with _depth():
+                total = original(self, max_norm, norm_type)
+            _tell("clip_leaves", gradients, total if float(norm_type) == 2.0 else None, max_norm)
+            return total
+
+        return clip_grad_norm_
+
+    _replace(wrapper.FullyShardedDataParallel, "clip_grad_norm_", clips)
 
 
 class _depth:
@@ -183,21 +209,21 @@ def _gradients(parameters: Tensor | Iterable[Tensor]) -> list[Tensor]:
 def _install_step() -> None:
     @_eager
     def before(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        own, others = _calls(optimizer)
-        if own <= 1:
-            closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
-            for listener in _listeners:
-                listener.step_enters(optimizer, callable(closure), others)
+        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+        _tell("step_enters", lambda: _entering(optimizer, callable(closure)))
 
     @_eager
     def after(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if _calls(optimizer)[0] <= 1:
-            for listener in _listeners:
-                listener.step_leaves(optimizer)
-            _stop_if_halted()
+        _tell("step_leaves", lambda: (optimizer,) if _calls(optimizer)[0] <= 1 else None)
+        _tell("stop_if_halted", lambda: () if _calls(optimizer)[0] <= 1 else None)
 
     _undo.append(optimizer_module.register_optimizer_step_pre_hook(before).remove)
     _undo.append(optimizer_module.register_optimizer_step_post_hook(after).remove)
+
+
+def _entering(optimizer: Optimizer, closure: bool) -> tuple[Any, ...] | None:
+    own, others = _calls(optimizer)
+    return (optimizer, closure, others) if own <= 1 else None
 
 
 def _calls(optimizer: Optimizer) -> tuple[int, list[Optimizer]]:
@@ -226,19 +252,19 @@ _STEP_FILE = optimizer_module.__file__
 def _install_scaler() -> None:
     def wrap(original: Any) -> Any:
         def step(self: Any, optimizer: Any, *args: Any, **kwargs: Any) -> Any:
-            _tell("scaler_enters", self, optimizer)
+            _tell("scaler_enters", lambda: (self, optimizer))
             try:
                 return original(self, optimizer, *args, **kwargs)
             finally:
-                _tell("scaler_leaves", self, optimizer)
-                _stop_if_halted()
+                _tell("scaler_leaves", lambda: (self, optimizer))
+                _tell("stop_if_halted", tuple)
 
         return step
 
     def divides(original: Any) -> Any:
         def unscale_(self: Any, optimizer: Any) -> None:
             original(self, optimizer)
-            _tell("unscaled", optimizer)
+            _tell("unscaled", lambda: (optimizer,))
 
         return unscale_
 
@@ -249,11 +275,11 @@ def _install_scaler() -> None:
 def _install_zero() -> None:
     def wrap(original: Any) -> Any:
         def zero_grad(self: Any, *args: Any, **kwargs: Any) -> Any:
-            if _compiling():
+            if torch.compiler.is_compiling():
                 return original(self, *args, **kwargs)
-            _tell("zero_enters", self)
+            _tell("zero_enters", lambda: (self,))
             result = original(self, *args, **kwargs)
-            _tell("zero_leaves", self)
+            _tell("zero_leaves", lambda: (self,))
             return result
 
         return zero_grad
@@ -264,6 +290,7 @@ def _install_zero() -> None:
 
 _INSTALLS: tuple[tuple[str, Callable[[], None]], ...] = (
     ("clip", _install_clip),
+    ("clip of FSDP", _install_flat_clip),
     ("step", _install_step),
     ("scaler", _install_scaler),
     ("zero_grad", _install_zero),
