@@ -31,8 +31,9 @@ KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _WIDTHS = (4, 2, 2)
 _MOST = 64
 """Tables kept: optimizers, their rotating slices of weights, and buckets of a reducer."""
-_BLOCK = 256
-_OPTIONS = {"num_warps": 4, "enable_fp_fusion": True}
+_READ = {"num_warps": 4, "enable_fp_fusion": True}
+"""Options of the kernels that read gradients: as many threads as their tables are made for."""
+_JOIN = {"num_warps": 8, "enable_fp_fusion": True, "BLOCK": 1024}
 
 _lock, _compiling = threading.RLock(), threading.Lock()
 _ending = threading.Event()
@@ -151,20 +152,19 @@ class _Group:
             size = max(1, self._chunks) * int(self._kernels.WORDS)
             self._partials = torch.empty(size, dtype=torch.int64, device=out.device)
         pointers, partials = self._point(held, out.device), self._partials
-        options = {"HIST": histogram, **_OPTIONS}
         if self._chunks:
             launch = self._kernels.chunk_stats[(self._chunks,)]
             tables = (self._tensors, pointers, self._chunk_of)
-            launch(*tables, partials, KIND=self._kind, **options)
+            launch(*tables, partials, KIND=self._kind, HIST=histogram, **_READ)
         launch = self._kernels.join_chunks[(len(self._index),)]
-        launch(self._tensors, partials, out, BLOCK=_BLOCK, **options)
+        launch(self._tensors, partials, out, HIST=histogram, **_JOIN)
 
     def flag(self, held: list[Tensor], flag: Tensor) -> None:
         """Write 1.0 if any value is not finite."""
         if self._chunks:
             pointers = self._point(held, flag.device)
             launch = self._kernels.chunk_flag[(self._chunks,)]
-            launch(self._tensors, pointers, self._chunk_of, flag, KIND=self._kind, **_OPTIONS)
+            launch(self._tensors, pointers, self._chunk_of, flag, KIND=self._kind, **_READ)
 
     def _point(self, held: list[Tensor], device: torch.device) -> Tensor:
         """The tensors' addresses on the device, sent again only when one of them moved."""
@@ -243,20 +243,20 @@ def _compile(device: torch.device, kind: int) -> None:
             for variant, arguments, options in _variants(_kernels(), kind):
                 if _ending.is_set():
                     return
-                variant.warmup(*arguments, grid=(1,), **options, **_OPTIONS).run  # noqa: B018 - loads
+                variant.warmup(*arguments, grid=(1,), **options).run  # noqa: B018 - it loads
         _states[device, kind] = True
     except Exception as error:
         _fail(f"{type(error).__name__}: {error}")
 
 
 def _variants(kernels: Any, kind: int) -> Iterator[tuple[Any, tuple[torch.dtype, ...], Any]]:
-    """Each kernel with the types of its tensors and its constants."""
+    """Each kernel with the types of its tensors and its options, as it is launched."""
     tables = (torch.int64, torch.int64, torch.int32)
     for histogram in (False, True):
-        options = {"HIST": histogram}
-        yield kernels.chunk_stats, (*tables, torch.int64), {"KIND": kind, **options}
-        yield kernels.join_chunks, (torch.int64,) * 3, {"BLOCK": _BLOCK, **options}
-    yield kernels.chunk_flag, (*tables, torch.float32), {"KIND": kind}
+        options = {"KIND": kind, "HIST": histogram, **_READ}
+        yield kernels.chunk_stats, (*tables, torch.int64), options
+        yield kernels.join_chunks, (torch.int64,) * 3, {"HIST": histogram, **_JOIN}
+    yield kernels.chunk_flag, (*tables, torch.float32), {"KIND": kind, **_READ}
 
 
 @atexit.register
