@@ -178,12 +178,11 @@ def _install_flat_clip() -> None:
 
     def clips(original: Any) -> Any:
         def clip_grad_norm_(self: nn.Module, max_norm: Any, norm_type: Any = 2.0) -> Any:
-            gradients = _gradients(self.parameters())
-            if gradients:
-                _tell("clip_enters", gradients, True)
+            _tell("clip_enters", lambda: (_gradients(self.parameters()), True))
             with _depth():
                 total = original(self, max_norm, norm_type)
-            _tell("clip_leaves", gradients, total if float(norm_type) == 2.0 else None, max_norm)
+            norm = total if norm_type in (2, 2.0, "2") else None
+            _tell("clip_leaves", lambda: (_gradients(self.parameters()), norm, float(max_norm)))
             return total
 
         return clip_grad_norm_
