@@ -48,8 +48,8 @@ def test_no_bit_changes_in_any_way_to_train(count: int) -> None:
     in_place = count & (count - 1) != 0
     for name, told in answer.items():
         status, numbers = told["status"], told["numbers"]
-        if name in ("off", "broken", "copied"):
-            assert not any(numbers), name
+        if name in ("off", "broken", "copied"):  # it broke in the first step
+            assert not any(numbers[name == "broken" :]), name
         elif name in ("log", "hook before", "builtin before"):
             assert all(set(n) >= LOGGED for n in numbers), name
             assert status.startswith("on: by DDP's own log, without local flags"), name
