@@ -33,12 +33,17 @@ def measure(tensors: Sequence[Tensor], histogram: bool) -> Tensor:
         return blind(tensors, histogram)
     with torch.no_grad():
         found = [_on_host(flat(t), FORMS[t.dtype], histogram) for t in tensors]
-        matrix = torch.empty((len(found), WORDS), dtype=torch.int64)
-        if found:
-            numbers = torch.tensor([row for row, _ in found], dtype=torch.float64)
-            matrix[:, :FLOATS] = numbers.view(torch.int64)
-            matrix[:, FLOATS] = torch.stack([checksum for _, checksum in found])
-        return matrix
+        matrix = torch.full((len(found), FLOATS), math.nan, dtype=torch.float64)
+        if not found:
+            return torch.empty((0, WORDS), dtype=torch.int64)
+        numbers = [row for row, _, _ in found]
+        matrix[:, : FLOATS - _BINS] = torch.tensor(numbers, dtype=torch.float64)
+        if histogram:
+            matrix[:, FLOATS - _BINS :] = _histograms(
+                [e for *_, e in found], [r[4] for r in numbers]
+            )
+        checksums = torch.stack([checksum for _, checksum, _ in found])
+        return torch.cat([matrix.view(torch.int64), checksums.unsqueeze(1)], dim=1)
 
 
 def blind(tensors: Sequence[Tensor], histogram: bool) -> Tensor:
@@ -123,11 +128,11 @@ def _pieces(values: Tensor) -> Iterator[Tensor]:
         yield values[start : start + _PIECE]
 
 
-def _on_host(values: Tensor, form: Form, histogram: bool) -> tuple[list[float], Tensor]:
-    """The numbers of one row and its checksum."""
+def _on_host(values: Tensor, form: Form, histogram: bool) -> tuple[list[float], Tensor, Tensor]:
+    """The first numbers of one row, its checksum, and its finite values' exponents counted."""
     squares, top = 0.0, 0
     nan = inf = zero = tiny = 0
-    counts = [0] * _BINS
+    exponents = torch.zeros(_exponents(values.dtype), dtype=torch.int64)
     checksum = torch.zeros((), dtype=torch.int64)
     for piece in _pieces(values):
         words = piece.view(form.word)
@@ -144,7 +149,7 @@ def _on_host(values: Tensor, form: Form, histogram: bool) -> tuple[list[float], 
             tiny += int((bits < form.tiny).sum())
         squares += _squares(piece)
         if histogram:
-            counts = [a + b for a, b in zip(counts, _histogram(piece, bits, form), strict=True)]
+            exponents += _by_exponent(piece, bits, form)
     if nan or inf:
         norm = peak = math.nan if nan else math.inf
     else:
@@ -152,40 +157,52 @@ def _on_host(values: Tensor, form: Form, histogram: bool) -> tuple[list[float], 
         norm = math.sqrt(squares)
         if values.dtype == torch.float64 and not 1e-140 < norm < math.inf:
             norm = float(_scaled(values))
-    if histogram:
-        counts[0] -= zero
-    histogram_row = list(map(float, counts)) if histogram else [math.nan] * _BINS
-    return [norm, peak, nan, inf, zero, tiny, *histogram_row], checksum
+    return [norm, peak, nan, inf, zero, tiny], checksum, exponents
 
 
 def _squares(piece: Tensor) -> float:
-    """The sum of squares; runs that leave float32's range, and short tails, in float64."""
+    """The sum of squares; runs that leave float32's range, and what is short, in float64."""
+    if piece.numel() < 8 * _RUN:  # few calls matter more
+        norm = float(torch.linalg.vector_norm(piece, dtype=torch.float64))
+        return norm * norm
     whole = piece.numel() - piece.numel() % _RUN
-    total = float(piece[whole:].double().square().sum()) if whole < piece.numel() else 0.0
-    if whole:
-        wide = torch.float64 if piece.dtype == torch.float64 else torch.float32
-        runs = piece[:whole].view(-1, _RUN)
-        norms = torch.linalg.vector_norm(runs, dim=1, dtype=wide).double()
-        if piece.dtype in (torch.float32, torch.bfloat16):
-            low, high = torch.aminmax(norms)
-            if not (low > 1e-14 and high < 1e18):
-                odd = ((norms > 1e-14) & (norms < 1e18)).logical_not()
-                norms[odd] = torch.linalg.vector_norm(runs[odd].double(), dim=1)
-        total += float(norms.square().sum())
-    return total
+    wide = torch.float64 if piece.dtype == torch.float64 else torch.float32
+    runs = piece[:whole].view(-1, _RUN)
+    norms = torch.linalg.vector_norm(runs, dim=1, dtype=wide).double()
+    if piece.dtype in (torch.float32, torch.bfloat16):
+        low, high = torch.aminmax(norms)
+        if not (low > 1e-14 and high < 1e18):
+            odd = ((norms > 1e-14) & (norms < 1e18)).logical_not()
+            norms[odd] = torch.linalg.vector_norm(runs[odd].double(), dim=1)
+    return float(norms.square().sum()) + _squares(piece[whole:])
 
 
-def _histogram(piece: Tensor, bits: Tensor, form: Form) -> list[int]:
-    """Counts of the finite values by bin, zeros in the first, from those by exponent."""
-    bias = form.inf // (1 << form.fraction) // 2
+def _exponents(dtype: torch.dtype) -> int:
+    """How many exponents a type is counted by; float16, whose subnormals cross bins, as float32."""
+    return 2048 if dtype == torch.float64 else 256
+
+
+def _by_exponent(piece: Tensor, bits: Tensor, form: Form) -> Tensor:
+    """How many values have each biased exponent."""
     if piece.dtype == torch.float64:
-        by_exponent = torch.bincount(bits >> form.fraction, minlength=2048)[:2047]
-    else:
-        if piece.dtype == torch.float16:  # its subnormals reach into several bins
-            bits, bias = piece.float().view(torch.int32) & 0x7FFFFFFF, 127
-            form = FORMS[torch.float32]
-        exponents = (bits >> form.fraction).to(torch.uint8)
-        by_exponent = torch.bincount(exponents, minlength=256)[:255]
-    exponent = torch.arange(by_exponent.numel()) - bias
-    bins = ((exponent - _LOWEST) // 4 + 1).clamp(0, _BINS - 1)
-    return [int(c) for c in torch.zeros(_BINS, dtype=torch.int64).index_add_(0, bins, by_exponent)]
+        return torch.bincount(bits >> form.fraction, minlength=2048)
+    if piece.dtype == torch.float16:
+        form = FORMS[torch.float32]
+        bits = piece.float().view(form.word) & form.mask
+    return torch.bincount((bits >> form.fraction).to(torch.uint8), minlength=256)
+
+
+def _histograms(exponents: Sequence[Tensor], zeros: Sequence[float]) -> Tensor:
+    """[n, 16] float64 counts by bin of the finite values that are not zero."""
+    counts = torch.zeros((len(exponents), _BINS), dtype=torch.float64)
+    for size in (256, 2048):
+        rows = [i for i, e in enumerate(exponents) if len(e) == size]
+        if rows:
+            exponent = torch.arange(size - 1) - (size // 2 - 1)  # the last is NaN's and Inf's
+            bins = ((exponent - _LOWEST) // 4 + 1).clamp(0, _BINS - 1)
+            found = torch.stack([exponents[i] for i in rows])[:, :-1].double()
+            counts[rows] = torch.zeros((len(rows), _BINS), dtype=torch.float64).index_add_(
+                1, bins, found
+            )
+    counts[:, 0] -= torch.tensor(zeros, dtype=torch.float64)
+    return counts

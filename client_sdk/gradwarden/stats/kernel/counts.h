@@ -102,7 +102,8 @@ typedef void counter(const void *values, int held, const int64_t at_least[4], v6
             COUNT(c2, v, t2);                                                                \
             COUNT(c3, v, t3);                                                                \
         }                                                                                    \
-        found[0] = widen(c0), found[1] = widen(c1), found[2] = widen(c2), found[3] = widen(c3);\
+        found[0] = widen(c0), found[1] = widen(c1);                                          \
+        found[2] = widen(c2), found[3] = widen(c3);                                          \
     }
 
 #define AS_IS(v) (v)
