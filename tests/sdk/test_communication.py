@@ -152,7 +152,7 @@ def test_a_stranger_s_model_is_left_alone(alone: None) -> None:
     stranger = DistributedDataParallel(nn.Linear(3, 2))
     backward(stranger)
     assert listener.step_ended() == {}
-    assert listener.status() == "off: no DistributedDataParallel and no fully_shard seen"
+    assert listener.status() == "off: no DistributedDataParallel and no fully_shard seen yet"
     calls.clear()
     stranger.register_comm_hook(None, own)
     backward(stranger)
@@ -169,6 +169,20 @@ def own(state, bucket):  # type: ignore[no-untyped-def]  # torch reads its annot
     future: torch.futures.Future[torch.Tensor] = torch.futures.Future()
     future.set_result(bucket.buffer())
     return future
+
+
+def test_a_failure_of_ours_ends_the_listening_and_undoes_it(alone: None) -> None:
+    before = DistributedDataParallel.__init__
+    ddp = DistributedDataParallel(nn.Linear(3, 2))
+    faults = Faults()
+    listener = Communication(ddp, "auto", FrameBook(), faults)
+    listener.start()
+    assert DistributedDataParallel.__init__ is not before
+    listener.bucket_ready = None  # type: ignore[assignment]
+    backward(ddp)
+    assert faults.counts == {"communication": 1}
+    assert DistributedDataParallel.__init__ is before
+    assert [p.grad is not None for p in ddp.parameters()] == [True, True]
 
 
 def test_a_user_s_hook_is_where_torch_keeps_it_and_works_after_we_left(alone: None) -> None:

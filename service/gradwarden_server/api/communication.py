@@ -185,7 +185,7 @@ def _reason(
         return "one rank waits for nobody"
     silent = [r for r in ranks if not any(_is_known(by, r) for by in values.values())]
     if len(silent) == len(ranks):
-        return "no rank measured a collective in these steps; its start event says why"
+        return "no rank measured a collective in these steps; monitor.health() on it says why"
     if silent:
         named = ", ".join(map(str, silent[:20]))
         return f"not measured on {len(silent)} of {len(ranks)} ranks: {named}"

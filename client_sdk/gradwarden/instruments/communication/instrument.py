@@ -122,7 +122,7 @@ class Communication:
             return self._said
         if not (dist.is_available() and dist.is_initialized()):
             return "off: no process group"
-        return "off: no DistributedDataParallel and no fully_shard seen"
+        return "off: no DistributedDataParallel and no fully_shard seen yet"
 
     # -- what the adoption asks -------------------------------------------------------------
 
@@ -154,6 +154,7 @@ class Communication:
     def failed(self, error: Exception) -> None:
         self._faults.record(self.name, error)
         self._said = f"off: {type(error).__name__}"
+        self._faults.quiet("communication's end", self.stop)  # the last that is asked of it
 
     # -- what a reducer tells ---------------------------------------------------------------
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from gradwarden import stats
 from gradwarden.collect import Collector, Pending
+from gradwarden.instruments.communication.passages import NOTHING
 
 MOST_NAMES = 50
 """Parameters that one event names."""
@@ -31,7 +32,7 @@ class Count(Pending):
     __slots__ = ("_flags",)
 
     def __init__(self, flags: Sequence[Pending]) -> None:
-        super().__init__(torch.empty(0))
+        super().__init__(NOTHING)
         self._flags = flags
 
     @property
@@ -42,9 +43,14 @@ class Count(Pending):
     def at_hand(self) -> bool:
         return False
 
+    @property
+    def count(self) -> float:
+        """Only when ``ready``."""
+        return float(sum(_raised(flag) for flag in self._flags))
+
     def peek(self) -> Tensor:
         """[1] float64; only when ``ready``."""
-        return torch.tensor([float(sum(_raised(f) for f in self._flags))], dtype=torch.float64)
+        return torch.tensor([self.count], dtype=torch.float64)
 
     def take(self) -> Tensor:
         """The same as :meth:`peek`; the slots are given back when nobody holds the flags."""
@@ -92,7 +98,7 @@ class LocalFlags:
         if missed or not flags:
             return None, events
         count = Count([flag for _, flag, _ in flags])
-        return float(count.peek()) if count.ready else count, events
+        return count.count if count.ready else count, events
 
     def _judge(self, step: int, flags: list[tuple[int, Pending, Names]]) -> list[dict[str, Any]]:
         bad = [(bucket, names) for bucket, flag, names in flags if _raised(flag)]
@@ -111,4 +117,4 @@ class LocalFlags:
 
 
 def _raised(flag: Pending) -> bool:
-    return float(flag.peek().reshape(())) > 0
+    return flag.peek().item() > 0

@@ -11,6 +11,8 @@ from torch import Tensor
 from gradwarden.collect import Pending
 from gradwarden.instruments.clock import Clock, Mark, seconds
 
+NOTHING = torch.empty(0)
+"""What a Pending holds whose values are not in one tensor."""
 Rounds = Sequence[Sequence["Passage"]]
 
 
@@ -42,7 +44,7 @@ class Span(Pending):
     def __init__(
         self, rounds: Rounds, ends: Callable[[Sequence[Passage]], tuple[Mark, Mark]]
     ) -> None:
-        super().__init__(torch.empty(0))
+        super().__init__(NOTHING)
         self._rounds, self._ends = rounds, ends
         self._pieces: list[float | Pending] = []
 
@@ -58,10 +60,14 @@ class Span(Pending):
     def at_hand(self) -> bool:
         return False
 
+    @property
+    def seconds(self) -> float:
+        """Only when ``ready``."""
+        return sum(float(p.peek()) if isinstance(p, Pending) else p for p in self._pieces)
+
     def peek(self) -> Tensor:
         """The seconds, [1] float64; only when ``ready``."""
-        parts = [float(p.peek()) if isinstance(p, Pending) else p for p in self._pieces]
-        return torch.tensor([sum(parts)], dtype=torch.float64)
+        return torch.tensor([self.seconds], dtype=torch.float64)
 
     def take(self) -> Tensor:
         """The same as :meth:`peek`: there is no slot to give back."""
@@ -106,7 +112,7 @@ def exchanges(by_name: Mapping[str, Sequence[Passage]]) -> dict[str, float | Pen
 
 def known(span: Span) -> float | Pending:
     """The number itself where it is there already."""
-    return float(span.peek()) if span.ready else span
+    return span.seconds if span.ready else span
 
 
 def _exchange(name: str, passages: Sequence[Passage]) -> Iterator[tuple[str, float | Pending]]:
