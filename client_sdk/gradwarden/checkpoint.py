@@ -12,14 +12,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from gradwarden.errors import Faults
+
 Report = Callable[[dict[str, Any]], None]
 
 
 class Checkpoints:
     """Guards saves; the checksum is taken by a thread of its own, beside the training."""
 
-    def __init__(self, report: Report) -> None:
-        self._report = report
+    def __init__(self, report: Report, faults: Faults) -> None:
+        self._tell, self._faults = report, faults
         self._threads: list[threading.Thread] = []
 
     @contextmanager
@@ -49,7 +51,7 @@ class Checkpoints:
             self._report({**event, "seconds": time.perf_counter() - started})
             raise
         event["seconds"] = time.perf_counter() - started
-        self._beside(target, event, foreign=False)
+        self._faults.quiet("checkpoint", self._beside, target, event, foreign=False)
 
     def saved(self, path: str | os.PathLike[str], step: int) -> None:
         """Tell of a checkpoint that something else wrote; only our thread waits for the disk."""
@@ -60,6 +62,9 @@ class Checkpoints:
         """Let running checksums finish, until the monotonic deadline."""
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
+
+    def _report(self, event: dict[str, Any]) -> None:
+        self._faults.quiet("checkpoint", self._tell, event)
 
     def _beside(self, target: Path, event: dict[str, Any], *, foreign: bool) -> None:
         thread = threading.Thread(

@@ -58,7 +58,7 @@ class Session:
         self.off = settings.disabled
         self._faults, self._losses = Faults(), Losses()
         self._book = FrameBook(settings.start_step)
-        self.checkpoints = Checkpoints(self._event)
+        self.checkpoints = Checkpoints(self._event, self._faults)
         self.identity: Identity | None = None
         self._over = threading.Event()
         self._expected: tuple[str, dict[str, Any]] | None = None
@@ -175,6 +175,8 @@ class Session:
             return
         self._phase = before[0]
         self._panel.anatomy.leave(str(name)[:256])
+        if name == "checkpoint":
+            return  # it has an event of its own
         seconds = time.perf_counter() - before[1]
         event = {"kind": "phase", "name": str(name)[:256], "seconds": seconds}
         self._book.event(event, urgent=False)

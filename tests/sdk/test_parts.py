@@ -16,6 +16,7 @@ from torch import nn
 
 from gradwarden import coverage, facts, identity
 from gradwarden.checkpoint import Checkpoints
+from gradwarden.errors import Faults
 from gradwarden.layout import Rows, block, clean
 from tests.sdk.conftest import Watch, batch, mlp
 from tests.sdk.fake import FakeService
@@ -94,7 +95,7 @@ def test_ranks_without_a_process_group_agree(monkeypatch: pytest.MonkeyPatch) ->
     found = []
     for rank in ("0", "1"):
         monkeypatch.setenv("RANK", rank)
-        found.append(identity.Resolver(None, None).look(None, sharded=False))
+        found.append(identity.Resolver(None, None).look(None, cell=None))
     assert found[0] is not None
     assert found[1] is not None
     assert (found[0].run, found[0].attempt) == (found[1].run, found[1].attempt)
@@ -133,7 +134,7 @@ def saved(report: list[dict[str, Any]], guard: Checkpoints) -> dict[str, Any]:
 @pytest.mark.parametrize("own_path", [True, False])
 def test_a_checkpoint_is_renamed_and_described(own_path: bool, tmp_path: Path) -> None:
     report: list[dict[str, Any]] = []
-    guard = Checkpoints(report.append)
+    guard = Checkpoints(report.append, Faults())
     path = tmp_path / "model.pt"
     path.write_bytes(b"old")
     with guard.save(path, 7) as draft:
@@ -149,7 +150,7 @@ def test_a_checkpoint_is_renamed_and_described(own_path: bool, tmp_path: Path) -
 
 def test_a_checkpoint_may_be_a_directory(tmp_path: Path) -> None:
     report: list[dict[str, Any]] = []
-    guard = Checkpoints(report.append)
+    guard = Checkpoints(report.append, Faults())
     for content in (b"one", b"second"):
         with guard.save(tmp_path / "shards", None) as draft:
             draft.mkdir()
@@ -162,7 +163,7 @@ def test_a_checkpoint_may_be_a_directory(tmp_path: Path) -> None:
 
 def test_a_failing_save_raises_its_own_error_and_keeps_the_old_file(tmp_path: Path) -> None:
     report: list[dict[str, Any]] = []
-    guard = Checkpoints(report.append)
+    guard = Checkpoints(report.append, Faults())
     path = tmp_path / "model.pt"
     path.write_bytes(b"old")
 
@@ -180,7 +181,7 @@ def test_a_failing_save_raises_its_own_error_and_keeps_the_old_file(tmp_path: Pa
 
 def test_a_body_that_saved_nothing_is_not_called_good(tmp_path: Path) -> None:
     report: list[dict[str, Any]] = []
-    guard = Checkpoints(report.append)
+    guard = Checkpoints(report.append, Faults())
     with guard.save(tmp_path / "nothing", 1):
         pass
     event = saved(report, guard)
