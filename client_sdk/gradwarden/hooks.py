@@ -170,11 +170,13 @@ def _install_clip() -> None:
     if hasattr(clip_grad, "_get_total_norm") and hasattr(clip_grad, "_clip_grads_with_norm_"):
         _replace(clip_grad, "_get_total_norm", norms)
         _replace(clip_grad, "_clip_grads_with_norm_", clips)
+    flat = sys.modules.get("torch.distributed.fsdp.fully_sharded_data_parallel")
+    if flat is not None:
+        _patch_flat_clip(flat.FullyShardedDataParallel)
 
 
-def _install_flat_clip() -> None:
-    """FullyShardedDataParallel clips by itself; only where it is in use is it there to patch."""
-    wrapper = sys.modules["torch.distributed.fsdp.fully_sharded_data_parallel"]
+def _patch_flat_clip(wrapper: Any) -> None:
+    """FullyShardedDataParallel clips by itself; where it is in use it was imported before."""
 
     def clips(original: Any) -> Any:
         def clip_grad_norm_(self: nn.Module, max_norm: Any, norm_type: Any = 2.0) -> Any:
@@ -187,7 +189,7 @@ def _install_flat_clip() -> None:
 
         return clip_grad_norm_
 
-    _replace(wrapper.FullyShardedDataParallel, "clip_grad_norm_", clips)
+    _replace(wrapper, "clip_grad_norm_", clips)
 
 
 class _depth:
@@ -289,7 +291,6 @@ def _install_zero() -> None:
 
 _INSTALLS: tuple[tuple[str, Callable[[], None]], ...] = (
     ("clip", _install_clip),
-    ("clip of FSDP", _install_flat_clip),
     ("step", _install_step),
     ("scaler", _install_scaler),
     ("zero_grad", _install_zero),
