@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from gradwarden import ConfigurationError, Guard
 from tests.integrations.conftest import (
     bits,
     captures,
@@ -257,8 +257,22 @@ def test_two_trainings_of_one_callback_are_two_runs(
 
 
 def test_a_wrong_option_is_told_when_the_callback_is_made() -> None:
-    needs_library("transformers")
-    from gradwarden import ConfigurationError
-
-    with contextlib.suppress(ImportError), pytest.raises(ConfigurationError, match="url="):
+    with pytest.raises(ConfigurationError, match="url="):
         watched({}, url="not an address")
+
+
+def test_a_guard_that_halts_stops_the_training(
+    service: FakeService, options: dict[str, Any], tmp_path: Path
+) -> None:
+    model = tiny()
+    calls = [0]
+
+    def poison(gradient: torch.Tensor) -> torch.Tensor:
+        calls[0] += 1
+        return gradient * math.nan if calls[0] == 4 else gradient
+
+    model.transformer.h[0].mlp.c_fc.weight.register_hook(poison)
+    made = trainer(tmp_path, model, [watched(options, guard=Guard(on_nonfinite="halt"))])
+    made.train()
+    assert made.state.global_step == 4
+    assert ending(service)["status"] == "finished"
