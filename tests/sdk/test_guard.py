@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 import gradwarden
+from gradwarden.gauge import Gauge
 from gradwarden.guard import Guard, Halted, Ledger, Snapshot, holding
 from gradwarden.guard.decision import QUIET, Act, Cause, Decider, Word
 from tests.sdk.conftest import Watch, batch, mlp
@@ -201,6 +202,42 @@ def test_a_skip_is_one_line_one_event_and_a_step_that_was_not_applied(
     assert lines == [
         f"gradwarden: guard: skip step at step {BAD}: a gradient was NaN or Inf at step {BAD}"
     ]
+
+
+def test_the_guard_goes_on_when_the_capture_fails_or_is_paused(
+    watch: Watch, service: FakeService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any) -> None:
+        raise RuntimeError("made up")
+
+    for run in ("broken", "paused"):
+        model = mlp()
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        monitor = watch(model, optimizer, run=run, guard=Guard(on_nonfinite="skip_step"))
+        if run == "broken":
+            monkeypatch.setattr(Gauge, "take", fails)
+        else:
+            monitor._session._command("pause", {})
+        for step in range(25):
+            one(model, optimizer, sick(step))
+        assert all(torch.isfinite(p).all() for p in model.parameters())
+        monitor.finish()
+        assert [e["action"] for e in service.events("guard")] == ["skip_step"] * (
+            1 if run == "broken" else 2
+        )
+
+
+def test_an_optimizer_made_anew_is_guarded_in_the_place_of_the_old(watch: Watch) -> None:
+    model = mlp()
+    optimizer: torch.optim.Optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    monitor = watch(model, optimizer, guard=Guard(on_nonfinite="skip_step", retries=0))
+    for step in range(5):
+        one(model, optimizer, batch(step))
+    optimizer = torch.optim.Adam(model.parameters(), 0.01)
+    for step in range(5, 8):
+        one(model, optimizer, sick(step, (7,)))
+    assert all(torch.isfinite(p).all() for p in model.parameters())
+    assert monitor.should_stop
 
 
 def test_clipping_does_not_hide_a_bad_step(watch: Watch) -> None:

@@ -1,14 +1,13 @@
 """The guard: opt-in action on what the SDK sees by itself, the same on all ranks at once.
 
-``Guard`` is what a person chooses. ``Keeper`` carries it out; a session makes one, tells it
-of each optimizer's step, and asks nothing of it that could wait:
+``Guard`` is what a person chooses. ``Keeper`` carries it out; it hears the optimizers by itself,
+and a session makes one and tells it what it knows:
 
     keeper = Keeper(guard, model, optimizers, faults, report, rewound, ledger)
     keeper.bind()                            # in watch(): raises ConfigurationError, collective
-    keeper.before_step(optimizer, step, bad) # gradients are there; False: they are held back
-    keeper.after_step(optimizer)             # the optimizer is done; they are put back
-    keeper.step_ended(step)                  # the boundary at which all ranks act
-    keeper.raise_if_halted()                 # outside everything that swallows exceptions
+    keeper.before_step(optimizer, step, bad) # gradients are there, and our verdict on them
+    keeper.after_step(optimizer)             # False: they were held back, nothing was applied
+    keeper.step_ended(step)                  # the number of the step that ends
     keeper.request_halt(reason)              # any thread
 """
 

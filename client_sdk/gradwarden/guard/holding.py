@@ -17,6 +17,20 @@ from torch.optim import Optimizer
 
 from gradwarden.guard.options import Guard
 
+try:
+    from torch._compile import _disable_dynamo
+except ImportError:  # private name; without it a compiled step may trace into the hooks
+    _disable_dynamo = None  # type: ignore[assignment]
+
+
+def eager(method: Callable[..., Any]) -> Callable[..., Any]:
+    """A hook that the compiler keeps out of."""
+
+    def hook(*args: Any) -> Any:
+        return method(*args)
+
+    return hook if _disable_dynamo is None else _disable_dynamo(hook)
+
 
 class Held:
     """Gradients of one optimizer, hidden until :meth:`release`."""
@@ -83,6 +97,17 @@ def take_flag_back(optimizer: Optimizer) -> None:
         del optimizer.found_inf
 
 
+def share(left: Optimizer, right: Optimizer) -> bool:
+    """Whether two optimizers hold a parameter both."""
+    held = [{id(p) for group in o.param_groups for p in group["params"]} for o in (left, right)]
+    return bool(held[0] & held[1])
+
+
+def capturing_graph() -> bool:
+    """Whether a CUDA graph is being captured, so that nothing may be read or decided."""
+    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+
+
 def devices(optimizer: Optimizer) -> set[str]:
     """Kinds of device that hold its parameters."""
     return {p.device.type for group in optimizer.param_groups for p in group["params"]}
@@ -122,26 +147,23 @@ def unsuitable(guard: Guard, optimizer: Optimizer, world: int) -> str:
     return ""
 
 
-class Closures:
-    """A pre-hook of an optimizer that tells when its closure has made the gradients."""
+def tell_closure(
+    args: tuple[Any, ...], kwargs: dict[str, Any], done: Callable[[], object]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """The arguments of a step whose closure calls ``done`` when it has made the gradients.
 
-    def __init__(self, done: Callable[[Optimizer], None]) -> None:
-        self._done = done
+    ``args`` begins with the optimizer. None where the step has no closure.
+    """
+    closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+    if not callable(closure):
+        return None
 
-    def __call__(
-        self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
-        if not callable(closure) or getattr(closure, "_gradwarden", False):
-            return None
+    @functools.wraps(closure)
+    def told(*a: Any, **k: Any) -> Any:
+        loss = closure(*a, **k)
+        done()
+        return loss
 
-        @functools.wraps(closure)
-        def told(*a: Any, **k: Any) -> Any:
-            loss = closure(*a, **k)
-            self._done(optimizer)
-            return loss
-
-        told._gradwarden = True  # type: ignore[attr-defined]
-        if "closure" in kwargs:
-            return args, {**kwargs, "closure": told}
-        return (args[0], told, *args[2:]), kwargs
+    if "closure" in kwargs:
+        return args, {**kwargs, "closure": told}
+    return (args[0], told, *args[2:]), kwargs

@@ -8,9 +8,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from gradwarden import hooks
 from gradwarden.collect import Collector, Pending
 from gradwarden.errors import ConfigurationError, Faults, say
 from gradwarden.guard import flags, holding
@@ -26,8 +29,9 @@ from gradwarden.owner import inner
 class Keeper:
     """Carries out one Guard for one watched run. Only ``raise_if_halted`` raises, if chosen.
 
-    The session's calls come on every step of every rank, whatever the capture does (paused,
-    throttled, turned off by a fault): a rank that falls silent costs the others ``timeout``.
+    It hears its optimizers by hooks of its own, whatever the capture does (paused, turned off
+    by a fault), since a rank that fell silent would cost the others ``timeout``. What the
+    session tells spares it a second look at the gradients and gives steps their numbers.
     """
 
     def __init__(
@@ -56,7 +60,10 @@ class Keeper:
         self._own, self._asked = QUIET, ""
         self._off, self._halted = "not bound", ""
         self._begun = self._broken = self._raised = False
-        self._step = self._since = 0
+        self._leader = weakref.ref(self._optimizers[0]) if self._optimizers else lambda: None
+        self._skipped: set[int] = set()
+        self._announced = self._told = False
+        self._step, self._done, self._since = -1, -2, 0
 
     # -- the beginning and the end --------------------------------------------------------
 
@@ -92,13 +99,12 @@ class Keeper:
         """The watch ends: undo what was installed, and let other ranks know."""
         while self._hooks:
             self._hooks.pop().remove()
-        self._put_all_back()
         if self._active:
             self._off = "the watch ended"
             self._farewell()
 
     def forget(self) -> None:
-        """In a forked child: never act again."""
+        """In a forked child."""
         self._off = "forked"
 
     def status(self) -> str:
@@ -115,38 +121,26 @@ class Keeper:
         """Judge the gradients that ``optimizer`` is about to apply in ``step``.
 
         ``nonfinite``: the verdict on the host, or one float32 on the device (1.0: bad); None
-        lets the guard look by itself. False means that the gradients are held back (hidden
-        until :meth:`after_step`), so the optimizer does nothing: the step was skipped.
-        A step with a closure is not announced here: its gradients do not exist yet, and the
-        guard's own hook on the optimizer judges them when they do.
+        lets the guard look by itself. False means that the gradients are held back, hidden
+        until the optimizer is done, so it does nothing: the step is skipped. A step with a
+        closure is not announced here: its gradients do not exist yet.
         """
-        if not self._active:
-            return True
-        self._held.pop(id(optimizer), None)  # of a step that raised: they are the past
-        self._step = step
-        return self._safely(self._judge, optimizer, step, nonfinite) is not False
+        self._announced = True
+        self._step, self._told = step, True
+        return self._before(optimizer, nonfinite)
 
     def after_step(self, optimizer: Optimizer) -> bool:
-        """Put held back gradients back; False if they were, so nothing was applied."""
-        lent = self._lent.pop(id(optimizer), None)
-        if lent is not None:
-            holding.take_flag_back(lent)
-        held = self._held.pop(id(optimizer), None)
-        if held is not None:
-            held.release()
-        return held is None
+        """Whether what the optimizer was given was applied, or False for a step held back."""
+        return id(optimizer) not in self._skipped
 
     def step_ended(self, step: int) -> None:
-        """The boundary: all ranks act here on the word of two steps ago.
-
-        Called once per step, right after the leading optimizer's step or its skip by a
-        scaler. Checkpoints are saved and restored at this very place of the loop, so what the
-        loop does between here and the next step (schedulers) follows a restore as it
-        followed the save.
-        """
-        if self._active:
-            self._step = step
-            self._safely(self._boundary, step)
+        """The number of the step that ends, at its optimizer's step or its skip by a scaler."""
+        if not self._active or step == self._done:
+            return
+        self._step, self._told = step, True
+        leader = self._leader()
+        if leader is None or hooks._calls(leader)[0] == 0:  # skipped: the optimizer never steps
+            self._end_step()
 
     def request_halt(self, reason: str) -> None:
         """Halt all ranks at a coming boundary; from any thread, at any moment."""
@@ -168,6 +162,58 @@ class Keeper:
     @property
     def _active(self) -> bool:
         return not (self._off or self._halted)
+
+    def _enters(
+        self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """Before a step of ours, and after the session heard of it."""
+        announced, self._announced = self._announced, False
+        if not self._active or hooks._calls(optimizer)[0] > 1:
+            return None
+        told = holding.tell_closure(args, kwargs, lambda: self._before(optimizer, None))
+        if told is None and not announced:
+            self._before(optimizer, None)
+        return told
+
+    def _leaves(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        """After it, and before the session hears of that: it finds the gradients in place."""
+        if hooks._calls(optimizer)[0] <= 1:
+            self._put_back(optimizer)
+
+    def _ends(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        """After all that others do about the leading optimizer's step."""
+        if optimizer is self._leader() and self._active and hooks._calls(optimizer)[0] <= 1:
+            self._end_step()
+            self.raise_if_halted()
+
+    def _number(self) -> int:
+        """The step in progress; counted on where nobody tells."""
+        return self._step if self._told else self._step + 1
+
+    def _before(self, optimizer: Optimizer, nonfinite: bool | Tensor | None) -> bool:
+        if not self._active or holding.capturing_graph():
+            return True
+        self._skipped.discard(id(optimizer))
+        self._held.pop(id(optimizer), None)  # of a step that raised: they are the past
+        return self._safely(self._judge, optimizer, self._number(), nonfinite) is not False
+
+    def _put_back(self, optimizer: Optimizer) -> None:
+        if self._lent.pop(id(optimizer), None) is not None:
+            holding.take_flag_back(optimizer)
+        held = self._held.pop(id(optimizer), None)
+        if held is not None:
+            held.release()
+
+    def _end_step(self) -> None:
+        """The boundary: all ranks act here on the word of two steps ago.
+
+        Checkpoints are saved and restored at this very place of the loop, so what it does from
+        here to the next step (schedulers) follows a restore as it followed the save.
+        """
+        self._step = self._done = self._number()
+        self._told = False
+        if not holding.capturing_graph():
+            self._safely(self._boundary, self._step)
 
     def _judge(self, optimizer: Optimizer, step: int, nonfinite: bool | Tensor | None) -> bool:
         policy = self._guard.on_nonfinite
@@ -194,12 +240,15 @@ class Keeper:
         if policy != "skip_step" and not self._agreement.alone and holding.sharded(optimizer):
             return True
         self._held[id(optimizer)] = holding.Held(optimizer)
+        self._skipped.add(id(optimizer))
         if policy == "skip_step":
             self._tell("skip_step", f"a gradient was NaN or Inf at step {step}", step, True)
         return False
 
     def _suits(self, optimizer: Optimizer) -> bool:
         """Before its first step: parameters may have been moved or sharded since ``bind``."""
+        if not self._judged:  # now, so that whoever else hears the end of a step hears it first
+            self._hooks.append(register_optimizer_step_post_hook(holding.eager(self._ends)))
         self._judged.add(optimizer)
         if optimizer not in self._met:
             self._meet(optimizer)
@@ -224,7 +273,6 @@ class Keeper:
             self._own = finding
 
     def _boundary(self, step: int) -> None:
-        self._put_all_back()
         while self._flags and self._flags[0].ready:
             if float(self._flags.popleft().take()) > 0:
                 self._found()
@@ -312,7 +360,8 @@ class Keeper:
     def _safely(self, work: Callable[..., Any], *args: Any) -> Any:
         """Run a part of the guard: no failure of ours reaches the training, or parts the ranks."""
         try:
-            return work(*args)
+            with torch.no_grad():
+                return work(*args)
         except Lost as error:
             self._turn_off(f"the ranks no longer agree: {error}")
             self._farewell()
@@ -332,14 +381,6 @@ class Keeper:
             except Lost:
                 return
 
-    def _put_all_back(self) -> None:
-        for lent in self._lent.values():
-            holding.take_flag_back(lent)
-        for held in self._held.values():
-            held.release()
-        self._lent.clear()
-        self._held.clear()
-
     # -- whom it guards -------------------------------------------------------------------
 
     @property
@@ -349,10 +390,10 @@ class Keeper:
         return not waits and any(holding.devices(o) - {"cpu"} for o in self._optimizers)
 
     def _meet(self, optimizer: Optimizer) -> None:
-        """Hear its closures too, whose gradients no one else sees in time."""
+        """Hear an optimizer: ours, or one that the loop made in the place of ours."""
         self._met.add(optimizer)
-        hook = holding.Closures(self._closure_done)
-        self._hooks.append(optimizer.register_step_pre_hook(hook))
-
-    def _closure_done(self, optimizer: Optimizer) -> None:
-        self.before_step(optimizer, self._step + 1)
+        leader = self._leader()
+        if leader is None or holding.share(leader, optimizer):
+            self._leader = weakref.ref(optimizer)
+        self._hooks.append(optimizer.register_step_pre_hook(holding.eager(self._enters)))
+        self._hooks.append(optimizer.register_step_post_hook(holding.eager(self._leaves)))
