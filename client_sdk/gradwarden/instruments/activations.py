@@ -212,7 +212,8 @@ def measure(values: Tensor, bounds: tuple[float, float] | None) -> tuple[Tensor,
         piece = piece.float() if piece.element_size() == 1 else piece
         least, most = piece.aminmax()
         peaks.append(torch.maximum(-least, most).double())
-        counts += [(piece == 0).sum(), ((piece >= high) | (piece <= low)).sum()]
+        zeros = piece.numel() - piece.count_nonzero()
+        counts += [zeros, (piece >= high).count_nonzero() + (piece <= low).count_nonzero()]
     shares = torch.stack(counts).view(-1, 2).sum(0).double() / values.numel()
     return torch.stack(peaks).amax(), shares[0], shares[1]
 

@@ -123,10 +123,15 @@ class Anatomy:
         self._deaf = True
 
     def _bound(self, what: Callable[..., None], *args: Any) -> None:
-        if not (self._deaf or self._faults.is_off(NAME)):
-            began = time.perf_counter()
-            self._faults.quiet(NAME, what, *args)
-            self._book.overhead += time.perf_counter() - began
+        if self._deaf:
+            return
+        began = time.perf_counter()
+        try:
+            what(*args)
+        except Exception as error:
+            self._faults.record(NAME, error)
+            self._deaf = True
+        self._book.overhead += time.perf_counter() - began
 
     def _called(self, module: nn.Module) -> bool:
         ours = self._ours.get(module)

@@ -155,8 +155,7 @@ def meet_compiler() -> None:
     It is never imported here, which would take a second. What runs between two compiled
     pieces would be compiled itself, and would then time nothing.
     """
-    frames = sys.modules.get("torch._dynamo.eval_frame")
-    if frames is None or not _codes:
+    if not _codes or (frames := sys.modules.get("torch._dynamo.eval_frame")) is None:
         return
     with _lock:
         codes = list(_codes)
