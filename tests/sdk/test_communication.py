@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
+import pkgutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import pytest
@@ -183,6 +187,81 @@ def test_a_failure_of_ours_ends_the_listening_and_undoes_it(alone: None) -> None
     assert faults.counts == {"communication": 1}
     assert DistributedDataParallel.__init__ is before
     assert [p.grad is not None for p in ddp.parameters()] == [True, True]
+
+
+NET = {
+    "Communication.failed",
+    "Relay.safely",
+    "Relay._first",
+    "Relay._scale",
+    "divides",
+    "_register",
+    "_register_builtin",
+    "_original",
+    "_made",
+    "_joins",
+}
+"""What the reduction itself is made of, and what catches the failures of the rest."""
+
+
+def test_each_function_of_ours_may_fail_under_ddp(
+    alone: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def train(listener: Communication | None, ddp: DistributedDataParallel) -> list[bytes]:
+        faults = Faults()
+        if listener is not None:
+            faults.quiet("start", listener.start)
+        for _ in range(3):
+            ddp.zero_grad()
+            backward(ddp)
+            if listener is not None:
+                faults.quiet("step", listener.step_ended)
+        if listener is not None:
+            faults.quiet("stop", listener.stop)
+        return [p.grad.numpy().tobytes() for p in ddp.parameters() if p.grad is not None]
+
+    failed = 0
+    for owner, name, label in functions():
+        for hooked in (False, True):
+            torch.manual_seed(0)
+            ddp = DistributedDataParallel(nn.Linear(3, 2))
+            listener = Communication(ddp, "auto", FrameBook(), Faults())
+            seen: list[str] = []
+
+            def raises(*_: object, seen: list[str] = seen, **__: object) -> None:
+                seen.append("called")
+                raise ZeroDivisionError("a bug of ours")
+
+            with monkeypatch.context() as broken:
+                is_property = isinstance(vars(owner)[name], property)
+                broken.setattr(owner, name, property(raises) if is_property else raises)
+                if hooked:
+                    ddp.register_comm_hook(None, own)
+                found = train(listener, ddp)
+            listener.stop()
+            failed += bool(seen)
+            torch.manual_seed(0)
+            plain = DistributedDataParallel(nn.Linear(3, 2))
+            assert found == train(None, plain), label
+    assert failed > 20
+
+
+def functions() -> Iterator[tuple[Any, str, str]]:
+    """(owner, name, label) of each function, method and property of the package."""
+    from gradwarden.instruments import communication
+
+    for info in pkgutil.iter_modules(communication.__path__):
+        module = importlib.import_module(f"{communication.__name__}.{info.name}")
+        for name, value in vars(module).items():
+            if getattr(value, "__module__", None) != module.__name__:
+                continue
+            if isinstance(value, FunctionType) and name not in NET:
+                yield module, name, name
+            for method, inner in vars(value).items() if isinstance(value, type) else ():
+                label = f"{name}.{method}"
+                callable_ = isinstance(inner, FunctionType | property)
+                if callable_ and not method.startswith("__") and label not in NET:
+                    yield value, method, label
 
 
 def test_a_user_s_hook_is_where_torch_keeps_it_and_works_after_we_left(alone: None) -> None:

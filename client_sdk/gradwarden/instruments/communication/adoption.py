@@ -112,7 +112,11 @@ def _replace(owner: Any, name: str, wrap: Any, kind: Any = lambda function: func
 
 def _made(original: Any, ddp: DDP, *args: Any, **kwargs: Any) -> None:
     original(ddp, *args, **kwargs)
-    _meet(ddp, _adopters)
+    try:
+        _meet(ddp, _adopters)
+    except Exception as error:  # the model goes on without us
+        for adopter in _adopters:
+            adopter.failed(error)
 
 
 def _joins(original: Any, joinable: Any) -> Any:
@@ -140,14 +144,10 @@ def _subclasses(kind: type) -> set[type]:
 
 def _meet(ddp: DDP, adopters: Iterable[Adopter]) -> None:
     for adopter in adopters:
-        try:
-            if not adopter.owns(ddp):
-                continue
+        if adopter.owns(ddp):
             _ours.add(ddp)
             if adopter.wants(ddp):
                 adopter.adopted(ddp, _adopt(ddp, adopter))
-        except Exception as error:  # the model goes on without us
-            adopter.failed(error)
 
 
 def _adopt(ddp: DDP, ear: Ear) -> str | None:

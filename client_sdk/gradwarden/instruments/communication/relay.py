@@ -10,7 +10,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, ParamSpec, Protocol, TypeVar
 
 import torch.distributed as dist
 from torch import Tensor
@@ -18,6 +18,9 @@ from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
 from gradwarden.instruments.communication.passages import Passage
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 try:
     from torch._compile import _disable_dynamo
@@ -58,19 +61,29 @@ class Relay:
 
     @_eager
     def __call__(self, state: object, bucket: Any) -> Any:
-        self._ready(bucket)
+        self.safely(self._ready, bucket)
         theirs = self.theirs
         if theirs is None:
             buffer = bucket.buffer()
             group = self._scale(buffer)
-            passages = self._leaves(bucket)
+            passages = self.safely(self._leaves, bucket)
             work = dist.all_reduce(buffer, group=group, async_op=True)
-            return work.get_future().then(partial(_first, passages))
-        passages = self._leaves(bucket)
+            return work.get_future().then(partial(self._first, passages))
+        passages = self.safely(self._leaves, bucket)
         future = theirs[1](theirs[0], bucket)
-        if passages:
-            self._attend(future, passages)
+        if passages:  # what ``then`` returns is of a private class, so that its type tells nothing
+            self.safely(future.add_done_callback, partial(_end, passages))
         return future
+
+    def safely(self, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R | None:
+        """Listen, so that it never costs a reduction: nobody listens after a failure."""
+        try:
+            return work(*args, **kwargs)
+        except Exception as error:
+            ears, self.ears = self.ears, ()
+            for ear in ears:
+                ear.failed(error)
+            return None
 
     def _scale(self, buffer: Tensor) -> Any:
         """Divide as the reducer would have; the group that sums."""
@@ -87,43 +100,23 @@ class Relay:
             buffer.mul_(1.0 / count)
         return group
 
+    def _first(self, passages: Sequence[Passage] | None, future: Future[Any]) -> Tensor:
+        if passages:
+            self.safely(_end, passages, future)
+        tensor: Tensor = future.value()[0]
+        return tensor
+
     def _ready(self, bucket: Any) -> None:
         for ear in self.ears:
-            try:
-                ear.bucket_ready(self, bucket)
-            except Exception as error:  # listening must never cost a reduction
-                self._deafen(ear, error)
+            ear.bucket_ready(self, bucket)
 
     def _leaves(self, bucket: Any) -> list[Passage]:
-        passages = []
-        for ear in self.ears:
-            try:
-                passages.append(ear.bucket_leaves(self, bucket))
-            except Exception as error:
-                self._deafen(ear, error)
-        return passages
-
-    def _attend(self, future: Any, passages: list[Passage]) -> None:
-        try:  # what ``then`` returns is of a private class, so that its type tells nothing
-            future.add_done_callback(partial(_end, passages))
-        except Exception as error:
-            for ear in self.ears:
-                self._deafen(ear, error)
-
-    def _deafen(self, ear: Ear, error: Exception) -> None:
-        self.ears = tuple(e for e in self.ears if e is not ear)
-        ear.failed(error)
+        return [ear.bucket_leaves(self, bucket) for ear in self.ears]
 
 
 def divides(ddp: DistributedDataParallel) -> bool:
     """Whether this DDP divides whole buckets, instead of multiplying while it copies."""
     return bool(getattr(ddp, "batched_grad_copy", False))
-
-
-def _first(passages: Sequence[Passage], future: Future[Any]) -> Tensor:
-    _end(passages, future)
-    tensor: Tensor = future.value()[0]
-    return tensor
 
 
 def _end(passages: Sequence[Passage], future: object) -> None:
