@@ -240,7 +240,7 @@ def test_the_kernel_uses_the_openmp_runtime_of_torch() -> None:
 
 def test_python_threads_may_measure_at_once() -> None:
     kernel()
-    tensors = [torch.randn(300_000), torch.randn(5)]
+    tensors = [torch.randn(2_000_000), torch.randn(5)]
     expected = native.measure(tensors, True)
     wrong: list[Tensor] = []
 
@@ -264,7 +264,7 @@ def test_a_forked_child_measures_too() -> None:
     script = """
 import os, torch
 from gradwarden.stats import native
-t = torch.ones(1_000_000)
+t = torch.ones(3_000_000)
 expected = native.measure([t], True)
 child = os.fork()
 if child == 0:

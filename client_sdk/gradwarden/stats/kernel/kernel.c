@@ -115,11 +115,14 @@ static int plan(task *t, const int64_t *values, const int64_t *sizes, const uint
     return 1;
 }
 
+/* Less than this is read faster than a worker wakes, or comes to its turn on a busy machine. */
+#define ALONE (4 << 20)
+
 static void run(void (*work)(void *), task *t, int64_t bytes, int workers, parallel *spread)
 {
     if (workers > t->count)
         workers = (int)t->count;
-    if (spread && workers > 1 && bytes >= 1 << 18)
+    if (spread && workers > 1 && bytes >= ALONE)
         spread(work, t, (unsigned)workers, 0);
     else
         work(t);
