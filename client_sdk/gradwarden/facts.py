@@ -10,7 +10,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from gradwarden.identity import Identity, place
+from gradwarden.instruments.gpu import device_facts
 from gradwarden.settings import Settings
 
 _COMMIT = re.compile(r"[0-9a-f]{40,64}\Z")
@@ -29,6 +32,7 @@ def start_record(
     rollback: int,
     first_step: int,
     model: str,
+    device: torch.device,
     started_ns: int,
 ) -> dict[str, Any]:
     """The body of ``POST /v1/start``."""
@@ -62,7 +66,7 @@ def start_record(
         "page": settings.page,
         "cost_per_hour": settings.cost_per_hour,
         "target_loss": settings.target_loss,
-        "place": where(),
+        "place": {**where(), **{f"gpu_{k}": v for k, v in device_facts(device).items()}},
     }
 
 

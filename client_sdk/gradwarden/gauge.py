@@ -33,6 +33,13 @@ class Gauge:
 
     def take(self, owner: Owner, layout: wire.Layout, plan: Plan) -> Part | None:
         """The part of this moment; None where there is no gradient that can be measured."""
+        try:
+            return self._take(owner, layout, plan)
+        except torch.OutOfMemoryError:  # the next step may find room again
+            self._collector.dropped += 1
+            return None
+
+    def _take(self, owner: Owner, layout: wire.Layout, plan: Plan) -> Part | None:
         groups, sparse = self._gradients(owner)
         if not groups:
             return None

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -18,11 +19,12 @@ from gradwarden.agreed import Agreed
 from gradwarden.cadence import Cadence
 from gradwarden.capture import Watcher
 from gradwarden.checkpoint import Checkpoints
-from gradwarden.errors import Faults, say
+from gradwarden.errors import Faults
 from gradwarden.frames import FrameBook
 from gradwarden.guard import Guard, Keeper, Ledger
 from gradwarden.identity import Identity, Resolver, place, ulid
 from gradwarden.instruments.panel import Panel
+from gradwarden.orders import Orders
 from gradwarden.outbox import Losses, Outbox
 from gradwarden.pump import Outlet, Pump
 from gradwarden.schedule import Schedule
@@ -68,6 +70,7 @@ class Session:
         if self.off:
             return
         self._model = type(getattr(model, "module", model)).__name__
+        self._device = next((p.device for p in model.parameters()), torch.device("cpu"))
         self._begun, self._begun_ns = time.monotonic(), time.time_ns()
         schedule = Schedule(settings.preset, settings.every, settings.early, settings.start_step)
         schedule.replicas = place().world > 1  # until it is known better
@@ -88,7 +91,7 @@ class Session:
             HttpTransport(url, settings.token, settings.project) if url else None,
             self._losses,
             self._faults,
-            self._command,
+            lambda kind, args: self._orders.obey(kind, args),
             self._beat,
             self._orphans,
         )
@@ -101,6 +104,7 @@ class Session:
             self._start_record,
             self._voice.hear,
         )
+        self._orders = Orders(self._watcher, self._pump, self._event)
         if guard is not None:
             self._engage(guard, model, optimizers)
         hooks.add(self._watcher)
@@ -224,7 +228,7 @@ class Session:
         """What there is to listen to and to measure with here."""
         return {
             "hooks": list(hooks.found),
-            "statistics": stats.describe(),
+            "statistics": stats.describe(self._device),
             "instruments": self._panel.status(),
             **({"guard": self.keeper.status()} if self.keeper is not None else {}),
         }
@@ -323,7 +327,7 @@ class Session:
 
     def _start_record(self, identity: Identity, rollback: int, first_step: int) -> dict[str, Any]:
         return facts.start_record(
-            self.settings, identity, rollback, first_step, self._model, self._begun_ns
+            self.settings, identity, rollback, first_step, self._model, self._device, self._begun_ns
         )
 
     def _beat(self) -> dict[str, Any] | None:
@@ -366,28 +370,6 @@ class Session:
         mine = self._spool.directory
         stem = spool_name(f"{identity.run}.r{identity.rank}.")
         return sorted(d for d in root.iterdir() if d.name.startswith(stem) and d != mine)
-
-    def _command(self, kind: str, args: dict[str, Any]) -> None:
-        schedule = self._watcher.schedule
-        if kind in ("pause", "resume"):
-            self._watcher.paused = kind == "pause"
-        elif kind == "speak":
-            self._pump.speaking = bool(args.get("on", True))
-        elif kind in ("capture", "checksums"):
-            steps = args.get("steps")
-            schedule.demand(steps if isinstance(steps, int) else 1, kind == "checksums")
-        elif kind == "schedule":
-            schedule.change(args.get("preset"), args.get("every"), args.get("early"))
-        elif kind == "halt":
-            self._halt(str(args.get("reason") or "the service asked for it")[:256])
-
-    def _halt(self, reason: str) -> None:
-        """Halts only where the run's guard allows it; else it is noted that nobody did."""
-        if self.keeper is not None:
-            self.keeper.request_halt(reason)
-        else:
-            self._event({"kind": "halt_refused", "reason": reason, "why": "the run has no guard"})
-            say(f"a halt was asked for ({reason}), but this run has no gradwarden.Guard")
 
     def _event(self, event: dict[str, Any]) -> None:
         self._book.event(event)

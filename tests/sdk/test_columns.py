@@ -203,7 +203,7 @@ def test_full_checksums_when_the_service_asks(service: FakeService, watch: Watch
     def words(tensors: list[torch.Tensor]) -> list[int]:
         return [int(t.view(torch.int32).sum(dtype=torch.int64)) % 2**64 for t in tensors]
 
-    monitor._session._command("checksums", {"steps": 2})
+    monitor._session._orders.obey("checksums", {"steps": 2})
     train(
         model,
         optimizer,
@@ -229,7 +229,7 @@ def test_the_service_changes_the_schedule(service: FakeService, watch: Watch) ->
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     monitor = watch(model, optimizer)
     train(model, optimizer, 2)
-    monitor._session._command("schedule", {"every": 4, "preset": "light"})
+    monitor._session._orders.obey("schedule", {"every": 4, "preset": "light"})
     train(model, optimizer, 8)
     monitor.finish()
     assert sorted(column(service, "l2")) == [0, 1, 4, 8]
@@ -241,7 +241,7 @@ def test_a_halt_without_a_guard_is_refused_and_said(
     model = mlp()
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     monitor = watch(model, optimizer)
-    monitor._session._command("halt", {"reason": "maintenance"})
+    monitor._session._orders.obey("halt", {"reason": "maintenance"})
     train(model, optimizer, 2)
     assert not monitor.should_stop
     monitor.finish()

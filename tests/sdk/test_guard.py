@@ -217,7 +217,7 @@ def test_the_guard_goes_on_when_the_capture_fails_or_is_paused(
         if run == "broken":
             monkeypatch.setattr(Gauge, "take", fails)
         else:
-            monitor._session._command("pause", {})
+            monitor._session._orders.obey("pause", {})
         for step in range(25):
             one(model, optimizer, sick(step))
         assert all(torch.isfinite(p).all() for p in model.parameters())

@@ -340,7 +340,7 @@ optimizer = torch.optim.SGD(model.parameters(), 0.05)
 monitor = gradwarden.watch(model, optimizer, guard=Guard(on_nonfinite="halt", timeout=20.0))
 for step in range(20):
     if step == 5 and rank == 1:
-        monitor._session._command("pause", {})  # as the service does, to one rank
+        monitor._session._orders.obey("pause", {})  # as the service does, to one rank
     backward(model, optimizer, batch(step, bad=step == 12 and rank == 0))
     optimizer.step()
     if monitor.should_stop:

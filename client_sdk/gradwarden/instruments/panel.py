@@ -14,6 +14,7 @@ from gradwarden.instruments import Instrument
 from gradwarden.instruments.activations import Activations
 from gradwarden.instruments.anatomy import Anatomy
 from gradwarden.instruments.communication import Communication
+from gradwarden.instruments.gpu import Gpu
 from gradwarden.instruments.modes import EvalMode
 from gradwarden.instruments.spans import Spans
 from gradwarden.schedule import Schedule
@@ -42,7 +43,8 @@ class Panel:
         spans = Spans(settings.spans, lambda: book.step_now, describe, faults)
         self.anatomy.on_step = spans.hear
         communication = Communication(model, settings.comm, book, faults)
-        self._all: list[Instrument] = [self.anatomy, spans, EvalMode(model, book), communication]
+        self._all: list[Instrument] = [self.anatomy, spans, communication, Gpu(model)]
+        self._all.append(EvalMode(model, book))
         if settings.activations:
 
             def captures() -> bool:
