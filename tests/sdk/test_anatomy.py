@@ -112,7 +112,7 @@ def attach() -> Iterator[Attach]:
     yield attached
     for anatomy in started:
         anatomy.stop()
-        assert anatomy._faults.counts == {}
+        assert anatomy.faults.counts == {}
 
 
 def close(found: Mapping[str, Any], **expected: float) -> bool:

@@ -109,7 +109,7 @@ class Activations:
         Raises:
             ConfigurationError: see :func:`chosen`.
         """
-        self._root, self._faults, self._captures = model, faults, captures
+        self._root, self.faults, self._captures = model, faults, captures
         self._book = book
         self._modules = chosen(model, patterns)
         self._limits = [limits(module) for _, module in self._modules]
@@ -154,7 +154,7 @@ class Activations:
         """A chosen module put this out; called in eager code and by the compiled operator."""
         if self._armed:
             began = time.perf_counter()
-            self._faults.quiet(NAME, self._measure, row, output)
+            self.faults.quiet(NAME, self._measure, row, output)
             if self._book is not None:
                 self._book.overhead += time.perf_counter() - began
 
@@ -247,12 +247,17 @@ class _Hook(LeftBehind):
         self.key, self.row = key, row
 
     def __call__(self, module: nn.Module, _: Any, output: Any) -> None:
-        if not (torch.is_grad_enabled() and self.root.training):
+        try:
+            self.hear(module, output)
+        except Exception as error:
+            _fail(self.key, error)
+
+    def hear(self, module: nn.Module, output: Any) -> None:
+        """In eager code at once; in a graph by the operator that stands for it."""
+        if _exporting() or not (torch.is_grad_enabled() and self.root.training):
             return
         tensor = _first(output)
         if tensor is None:
-            return
-        if _exporting():
             return
         if torch.compiler.is_compiling():
             torch.ops.gradwarden.observe(tensor.detach(), self.board, self.key, self.row)
@@ -261,6 +266,12 @@ class _Hook(LeftBehind):
             live = _live.get(self.key)
             if live is not None:
                 live.hear(self.row, tensor)
+
+
+def _fail(key: int, error: Exception) -> None:
+    live = _live.get(key)
+    if live is not None:
+        live.faults.record(NAME, error)
 
 
 def _first(output: Any) -> Tensor | None:
@@ -290,7 +301,10 @@ def _register() -> None:
     def observe(x: Tensor, board: Tensor, key: int, row: int) -> None:
         live = _live.get(key)
         if live is not None:
-            live.hear(row, x)
+            try:
+                live.hear(row, x)
+            except Exception as error:
+                live.faults.record(NAME, error)
 
     @torch.library.register_fake("gradwarden::observe")  # type: ignore[untyped-decorator]
     def fake(x: Tensor, board: Tensor, key: int, row: int) -> None:

@@ -26,9 +26,9 @@ from gradwarden.frames import FrameBook
 from gradwarden.instruments import taps
 from gradwarden.instruments.clock import Clock, Mark
 from gradwarden.instruments.left_behind import LeftBehind
+from gradwarden.instruments.taps import NAME
 from gradwarden.instruments.timeline import Step, Timeline
 
-NAME = "anatomy"
 _WRAPPED = ("_orig_mod", "module", "_fsdp_wrapped_module")
 _DEVICE_EVERY = 50
 """Steps between two looks at where the model lives now."""
@@ -41,7 +41,7 @@ class Anatomy:
     name = NAME
 
     def __init__(self, model: nn.Module, book: FrameBook, faults: Faults) -> None:
-        self._book, self._faults = book, faults
+        self._book, self.faults = book, faults
         self._model = weakref.ref(model)
         self._timeline = Timeline()
         self._ours: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
@@ -68,8 +68,8 @@ class Anatomy:
         self._undo += [
             model.register_forward_pre_hook(before, prepend=True).remove,
             model.register_forward_hook(after, always_call=True).remove,
-            optimizer_module.register_optimizer_step_pre_hook(self._step_enters).remove,
-            optimizer_module.register_optimizer_step_post_hook(self._step_leaves).remove,
+            optimizer_module.register_optimizer_step_pre_hook(_Edge(self, True)).remove,
+            optimizer_module.register_optimizer_step_post_hook(_Edge(self, False)).remove,
             lambda: taps.remove(self),
         ]
         taps.add(self)
@@ -112,7 +112,7 @@ class Anatomy:
 
     def call_enters(self, module: nn.Module) -> bool:
         """A compiled module is called: our model, or what it is wrapped in?"""
-        return not self._deaf and bool(self._faults.quiet(NAME, self._called, module))
+        return not self._deaf and bool(self.faults.quiet(NAME, self._called, module))
 
     def call_leaves(self) -> None:
         """The call of our compiled model is over."""
@@ -129,7 +129,7 @@ class Anatomy:
         try:
             what(*args)
         except Exception as error:
-            self._faults.record(NAME, error)
+            self.faults.record(NAME, error)
             self._deaf = True
         self._book.overhead += time.perf_counter() - began
 
@@ -151,12 +151,6 @@ class Anatomy:
         """The watched model, while it lives."""
         return self._model()
 
-    def _step_enters(self, *_: Any) -> None:
-        self.enter("optimizer")
-
-    def _step_leaves(self, *_: Any) -> None:
-        self.leave("optimizer")
-
     # -- what changes under way -----------------------------------------------------------
 
     def _look(self) -> None:
@@ -175,15 +169,15 @@ class Anatomy:
         if compiled is None or compiled is self._compiled:
             return
 
+        enters, leaves = _Hook(self, True), _Hook(self, False)
+
         @functools.wraps(compiled)
         def call(*args: Any, **kwargs: Any) -> Any:
-            if torch.compiler.is_compiling():
-                return compiled(*args, **kwargs)
-            self.forward_enters()
+            enters(model)
             try:
                 return compiled(*args, **kwargs)
             finally:
-                self.leave("forward")
+                leaves(model)
 
         self._compiled = call
         model._compiled_call_impl = call
@@ -202,12 +196,33 @@ class _Hook(LeftBehind):
         self._anatomy, self._enters = anatomy, enters
 
     def __call__(self, module: nn.Module, *_: Any) -> None:
-        if torch.compiler.is_compiling() or module is not self._anatomy.root():
+        if torch.compiler.is_compiling():
             return
-        if self._enters:
-            self._anatomy.forward_enters()
-        else:
-            self._anatomy.leave("forward")
+        try:
+            if module is not self._anatomy.root():
+                return
+            if self._enters:
+                self._anatomy.forward_enters()
+            else:
+                self._anatomy.leave("forward")
+        except Exception as error:
+            self._anatomy.faults.record(NAME, error)
+
+
+class _Edge:
+    """Hears every optimizer's step."""
+
+    def __init__(self, anatomy: Anatomy, enters: bool) -> None:
+        self._anatomy, self._enters = anatomy, enters
+
+    def __call__(self, *_: Any) -> None:
+        try:
+            if self._enters:
+                self._anatomy.enter("optimizer")
+            else:
+                self._anatomy.leave("optimizer")
+        except Exception as error:
+            self._anatomy.faults.record(NAME, error)
 
 
 class _Later(Pending):

@@ -18,9 +18,16 @@ from typing import Any, Protocol
 import torch
 from torch.utils.data import DataLoader, dataloader
 
+from gradwarden.errors import Faults
+
+NAME = "anatomy"
+"""The feature that is off when a listener failed."""
+
 
 class Listener(Protocol):
-    """What a timeline hears. A listener never raises."""
+    """What a timeline hears. What it raises is recorded and goes no further."""
+
+    faults: Faults
 
     def enter(self, phase: str) -> None: ...
 
@@ -104,12 +111,18 @@ def _around(phase: str) -> Callable[[Any], Any]:
         def timed(*args: Any, **kwargs: Any) -> Any:
             listeners = _listeners
             for listener in listeners:
-                listener.enter(phase)
+                try:
+                    listener.enter(phase)
+                except Exception as error:
+                    listener.faults.record(NAME, error)
             try:
                 return original(*args, **kwargs)
             finally:
                 for listener in listeners:
-                    listener.leave(phase)
+                    try:
+                        listener.leave(phase)
+                    except Exception as error:
+                        listener.faults.record(NAME, error)
 
         _codes.append(timed.__code__)
         return timed
@@ -166,10 +179,25 @@ def meet_compiler() -> None:
             _replace(frames.OptimizedModule, "__call__", _called)
         handler = getattr(sys.modules.get("torch._dynamo.callback"), "callback_handler", None)
         if handler is not None:
-            handler.register_start_callback(_compile_starts)
-            handler.register_end_callback(_compile_ends)
-            _undo.append(lambda: _unless_cleared(handler.remove_start_callback, _compile_starts))
-            _undo.append(lambda: _unless_cleared(handler.remove_end_callback, _compile_ends))
+            starts, ends = _Tell("enter", "compile"), _Tell("leave", "compile")
+            handler.register_start_callback(starts)
+            handler.register_end_callback(ends)
+            _undo.append(lambda: _unless_cleared(handler.remove_start_callback, starts))
+            _undo.append(lambda: _unless_cleared(handler.remove_end_callback, ends))
+
+
+class _Tell:
+    """Tells all listeners the same; the compiler calls it, with what is no news to us."""
+
+    def __init__(self, what: str, *args: Any) -> None:
+        self._what, self._args = what, args
+
+    def __call__(self, *_: Any) -> None:
+        for listener in _listeners:
+            try:
+                getattr(listener, self._what)(*self._args)
+            except Exception as error:
+                listener.faults.record(NAME, error)
 
 
 def _unless_cleared(remove: Callable[[Any], None], callback: Any) -> None:
@@ -177,25 +205,24 @@ def _unless_cleared(remove: Callable[[Any], None], callback: Any) -> None:
         remove(callback)
 
 
-def _compile_starts(_: Any) -> None:
-    for listener in _listeners:
-        listener.enter("compile")
-
-
-def _compile_ends(_: Any) -> None:
-    for listener in _listeners:
-        listener.leave("compile")
-
-
 def _called(original: Any) -> Any:
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling():
             return original(self, *args, **kwargs)
-        heard = [listener for listener in _listeners if listener.call_enters(self)]
+        heard = []
+        for listener in _listeners:
+            try:
+                if listener.call_enters(self):
+                    heard.append(listener)
+            except Exception as error:
+                listener.faults.record(NAME, error)
         try:
             return original(self, *args, **kwargs)
         finally:
             for listener in heard:
-                listener.call_leaves()
+                try:
+                    listener.call_leaves()
+                except Exception as error:
+                    listener.faults.record(NAME, error)
 
     return call
