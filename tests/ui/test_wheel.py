@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+
+from tests.needs import missing
 
 ROOT = Path(__file__).parents[2]
 # What a fresh clone has: tracked files, and new ones that git does not ignore.
@@ -64,3 +67,10 @@ def test_a_wheel_holds_two_packages_and_no_build_leftovers(wheel: zipfile.ZipFil
     tops = {name.split("/")[0] for name in wheel.namelist()}
     assert {t for t in tops if not t.endswith(".dist-info")} == {"gradwarden", "gradwarden_server"}
     assert not [n for n in wheel.namelist() if "node_modules" in n or n.endswith(".ts")]
+
+
+def test_a_wheel_holds_the_kernel_and_is_tagged_for_it(wheel: zipfile.ZipFile) -> None:
+    if not any(map(shutil.which, ("cc", "gcc", "clang"))):
+        missing("a C compiler", "apt-get install -y gcc")
+    assert "gradwarden/stats/kernel.so" in wheel.namelist()
+    assert re.search(r"-py3-none-(?!any)\w+\.whl$", str(wheel.filename))
