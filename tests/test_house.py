@@ -51,7 +51,7 @@ THIRD_PARTY = {
     "pydantic": {"api", "settings", "cli"},
     "pydantic_settings": {"settings"},
     "prometheus_client": {"telemetry"},
-    "opentelemetry": {"telemetry", "app"},
+    "opentelemetry": {"telemetry", "app", "gradwarden.instruments.spans"},
     "yaml": {"settings", "rules", "notify", "app", "cli"},
     "numpy": {"store", "detect", "rules", "alerting", "api", "app", "demo", "joins"},
     "markdown_it": {"api"},

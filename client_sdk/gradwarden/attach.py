@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gradwarden.errors import ConfigurationError, GradwardenError, say
-from gradwarden.guard import Guard
+from gradwarden.guard import Guard, Saved
 from gradwarden.session import Session
 from gradwarden.settings import Settings
 
@@ -125,21 +125,21 @@ class Monitor:
 
     def log(self, **scalars: float | Tensor) -> None:
         """Attach numbers to the current step; device tensors are copied, never waited for."""
-        self._session.quietly("log", self._session.log, scalars)
+        self._session.quietly("log", self._session.narrator.log, scalars)
 
     def mark(self, name: str, value: object = None) -> None:
         """Mark a change of data, curriculum or configuration, beside the series."""
-        self._session.quietly("mark", self._session.mark, name, value)
+        self._session.quietly("mark", self._session.narrator.mark, name, value)
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Time what is not a step: loading data, evaluating, saving."""
         session = self._session
-        before = session.quietly("phase", session.enter_phase, name)
+        before = session.quietly("phase", session.narrator.enter_phase, name)
         try:
             yield
         finally:
-            session.quietly("phase", session.leave_phase, name, before)
+            session.quietly("phase", session.narrator.leave_phase, name, before)
 
     @contextmanager
     def checkpoint(self, path: str | os.PathLike[str], step: int | None = None) -> Iterator[Path]:
@@ -153,13 +153,21 @@ class Monitor:
 
     def step(self, number: int) -> None:
         """The step just done has this number; a smaller one than before is a rollback."""
-        self._session.quietly("step", self._session.step, number)
+        self._session.quietly("step", self._session.narrator.step, number)
 
     @property
     def should_stop(self) -> bool:
         """Whether the guard halted the run; the same on all ranks after the same step."""
         keeper = self._session.keeper
         return keeper is not None and keeper.should_stop
+
+    def last_healthy_checkpoint(self) -> Saved | None:
+        """The newest checkpoint known to be whole, finite and followed by enough clean steps.
+
+        Known are those of ``monitor.checkpoint`` and of the guard. ``source`` of the answer
+        says who judged it: ``local``, this process by itself.
+        """
+        return self._session.quietly("checkpoint", self._session.last_healthy_checkpoint)
 
     def capture(self, steps: int = 1) -> None:
         """Capture the next steps, whatever the schedule says."""

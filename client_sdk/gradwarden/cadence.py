@@ -10,8 +10,9 @@ from gradwarden.capture import Watcher
 from gradwarden.collect import Pending
 from gradwarden.errors import Faults
 from gradwarden.frames import FrameBook
-from gradwarden.guard import Keeper
+from gradwarden.guard import Keeper, Ledger
 from gradwarden.instruments.panel import Panel
+from gradwarden.part import Part
 from gradwarden.throttle import Throttle
 
 
@@ -24,10 +25,11 @@ class Cadence:
         book: FrameBook,
         panel: Panel,
         faults: Faults,
+        ledger: Ledger,
         event: Callable[[dict[str, Any]], None],
     ) -> None:
         self._watcher, self._book, self._faults, self._event = watcher, book, faults, event
-        self._panel = panel
+        self._panel, self._ledger = panel, ledger
         self.throttle: Throttle | None = None
         """Set where this process decides how many steps are captured."""
         self.keeper: Keeper | None = None
@@ -39,11 +41,13 @@ class Cadence:
         """Capture one of ``2 ** exponent`` steps of the schedule from here on."""
         self._watcher.schedule.exponent = exponent
 
-    def _step_ended(self, captured: bool) -> Mapping[str, float | Pending]:
+    def _step_ended(self, part: Part) -> Mapping[str, float | Pending]:
         scalars = self._panel.step_ended()
-        self._weigh(captured)
-        if self.keeper is not None:
+        self._weigh(part.sees)
+        if self.keeper is not None:  # it keeps the ledger by its own verdicts
             self._faults.quiet("guard", self.keeper.step_ended, self._book.step_now)
+        else:
+            self._ledger.step_ended(part.examine() is not False)
         return scalars
 
     def _weigh(self, captured: bool) -> None:
@@ -57,6 +61,7 @@ class Cadence:
         self._event(
             {
                 "kind": "throttle",
+                "every": self._watcher.schedule.every,
                 "stride": self._watcher.schedule.stride(self._book.step_now),
                 "overhead_seconds": throttle.cost,
                 "budget_seconds": throttle.budget,

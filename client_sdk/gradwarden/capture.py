@@ -76,7 +76,7 @@ class Watcher:
         self.paused = False
         self.spent = 0.0
         """Seconds of the training thread that our hooks took so far."""
-        self.ended: Callable[[bool], Mapping[str, float | Pending]] = lambda captured: {}
+        self.ended: Callable[[Part], Mapping[str, float | Pending]] = lambda part: {}
         """Told when the leading optimizer stepped or skipped; answers scalars of that step."""
         self.keeper: Keeper | None = None
         self._gauge = Gauge(self.collector, self._note)
@@ -131,8 +131,11 @@ class Watcher:
         part = owner.pending
         if part is not None:
             self._gauge.before_step(owner, part)
-        if self.keeper is not None and not owner.scaling and not closure:
+        if self.keeper is not None and not closure:
             bad = None if part is None or part.examine() is None else not part.finite
+            # A scaler calls a plain optimizer with finite gradients only.
+            fused = getattr(optimizer, "_step_supports_amp_scaling", False)
+            bad = False if owner.scaling and not fused else bad
             self.keeper.before_step(optimizer, self.book.step_now, bad)
 
     @_guarded("capture at the step")
@@ -144,7 +147,7 @@ class Watcher:
             self._gauge.after_step(owner.pending)
         if owner.scaling:
             return
-        applied = self.keeper is None or owner.closure or self.keeper.after_step(optimizer)
+        applied = self.keeper is None or self.keeper.after_step(optimizer)
         if owner.closure and owner.pending is None:
             self._take(owner, "unclipped")
         owner.closure = False
@@ -271,7 +274,7 @@ class Watcher:
         if not (stepped is False and part.stepped):
             part.stepped = stepped
         if self.owners.leads(owner):
-            for name, value in self.ended(part.sees).items():
+            for name, value in self.ended(part).items():
                 self.book.scalar(name, value, logged=False)
 
     def _refresh(self, owner: Owner) -> None:

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from gradwarden.errors import Faults
 
 Report = Callable[[dict[str, Any]], None]
@@ -20,8 +22,11 @@ Report = Callable[[dict[str, Any]], None]
 class Checkpoints:
     """Guards saves; the checksum is taken by a thread of its own, beside the training."""
 
-    def __init__(self, report: Report, faults: Faults) -> None:
-        self._tell, self._faults = report, faults
+    def __init__(
+        self, report: Report, faults: Faults, sick: Callable[[], Tensor | bool] = lambda: False
+    ) -> None:
+        """``sick`` looks whether a weight is NaN or Inf; of a device it answers one float32."""
+        self._tell, self._faults, self._sick = report, faults, sick
         self._threads: list[threading.Thread] = []
 
     @contextmanager
@@ -51,6 +56,7 @@ class Checkpoints:
             self._report({**event, "seconds": time.perf_counter() - started})
             raise
         event["seconds"] = time.perf_counter() - started
+        event["sick"] = self._faults.quiet("checkpoint", self._sick)
         self._faults.quiet("checkpoint", self._beside, target, event, foreign=False)
 
     def saved(self, path: str | os.PathLike[str], step: int) -> None:
@@ -77,6 +83,8 @@ class Checkpoints:
         thread.start()
 
     def _describe(self, target: Path, event: dict[str, Any], foreign: bool) -> None:
+        sick = event.pop("sick", None)
+        event["finite"] = None if sick is None else not bool(sick)  # no thread but ours waits
         try:
             if foreign:
                 flush(target)

@@ -99,9 +99,10 @@ class Piece:
         if layout is None or not any(p.sees for p in parts):
             return b"", b""
         size = len(layout.parameters)
-        whole = torch.full((size, WIDTH), math.nan)
+        whole = torch.full((size, WIDTH), math.nan, dtype=torch.float32, device="cpu")
         full = any(p.checksums for p in parts)
-        sums = torch.zeros((size, len(wire.CHECKSUMS)), dtype=torch.int64) if full else None
+        shape = (size, len(wire.CHECKSUMS))
+        sums = torch.zeros(shape, dtype=torch.int64, device="cpu") if full else None
         found = [part.fill(whole, sums) for part in parts]
         if not any(found):
             return b"", b""
@@ -131,7 +132,7 @@ class FrameBook:
         self._split = self._led = False
         self.first = self._next = start_step
         self._last = start_step - 1
-        self._bad = False
+        self._bad = self._left = False
         self._wake: Callable[[], None] = lambda: None
         self.on_sick: Callable[[], None] = lambda: None
         """Called when a step that was not captured turns out to be non-finite."""
@@ -168,6 +169,7 @@ class FrameBook:
                     self.close()
                 elif held is not None and held.examine() is False:
                     self._flush()  # a non-finite matrix is never overwritten
+            self._left = False
             piece = self._current()
             if kind and piece.capture != "pre_clip":
                 piece.capture = kind
@@ -191,8 +193,13 @@ class FrameBook:
             self._judge(new, piece)
 
     def scalar(self, name: str, value: float | Pending, logged: bool = True) -> None:
-        """Attach a number. A name logged twice after a capture is of the step in progress."""
+        """Attach a number. A name logged twice after a capture is of the step in progress.
+
+        What a loop logs between a rewind and the next capture is of the step that was left.
+        """
         with self._lock:
+            if logged and self._left:
+                return
             if logged and self._captured and name in self._names:
                 self.close()
             if logged:
@@ -225,7 +232,7 @@ class FrameBook:
         with self._lock:
             self.close()
             self.attempt += 1
-            self._last, self._next = step, step + 1
+            self._last, self._next, self._left = step, step + 1, True
 
     def close(self) -> None:
         """End the step in progress, if any."""

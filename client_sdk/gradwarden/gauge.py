@@ -44,6 +44,8 @@ class Gauge:
         if not groups:
             return None
         part = Part(layout, size=sum(len(rows) for rows, _ in groups))
+        if not (plan.capture or plan.look):
+            return part
         if not plan.capture:
             flags = [stats.nonfinite(tensors) for _, tensors in groups]
             part.sentinel = self._collector.fetch(_merged(flags))

@@ -215,19 +215,19 @@ def _install_step() -> None:
 
     @_eager
     def after(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        _tell("step_leaves", lambda: (optimizer,) if _calls(optimizer)[0] <= 1 else None)
-        _tell("stop_if_halted", lambda: () if _calls(optimizer)[0] <= 1 else None)
+        _tell("step_leaves", lambda: (optimizer,) if calls(optimizer)[0] <= 1 else None)
+        _tell("stop_if_halted", lambda: () if calls(optimizer)[0] <= 1 else None)
 
     _undo.append(optimizer_module.register_optimizer_step_pre_hook(before).remove)
     _undo.append(optimizer_module.register_optimizer_step_post_hook(after).remove)
 
 
 def _entering(optimizer: Optimizer, closure: bool) -> tuple[Any, ...] | None:
-    own, others = _calls(optimizer)
+    own, others = calls(optimizer)
     return (optimizer, closure, others) if own <= 1 else None
 
 
-def _calls(optimizer: Optimizer) -> tuple[int, list[Optimizer]]:
+def calls(optimizer: Optimizer) -> tuple[int, list[Optimizer]]:
     """How many live ``step`` calls are this optimizer's, and the others around them.
 
     A subclass that calls ``super().step()`` runs the hooks twice, and the post hook does not

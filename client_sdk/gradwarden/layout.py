@@ -119,6 +119,7 @@ class BackwardOrder:
                     self._handles.append(hook)
 
     def _note(self, row: int) -> None:
+        """Called inside the user's backward pass: nothing here can fail."""
         if row not in self._known:
             self._known.add(row)
             self._seen.append(row)

@@ -22,7 +22,7 @@ class Orders:
         """Do what is asked; a kind that this version does not know is left alone."""
         schedule = self._watcher.schedule
         if kind in ("pause", "resume"):
-            self._watcher.paused = kind == "pause"
+            schedule.paused = kind == "pause"
         elif kind == "speak":
             self._pump.speaking = bool(args.get("on", True))
         elif kind in ("capture", "checksums"):

@@ -22,6 +22,10 @@ _MASK = (1 << 64) - 1
 Rows = tuple[int, ...]
 
 
+def _index(rows: Rows) -> Tensor:
+    return torch.tensor(rows, dtype=torch.long, device="cpu")
+
+
 @dataclass(eq=False, slots=True)
 class Part:
     """What was taken of the gradients (and some weights) of one optimizer's parameters.
@@ -90,7 +94,7 @@ class Part:
                 continue
             found = True
             read = reading(words.take())
-            values, index = read.matrix, torch.tensor(rows, dtype=torch.long)
+            values, index = read.matrix, _index(rows)
             if self.scale is not None:
                 values = values.clone()
                 values[:, _SCALED] /= self.scale.peek().reshape(()).to(values.dtype)
@@ -100,14 +104,14 @@ class Part:
                 checksums[index, 0] = read.checksums
         for rows, words in self.weights if found else ():
             if words is not None:
-                read, index = reading(words.take()), torch.tensor(rows, dtype=torch.long)
+                read, index = reading(words.take()), _index(rows)
                 matrix[index, _WEIGHT] = read.matrix[:, 0].to(torch.float32)
                 if checksums is not None and read.checksums is not None:
                     checksums[index, 1] = read.checksums
         for rows, moved in self.updates if found else ():
             if moved is not None:
                 ratios = moved.ratios() if isinstance(moved, Move) else moved.take()
-                matrix[torch.tensor(rows, dtype=torch.long), _UPDATE] = ratios
+                matrix[_index(rows), _UPDATE] = ratios
         return found
 
     def add_roots(self, roots: list[int]) -> bool:

@@ -29,6 +29,8 @@ PRESETS = {
 class Plan:
     """What to take of one step."""
 
+    look: bool = True
+    """Whether a step that is not captured is looked at for NaN and Inf."""
     capture: bool = False
     """Whether the matrix is taken at all; a non-finite value is noticed either way."""
     histogram: bool = False
@@ -54,6 +56,8 @@ class Schedule:
     ) -> None:
         self.preset, self.every, self.exponent = preset, every, 0
         self._dense_until = first_step + early
+        self.paused = False
+        """Whether nothing is to be taken; steps are counted all the same."""
         self.replicas = False
         """Whether other ranks hold the same weights, so that these are read at every capture."""
         self._asked: tuple[int, bool] | None = None
@@ -81,6 +85,8 @@ class Schedule:
 
     def plan(self, step: int) -> Plan:
         """What to take of ``step``."""
+        if self.paused:
+            return Plan(look=False)
         asked, self._asked = self._asked, None
         if asked is not None:
             self._until = max(self._until, step + asked[0])

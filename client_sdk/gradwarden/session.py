@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import threading
 import time
@@ -19,11 +18,14 @@ from gradwarden.agreed import Agreed
 from gradwarden.cadence import Cadence
 from gradwarden.capture import Watcher
 from gradwarden.checkpoint import Checkpoints
+from gradwarden.collect import Collector
 from gradwarden.errors import Faults
 from gradwarden.frames import FrameBook
-from gradwarden.guard import Guard, Keeper, Ledger
+from gradwarden.guard import Guard, Keeper, Ledger, Saved
+from gradwarden.guard.flags import of_tensors
 from gradwarden.identity import Identity, Resolver, place, ulid
 from gradwarden.instruments.panel import Panel
+from gradwarden.narrator import Narrator
 from gradwarden.orders import Orders
 from gradwarden.outbox import Losses, Outbox
 from gradwarden.pump import Outlet, Pump
@@ -39,10 +41,11 @@ P = ParamSpec("P")
 R = TypeVar("R")
 PATIENCE = 30.0
 """Seconds before a run that has not stepped yet announces itself."""
+HEALTHY_AFTER = 200
+"""Clean steps after which a checkpoint counts as healthy where no guard says otherwise."""
 SEALING = 1.0
 """Seconds that sealing may take whatever the deadline: unsealed frames cannot be spooled."""
 _STATUSES = ("finished", "failed", "cancelled", "preempted")
-_MOST_NAMES = 200
 
 
 class Session:
@@ -60,13 +63,13 @@ class Session:
         self.off = settings.disabled
         self._faults, self._losses = Faults(), Losses()
         self._book = FrameBook(settings.start_step)
-        self.checkpoints = Checkpoints(self._event, self._faults)
+        self.checkpoints = Checkpoints(self._saved, self._faults, self._poisoned)
+        self._ledger = Ledger(guard.healthy_after_steps if guard is not None else HEALTHY_AFTER)
         self.identity: Identity | None = None
         self._over = threading.Event()
         self._expected: tuple[str, dict[str, Any]] | None = None
-        self._names: set[str] = set()
-        self._phase: str | None = None
         self.keeper: Keeper | None = None
+        self.narrator = Narrator(self._book, self._faults)
         if self.off:
             return
         self._model = type(getattr(model, "module", model)).__name__
@@ -76,7 +79,10 @@ class Session:
         schedule.replicas = place().world > 1  # until it is known better
         self._watcher = Watcher(model, optimizers, self._book, self._faults, schedule)
         self._panel = Panel(model, settings, self._book, self._faults, schedule, self._who)
-        self._cadence = Cadence(self._watcher, self._book, self._panel, self._faults, self._event)
+        self.narrator.anatomy = self._panel.anatomy
+        self._cadence = Cadence(
+            self._watcher, self._book, self._panel, self._faults, self._ledger, self._event
+        )
         self._resolver = Resolver(settings.run, settings.group, number)
         self._voice = Voice(settings, self._faults, lambda: self.identity, self._reached)
         self.companions = self._voice.companions
@@ -129,7 +135,6 @@ class Session:
 
     def _engage(self, guard: Guard, model: nn.Module, optimizers: Sequence[Optimizer]) -> None:
         """Put the guard on duty; the one part of ``watch`` that talks to the other ranks."""
-        self._ledger = Ledger(guard.healthy_after_steps)
         keeper = Keeper(
             guard, model, optimizers, self._faults, self._event, self._book.rewind, self._ledger
         )
@@ -137,63 +142,6 @@ class Session:
         self.keeper = self._watcher.keeper = self._cadence.keeper = keeper
 
     # -- verbs ----------------------------------------------------------------------------
-
-    def log(self, scalars: dict[str, Any]) -> None:
-        for name, value in scalars.items():
-            if name not in self._names:
-                if len(self._names) >= _MOST_NAMES or not 0 < len(name) <= 128 or "\0" in name:
-                    self._faults.record(f"log({name[:40]})", ValueError("too many names"), False)
-                    continue
-                self._names.add(name)
-            if isinstance(value, Tensor):
-                self._log_tensor(name, value)
-                continue
-            try:
-                number = float(value)
-            except (TypeError, ValueError, OverflowError) as error:
-                self._faults.record(f"log({name})", error, False)
-                continue
-            self._book.scalar(name, number)
-
-    def _log_tensor(self, name: str, value: Tensor) -> None:
-        value = getattr(value.detach(), "_local_tensor", value.detach())
-        if value.numel() != 1 or value.is_complex() or value.is_meta:
-            self._faults.record(f"log({name})", ValueError("expected one real number"), False)
-        elif value.device.type == "cpu":
-            self._book.scalar(name, float(value))
-        else:
-            pending = self._watcher.scalars.fetch(value.reshape(1).float())
-            if pending is not None:
-                self._book.scalar(name, pending)
-
-    def mark(self, name: str, value: object) -> None:
-        self._event({"kind": "mark", "name": str(name)[:256], "value": _plain(value)})
-
-    def enter_phase(self, name: str) -> tuple[str | None, float]:
-        before, self._phase = self._phase, str(name)[:256]
-        self._panel.anatomy.enter(self._phase)
-        return before, time.perf_counter()
-
-    def leave_phase(self, name: str, before: tuple[str | None, float] | None) -> None:
-        if before is None:
-            return
-        self._phase = before[0]
-        self._panel.anatomy.leave(str(name)[:256])
-        if name == "checkpoint":
-            return  # it has an event of its own
-        seconds = time.perf_counter() - before[1]
-        event = {"kind": "phase", "name": str(name)[:256], "seconds": seconds}
-        self._book.event(event, urgent=False)
-
-    def step(self, number: int) -> None:
-        try:
-            number = int(number)
-            if number < 0:
-                raise ValueError(f"a step is at least 0, got {number}")
-        except (TypeError, ValueError, OverflowError) as error:
-            self._faults.record("step(number)", error, False)
-            return
-        self._book.step(number)
 
     def capture(self, steps: int) -> None:
         self._watcher.schedule.demand(max(1, int(steps)))
@@ -211,10 +159,8 @@ class Session:
             "spooled": self._spool.held,
             "spool": str(self._spool.directory),
             "dropped": self._losses.counts(),
-            "device_ring_full": self._watcher.collector.dropped + self._watcher.scalars.dropped,
-            "pinned_bytes": sum(
-                c.pinned_bytes for c in (self._watcher.collector, self._watcher.scalars)
-            ),
+            "device_ring_full": sum(ring.dropped for ring in self._rings()),
+            "pinned_bytes": sum(ring.pinned_bytes for ring in self._rings()),
             "overhead_us_p50": 1e6 * self._voice.cost(),
             "background_cpu_ratio": self._background(),
             "capture_stride": self._watcher.schedule.stride(self._book.step_now),
@@ -223,6 +169,9 @@ class Session:
             "url": post.url if post else None,
             **self._found(),
         }
+
+    def _rings(self) -> list[Collector]:
+        return [self._watcher.collector, self._watcher.scalars, self.narrator.collector]
 
     def _found(self) -> dict[str, Any]:
         """What there is to listen to and to measure with here."""
@@ -319,6 +268,20 @@ class Session:
             self._spool.rename(name)
         return self.identity
 
+    def last_healthy_checkpoint(self) -> Saved | None:
+        return self._ledger.last_healthy()
+
+    def _saved(self, event: dict[str, Any]) -> None:
+        """A checkpoint was saved, or was not: an event, and an entry of the ledger."""
+        if event["ok"]:
+            step, path = event.get("saved_step", self._book.step_now), Path(event["path"])
+            self._ledger.saved(step, path, event["finite"])
+            self._ledger.described(path, event["sha256"], event["bytes"])
+        self._event(event)
+
+    def _poisoned(self) -> Tensor | bool:
+        return of_tensors(self._watcher.owners.model.parameters())
+
     def _agree(self) -> None:
         """Ranks capture the same steps: rank 0 decides how many."""
         heard = self._agreed.exchange(self._watcher.schedule.exponent)
@@ -340,14 +303,14 @@ class Session:
             "rank": identity.rank,
             "nonce": identity.nonce,
             "step": max(0, self._book.step_now),
-            "phase": self._phase or self._found_phase(),
+            "phase": self.narrator.phase or self._found_phase(),
             "sent_ns": time.time_ns(),
         }
 
     def _found_phase(self) -> str | None:
         """A phase that was found without the user and explains why steps wait."""
         phase = self._panel.anatomy.current
-        return phase if phase in ("evaluation", "checkpoint") else None
+        return phase if phase in ("evaluation", "checkpoint", "compile") else None
 
     def _who(self) -> dict[str, Any]:
         identity = self.identity
@@ -373,12 +336,3 @@ class Session:
 
     def _event(self, event: dict[str, Any]) -> None:
         self._book.event(event)
-
-
-def _plain(value: object) -> Any:
-    """What JSON can hold of a value, else its text."""
-    if value is None or isinstance(value, (bool, int, str)):
-        return value[:1000] if isinstance(value, str) else value
-    if isinstance(value, float) and math.isfinite(value):
-        return value
-    return str(value)[:1000]

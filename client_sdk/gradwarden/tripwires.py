@@ -117,7 +117,11 @@ class Tripwires:
             return []
         norms = zip(matrix.column("l2"), matrix.column("weight_l2"), strict=True)
         for row, (gradient, weight) in enumerate(norms):
-            if weight > 0 and gradient > BORN_RATIO * weight:
+            # What begins at zero (a bias, a shift) has no size of its own to be compared with.
+            sized = (
+                len(layout.parameters[row].shape) >= 2 and weight > 0 and math.isfinite(gradient)
+            )
+            if sized and gradient > BORN_RATIO * weight:
                 name = layout.parameters[row].name
                 self._explosive[name] = self._explosive.get(name, 0) + 1
         worst = [n for n, times in self._explosive.items() if times >= BORN_TIMES]

@@ -27,7 +27,7 @@ class Move:
         """[n] float32: ||after - before|| / ||before|| of each weight; NaN where it was zero."""
         ends = send(torch.tensor(self.sizes, device="cpu"), self.before.device)
         owner = torch.repeat_interleave(ends, output_size=len(self.before))
-        zeros = torch.zeros((2, len(self.sizes)), device=self.before.device)
+        zeros = torch.zeros((2, len(self.sizes)), dtype=torch.float32, device=self.before.device)
         squares = torch.stack([(self.after - self.before).square_(), self.before.square()])
         moved, held = zeros.index_add_(1, owner, squares).sqrt_()
         return torch.where(held > 0, moved / held, torch.nan)

@@ -142,13 +142,7 @@ LOOPS: dict[str, dict[str, Any]] = {
 }
 
 
-def loops() -> list[Any]:
-    """The loops; in fp64 Lightning sets torch's default dtype, which the SDK does not bear yet."""
-    known = pytest.mark.xfail(reason="the matrix takes the default dtype")
-    return [pytest.param(how, marks=known) if how == "in fp64" else how for how in LOOPS]
-
-
-@pytest.mark.parametrize("how", loops())
+@pytest.mark.parametrize("how", LOOPS)
 def test_norms_are_those_before_clipping_and_training_is_untouched(
     how: str, service: FakeService, options: dict[str, Any], tmp_path: Path
 ) -> None:

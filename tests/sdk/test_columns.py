@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import struct
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -247,3 +248,33 @@ def test_a_halt_without_a_guard_is_refused_and_said(
     monitor.finish()
     assert [e["reason"] for e in service.events("halt_refused")] == ["maintenance"]
     assert "no gradwarden.Guard" in capfd.readouterr().err
+
+
+def test_a_checkpoint_is_healthy_after_enough_clean_steps_and_never_a_poisoned_one(
+    watch: Watch, tmp_path: Any
+) -> None:
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    monitor = watch(model, optimizer)
+    train(model, optimizer, 3)
+    with monitor.checkpoint(tmp_path / "good", 3) as draft:
+        torch.save(model.state_dict(), draft)
+    monitor._session.checkpoints.wait(time.monotonic() + 60)
+    train(model, optimizer, 150)
+    assert monitor.last_healthy_checkpoint() is None
+    train(model, optimizer, 50)
+    found = monitor.last_healthy_checkpoint()
+    assert found is not None
+    assert (found.step, found.path, found.source) == (3, tmp_path / "good", "local")
+    with torch.no_grad():
+        next(model.parameters())[0, 0] = math.nan
+    with monitor.checkpoint(tmp_path / "bad", 203) as draft:
+        torch.save(model.state_dict(), draft)
+    monitor._session.checkpoints.wait(time.monotonic() + 60)
+    with torch.no_grad():
+        next(model.parameters())[0, 0] = 0.0
+    train(model, optimizer, 250)
+    found = monitor.last_healthy_checkpoint()
+    assert found is not None
+    assert found.path == tmp_path / "good"
+    monitor.finish()

@@ -20,9 +20,9 @@ from gradwarden.frames import FrameBook
 from gradwarden.gauge import Gauge
 from gradwarden.identity import Resolver
 from gradwarden.layout import BackwardOrder
+from gradwarden.narrator import Narrator
 from gradwarden.owner import Owner
 from gradwarden.owners import Owners
-from gradwarden.session import Session
 from gradwarden.sync import sync
 from gradwarden.tripwires import Tripwires
 from tests.sdk.conftest import Watch, batch, mlp
@@ -156,7 +156,7 @@ FAULTS: list[tuple[Any, str, str]] = [
     (FrameBook, "capture", "capture at clipping"),
     (FrameBook, "scalar", "log"),
     (FrameBook, "event", "mark"),
-    (Session, "enter_phase", "phase"),
+    (Narrator, "enter_phase", "phase"),
     (BackwardOrder, "finish", "capture at clipping"),
     (Owner, "fresh", "skipped steps"),
 ]

@@ -20,7 +20,7 @@ from gradwarden.tripwires import BORN_TIMES, SKIPPED_RUN, UNSEEN_STEPS, Tripwire
 
 NAMES = ("stem.weight", "blocks.0.weight", "blocks.1.weight", "head.weight")
 LAYOUT = wire.Layout(
-    tuple(wire.Parameter(n, (4,), "float32", n.split(".weight")[0], "matrix") for n in NAMES),
+    tuple(wire.Parameter(n, (4, 4), "float32", n.split(".weight")[0], "matrix") for n in NAMES),
     backward=(3, 2, 1, 0),
 )
 WIDTH = len(wire.COLUMNS)

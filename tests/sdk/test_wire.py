@@ -1,4 +1,4 @@
-"""The wire: round trips bit for bit, nothing truncated passes, bombs stay small, old versions for ever."""
+"""The wire: round trips bit for bit, nothing truncated passes, bombs stay small, old ones too."""
 
 from __future__ import annotations
 

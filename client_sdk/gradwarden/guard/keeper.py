@@ -139,7 +139,7 @@ class Keeper:
             return
         self._step, self._told = step, True
         leader = self._leader()
-        if leader is None or hooks._calls(leader)[0] == 0:  # skipped: the optimizer never steps
+        if leader is None or hooks.calls(leader)[0] == 0:  # skipped: the optimizer never steps
             self._end_step()
 
     def request_halt(self, reason: str) -> None:
@@ -168,7 +168,7 @@ class Keeper:
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """Before a step of ours, and after the session heard of it."""
         announced, self._announced = self._announced, False
-        if not self._active or hooks._calls(optimizer)[0] > 1:
+        if not self._active or hooks.calls(optimizer)[0] > 1:
             return None
         told = holding.tell_closure(args, kwargs, lambda: self._before(optimizer, None))
         if told is None and not announced:
@@ -177,12 +177,12 @@ class Keeper:
 
     def _leaves(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         """After it, and before the session hears of that: it finds the gradients in place."""
-        if hooks._calls(optimizer)[0] <= 1:
+        if hooks.calls(optimizer)[0] <= 1:
             self._put_back(optimizer)
 
     def _ends(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         """After all that others do about the leading optimizer's step."""
-        if optimizer is self._leader() and self._active and hooks._calls(optimizer)[0] <= 1:
+        if optimizer is self._leader() and self._active and hooks.calls(optimizer)[0] <= 1:
             self._end_step()
             self.raise_if_halted()
 

@@ -50,7 +50,7 @@ class Panel:
             def captures() -> bool:
                 return schedule.plan(book.step_now + 1).capture
 
-            self._all.append(Activations(model, settings.activations, faults, captures))
+            self._all.append(Activations(model, settings.activations, faults, captures, book))
 
     def start(self) -> None:
         """Start each; one that cannot is off, and said to be."""
@@ -67,7 +67,7 @@ class Panel:
     def stop(self) -> None:
         """Undo what they installed."""
         for instrument in self._all:
-            self._faults.quiet(instrument.name, instrument.stop)
+            self._faults.quiet(f"{instrument.name} stop", instrument.stop)  # also after a failure
 
     def status(self) -> dict[str, str]:
         """``on`` or why not, by instrument."""

@@ -78,7 +78,7 @@ def measure(tensors: Sequence[Tensor], histogram: bool, way: int = 0) -> Tensor:
     kernel = load()
     assert kernel is not None
     n = len(tensors)
-    rows = torch.empty((n, WORDS), dtype=torch.int64)
+    rows = torch.empty((n, WORDS), dtype=torch.int64, device="cpu")
     held, addresses, sizes, kinds = _table(tensors)
     failed = kernel.library.gradwarden_measure(
         addresses.buffer_info()[0],
@@ -114,7 +114,7 @@ def nonfinite(tensors: Sequence[Tensor], way: int = 0) -> Tensor:
     del held
     if found < 0:
         raise MemoryError("no memory for the kernel's jobs")
-    return torch.ones(1) if found else torch.zeros(1)
+    return torch.full((1,), float(bool(found)), dtype=torch.float32, device="cpu")
 
 
 def _table(

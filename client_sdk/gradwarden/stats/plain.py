@@ -33,11 +33,11 @@ def measure(tensors: Sequence[Tensor], histogram: bool) -> Tensor:
         return blind(tensors, histogram)
     with torch.no_grad():
         found = [_on_host(flat(t), FORMS[t.dtype], histogram) for t in tensors]
-        matrix = torch.full((len(found), FLOATS), math.nan, dtype=torch.float64)
+        matrix = torch.full((len(found), FLOATS), math.nan, dtype=torch.float64, device="cpu")
         if not found:
-            return torch.empty((0, WORDS), dtype=torch.int64)
+            return torch.empty((0, WORDS), dtype=torch.int64, device="cpu")
         numbers = [row for row, _, _ in found]
-        matrix[:, : FLOATS - _BINS] = torch.tensor(numbers, dtype=torch.float64)
+        matrix[:, : FLOATS - _BINS] = torch.tensor(numbers, dtype=torch.float64, device="cpu")
         if histogram:
             matrix[:, FLOATS - _BINS :] = _histograms(
                 [e for *_, e in found], [r[4] for r in numbers]
@@ -67,7 +67,8 @@ def nonfinite(tensors: Sequence[Tensor]) -> Tensor:
             if any(t.dtype == torch.float64 for t in held):  # may not fit float32
                 peak = torch.stack([torch.isfinite(t).all() for t in held]).all().float().log()
             return torch.isfinite(peak).logical_not().float().reshape(1)
-        return torch.tensor([float(any(map(_has_nonfinite, held)))])
+        found = float(any(map(_has_nonfinite, held)))
+        return torch.tensor([found], dtype=torch.float32, device="cpu")
 
 
 def _has_nonfinite(tensor: Tensor) -> bool:
@@ -118,7 +119,7 @@ def _scaled(values: Tensor) -> Tensor:
 def _edge(k: int, form: Form) -> int:
     """The smallest bits of bin ``k`` and above."""
     dtype = next(d for d, f in FORMS.items() if f is form)
-    edge = torch.tensor(histogram_edges()[k - 1], dtype=torch.float64)
+    edge = torch.tensor(histogram_edges()[k - 1], dtype=torch.float64, device="cpu")
     bits = int(edge.to(dtype).view(form.word))
     return bits or 1  # an edge below the smallest subnormal: every value but zero is above
 
@@ -132,8 +133,8 @@ def _on_host(values: Tensor, form: Form, histogram: bool) -> tuple[list[float], 
     """The first numbers of one row, its checksum, and its finite values' exponents counted."""
     squares, top = 0.0, 0
     nan = inf = zero = tiny = 0
-    exponents = torch.zeros(_exponents(values.dtype), dtype=torch.int64)
-    checksum = torch.zeros((), dtype=torch.int64)
+    exponents = torch.zeros(_exponents(values.dtype), dtype=torch.int64, device="cpu")
+    checksum = torch.zeros((), dtype=torch.int64, device="cpu")
     for piece in _pieces(values):
         words = piece.view(form.word)
         checksum += words.sum(dtype=torch.int64)
@@ -153,7 +154,7 @@ def _on_host(values: Tensor, form: Form, histogram: bool) -> tuple[list[float], 
     if nan or inf:
         norm = peak = math.nan if nan else math.inf
     else:
-        peak = float(torch.tensor(top, dtype=form.word).view(values.dtype))
+        peak = float(torch.tensor(top, dtype=form.word, device="cpu").view(values.dtype))
         norm = math.sqrt(squares)
         if values.dtype == torch.float64 and not 1e-140 < norm < math.inf:
             norm = float(_scaled(values))
@@ -194,15 +195,16 @@ def _by_exponent(piece: Tensor, bits: Tensor, form: Form) -> Tensor:
 
 def _histograms(exponents: Sequence[Tensor], zeros: Sequence[float]) -> Tensor:
     """[n, 16] float64 counts by bin of the finite values that are not zero."""
-    counts = torch.zeros((len(exponents), _BINS), dtype=torch.float64)
+    counts = torch.zeros((len(exponents), _BINS), dtype=torch.float64, device="cpu")
     for size in (256, 2048):
         rows = [i for i, e in enumerate(exponents) if len(e) == size]
         if rows:
-            exponent = torch.arange(size - 1) - (size // 2 - 1)  # the last is NaN's and Inf's
+            # The last exponent is that of NaN and Inf.
+            exponent = torch.arange(size - 1, device="cpu") - (size // 2 - 1)
             bins = ((exponent - _LOWEST) // 4 + 1).clamp(0, _BINS - 1)
             found = torch.stack([exponents[i] for i in rows])[:, :-1].double()
-            counts[rows] = torch.zeros((len(rows), _BINS), dtype=torch.float64).index_add_(
-                1, bins, found
-            )
-    counts[:, 0] -= torch.tensor(zeros, dtype=torch.float64)
+            counts[rows] = torch.zeros(
+                (len(rows), _BINS), dtype=torch.float64, device="cpu"
+            ).index_add_(1, bins, found)
+    counts[:, 0] -= torch.tensor(zeros, dtype=torch.float64, device="cpu")
     return counts
