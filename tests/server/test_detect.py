@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
@@ -173,6 +173,18 @@ def test_nonfinite(case: Case) -> None:
     worst = min(held(verdicts).values(), key=lambda c: ("page", "ticket", "note").index(c.severity))
     for name, text in case.words.items():
         assert text in worst.annotations[name], name
+
+
+@pytest.mark.parametrize("stepped", [True, False])
+def test_a_step_that_was_not_captured_may_only_tell_of_its_nan(stepped: bool) -> None:
+    told = ({"kind": "nonfinite", "step": 5},)
+    steps = [step(i, stepped=stepped, events=told if i == 5 else ()) for i in range(9)]
+    steps = [s if s.step % 4 == 0 else replace(s, groups={}) for s in steps]
+    verdicts = engine(["NonFiniteGradient"]).advance(steps)
+    (said,) = [c for v in verdicts if v.step == 5 for c in v.conditions if c.active]
+    assert said.severity == ("page" if stepped else "note")
+    assert said.annotations["layer"] == "unknown: this step was not captured"
+    assert said.annotations["step"] == "5"
 
 
 def test_a_page_on_bad_gradients_clears_after_twenty_clean_steps() -> None:

@@ -59,14 +59,15 @@ class NonFiniteGradient(Detector):
         return self.say("page", self._words(step, ctx, views, applied=True))
 
     def advance(self, step: Step, ctx: RunContext) -> Sequence[Condition]:
-        if not ctx.groups:
+        blind = not ctx.groups and _told_only(step)
+        if not (ctx.groups or blind):
             return ()
         views = _bad(ctx.groups)
         applied = step.stepped is not False
         self._scaled = self._scaled or step.scalar("loss_scale") is not None
-        skipped = bool(views) and not applied
+        skipped = (bool(views) or blind) and not applied
         self._skips = [*self._skips, skipped][-self.params.skipped_window_steps :]
-        if not views:
+        if not (views or blind):
             self._row = 0
             self._incident.healthy_step(self.params.clean_steps)
         else:
@@ -89,11 +90,19 @@ class NonFiniteGradient(Detector):
     def _words(
         self, step: Step, ctx: RunContext, views: Mapping[int, GroupView], applied: bool
     ) -> dict[str, str]:
-        view = next(iter(views.values()))
         rank = _rank(step, ctx)
         words = {"step": str(step.step), "attempt": str(step.attempt)}
         if rank is not None:
             words["rank"] = rank
+        if not views:
+            where = "layer unknown"
+            words |= {
+                "layer": "unknown: this step was not captured",
+                "cause": "a NaN or Inf on a device, in a step that the schedule left out",
+            }
+            action = "Resume from the last good checkpoint; capture more often with watch(every=1)."
+            return words | self._verdict(step, where, action, applied)
+        view = next(iter(views.values()))
         at = origin.find(view.bad, view.observed, view.layout.backward.tolist())
         losses = [r.bad_loss for r in step.ranks.values() if "loss" in r.scalars]
         scale = step.scalar("loss_scale")
@@ -119,18 +128,24 @@ class NonFiniteGradient(Detector):
                 "values_before": origin.values_before(at, view),
             }
             action = cause.first_action
+        return words | self._verdict(step, where, action, applied)
+
+    def _verdict(self, step: Step, where: str, action: str, applied: bool) -> dict[str, str]:
+        """What happened to the weights, and what to do."""
         if applied:
-            words["summary"] = f"NaN or Inf applied to the weights at step {step.step}, {where}"
-            words["first_action"] = f"Stop the run: weights are poisoned. {action}"
-        elif self._row > 1:
-            words["summary"] = f"{self._row} steps in a row skipped up to {step.step}, {where}"
-            words["first_action"] = f"The weights are unharmed. {action}"
-        else:
-            words["summary"] = f"NaN or Inf in the gradient of skipped step {step.step}, {where}"
-            words["first_action"] = (
-                "Nothing now: the step was skipped and the weights are unharmed."
-            )
-        return words
+            return {
+                "summary": f"NaN or Inf applied to the weights at step {step.step}, {where}",
+                "first_action": f"Stop the run: weights are poisoned. {action}",
+            }
+        if self._row > 1:
+            return {
+                "summary": f"{self._row} steps in a row skipped up to {step.step}, {where}",
+                "first_action": f"The weights are unharmed. {action}",
+            }
+        return {
+            "summary": f"NaN or Inf in the gradient of skipped step {step.step}, {where}",
+            "first_action": "Nothing now: the step was skipped and the weights are unharmed.",
+        }
 
     def coverage(self, ctx: RunContext) -> Coverage:
         if ctx.steps == 0:
@@ -161,6 +176,12 @@ class NonFiniteGradient(Detector):
 
 def _bad(views: Mapping[int, GroupView]) -> dict[int, GroupView]:
     return {group: view for group, view in views.items() if not view.clean}
+
+
+def _told_only(step: Step) -> bool:
+    """Whether a rank says that it saw a NaN or Inf in this step, without a matrix to show."""
+    said = (e for _, e in step.events if e.get("kind") == "nonfinite")
+    return bool(step.ranks) and any(e.get("step", step.step) == step.step for e in said)
 
 
 def _rank(step: Step, ctx: RunContext) -> str | None:
