@@ -42,9 +42,11 @@ def aligned(values: Matrix, have: tuple[str, ...], want: tuple[str, ...]) -> Mat
     """The columns that are wanted, in that order; NaN where they were not sent."""
     if have == want:
         return values
-    filler = np.full((*values.shape[:-1], 1), np.nan, np.float32)
-    order = [have.index(q) if q in have else -1 for q in want]
-    return np.concatenate([values, filler], axis=-1)[..., order]
+    found = np.full((*values.shape[:-1], len(want)), np.nan, np.float32)
+    for i, name in enumerate(want):
+        if name in have:
+            found[..., i] = values[..., have.index(name)]
+    return found
 
 
 def join(

@@ -8,19 +8,22 @@ from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query
 from fastapi.responses import Response
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from gradwarden import wire
 from gradwarden_server.api.deps import CREDENTIALS, PartsDep, Reader, RunId
 from gradwarden_server.api.problems import Problem
 from gradwarden_server.api.runs import known_run
+from gradwarden_server.store.pieces import READABLE
 
 router = APIRouter(prefix="/v1/runs/{run}", tags=["series"], dependencies=CREDENTIALS)
 
 _MOST_KEYS = 64
 First = Annotated[int | None, Query(alias="from", ge=0, le=2**62)]
 Last = Annotated[int | None, Query(alias="to", ge=0, le=2**62)]
-Metric = Literal["l2", "absmax", "nan", "inf", "zero"]
+Metric = Annotated[str, Query(max_length=64, json_schema_extra={"enum": list(READABLE)})]
+Row = Annotated[int, Query(ge=0, le=2**31)]
+Step = Annotated[int | None, Query(ge=0, le=2**62, description="The newest where left out")]
 Columns = Annotated[int, Query(ge=1, le=10_000)]
 
 
@@ -39,6 +42,20 @@ class SeriesFace(BaseModel):
     step: list[int]
     time_ns: list[int]
     keys: dict[str, SeriesColumns]
+    reported: list[str] = Field(
+        description="Every series within these steps that is no layer's, asked for or not"
+    )
+
+
+class HistogramFace(BaseModel):
+    """How large the finite non-zero gradient values of one row were at ``step``."""
+
+    row: int
+    name: str
+    step: int
+    time_ns: int
+    edges: list[float] = Field(description="15 inner edges of the bins, rising")
+    counts: list[int] = Field(description="16 bins: below the first edge, ..., from the last up")
 
 
 @router.get(
@@ -61,18 +78,24 @@ def heatmap(
     first: First = None,
     last: Last = None,
     cols: Columns = 2000,
-    agg: Annotated[Literal["max"], Query(description="How steps of a column join")] = "max",
+    agg: Annotated[
+        Literal["max"],
+        Query(description="How steps of a column join; weight_l2, update_ratio: the newest"),
+    ] = "max",
 ) -> Response:
     """u32 little-endian header length, JSON header, then rows x cols bytes, row by row.
 
     A cell is 0 for no data, 1 to 254 linear in log10 between ``lo`` and ``hi``, 255 for
-    non-finite.
+    non-finite. What was not measured at any step of a column is no data.
     """
     known_run(parts, who.project, run)
+    if metric not in READABLE:
+        detail = f"metric: {metric!r}; one of {', '.join(READABLE)}"
+        raise Problem("malformed", detail, field="metric")
     picture = parts.history.heatmap(who.project, run, metric, first, last, cols)
     if picture is None:
         empty = {"rows": 0, "cols": 0, "layers": [], "step": [], "step_last": [], "time_ns": []}
-        rest = {"lo": 0.0, "hi": 0.0, "bucket": 1, "nonfinite": [], "metric": metric}
+        rest = {"lo": 0.0, "hi": 0.0, "bucket": 1, "nonfinite": [], "metric": metric, "agg": agg}
         header, cells = {**empty, **rest}, b""
     else:
         header, cells = picture.header, picture.cells
@@ -93,7 +116,10 @@ def series(
     last: Last = None,
     points: Columns = 2000,
 ) -> SeriesFace:
-    """At most ``points`` buckets; each keeps its extremes, so no spike is lost."""
+    """At most ``points`` buckets; each keeps its extremes, so no spike is lost.
+
+    ``layer:<row>:<quantity>`` is any quantity of the heatmap.
+    """
     known_run(parts, who.project, run)
     wanted = list(dict.fromkeys(filter(None, keys.split(","))))
     if not 0 < len(wanted) <= _MOST_KEYS:
@@ -101,8 +127,34 @@ def series(
     try:
         table = parts.history.series(who.project, run, wanted, first, last, points)
     except ValueError as error:
-        known = ", ".join(wire.QUANTITIES)
-        detail = f"keys: {error}; layer keys are layer:<row>:<quantity>, one of {known}"
+        detail = f"{error}; layer keys are layer:<row>:<quantity>"
         raise Problem("malformed", detail, field="keys") from None
     columns = {key: SeriesColumns.model_validate(c) for key, c in table.keys.items()}
-    return SeriesFace(step=table.step, time_ns=table.time_ns, keys=columns)
+    return SeriesFace(step=table.step, time_ns=table.time_ns, keys=columns, reported=table.reported)
+
+
+@router.get("/histogram", summary="How large one row's gradient values were")
+def histogram(
+    run: RunId, who: Reader, parts: PartsDep, row: Row, step: Step = None
+) -> HistogramFace:
+    """The newest histogram that was captured at or before ``step``."""
+    known_run(parts, who.project, run)
+    try:
+        found = parts.history.histogram(who.project, run, row, step)
+    except ValueError as error:
+        raise Problem("not-found", str(error)) from None
+    if found is None:
+        until = "" if step is None else f" at or before step {step}"
+        detail = (
+            f"no histogram of row {row} was captured{until}; "
+            "the standard preset sends one with every tenth capture, the light one none"
+        )
+        raise Problem("not-found", detail)
+    return HistogramFace(
+        row=row,
+        name=found.name,
+        step=found.step,
+        time_ns=found.time_ns,
+        edges=list(wire.histogram_edges()),
+        counts=found.counts,
+    )

@@ -15,11 +15,15 @@ _MOST = 2**63 - 1
 
 @dataclass(frozen=True, slots=True)
 class SeriesTable:
-    """Per key and bucket: min, max and last of the finite values, and the non-finite count."""
+    """Per key and bucket: min, max and last of the finite values, and the non-finite count.
+
+    ``reported`` names every series that is no layer's, asked for or not.
+    """
 
     step: list[int]
     time_ns: list[int]
     keys: dict[str, dict[str, list[float | int | None]]]
+    reported: list[str]
 
 
 class Buckets:
@@ -105,7 +109,10 @@ class Curve:
 
 
 def table(
-    grid: Buckets, times: Curve, curves: dict[str, tuple[Ints, NDArray[np.generic]]]
+    grid: Buckets,
+    times: Curve,
+    curves: dict[str, tuple[Ints, NDArray[np.generic]]],
+    reported: list[str],
 ) -> SeriesTable:
     """All curves over the buckets in which any frame fell."""
     steps, when = times.of_first_rank(grid)
@@ -115,7 +122,7 @@ def table(
         for key, (at, values) in curves.items()
     }
     starts = [grid.origin + column * grid.width for column in columns.tolist()]
-    return SeriesTable(starts, when[first].tolist(), keys)
+    return SeriesTable(starts, when[first].tolist(), keys, reported)
 
 
 def empty(size: int = 0) -> dict[str, list[float | int | None]]:

@@ -92,7 +92,7 @@ def _join(pieces: Sequence[Piece], layouts: Layouts) -> Piece:
         sharded = np.array([p.sharded for p in layout.parameters], np.bool_)
     shards = max(p.shards for p in pieces)
     parts = (_laid(held, steps) for _, held in sorted(of_shard.items()))
-    whole = joins.join(parts, shards, wire.QUANTITIES, sharded)
+    whole = joins.join(parts, shards, lowest.columns, sharded)
     return replace(
         lowest,
         rank=lowest.group,
@@ -102,7 +102,7 @@ def _join(pieces: Sequence[Piece], layouts: Layouts) -> Piece:
         matrix_steps=steps,
         matrix_times_ns=times,
         matrix=whole.values,
-        squares=squares(whole.values),
+        squares=squares(whole.values, lowest.columns),
         complete=whole.complete,
     )
 
@@ -117,6 +117,6 @@ def _laid(pieces: Sequence[Piece], steps: Ints) -> Matrix:
             _, first = np.unique(at[left], return_index=True)
             turn, left = left[first], np.delete(left, first)
             rows = piece.matrix[turn]
-            seen = joins.observed(rows, wire.QUANTITIES)
+            seen = joins.observed(rows, piece.columns)
             laid[at[turn]] = np.where(seen[..., None], rows, laid[at[turn]])
     return laid

@@ -12,34 +12,33 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby, islice
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from gradwarden import wire
-from gradwarden_server.store.curves import Buckets, Curve, Ints, SeriesTable, empty, table
+from gradwarden_server.store.curves import (
+    Buckets,
+    Curve,
+    Doubles,
+    Ints,
+    SeriesTable,
+    empty,
+    table,
+)
 from gradwarden_server.store.frames import FrameLog, LogEntry
 from gradwarden_server.store.gather import gathered, one_voice
-from gradwarden_server.store.pieces import INF, NAN, Piece, decode
+from gradwarden_server.store.heat import Canvas, Heatmap, joined
+from gradwarden_server.store.pieces import Piece, Quantity, decode
 from gradwarden_server.store.runs import RunStore
 
-Floats = NDArray[np.float32]
+_Key = tuple[str, str, int, tuple[str, ...]]
 
 _CACHE_BYTES = 256 << 20
 _PAGE = 64
 _GRAD_NORM = "grad_norm"
 _NOTHING = np.zeros(0, dtype=np.int64), np.zeros(0)
-_NON_FINITE_LISTED = 20_000
-
-
-@dataclass(frozen=True, slots=True)
-class Heatmap:
-    """``cells`` are rows x cols bytes: 0 no data, 1-254 linear in log10, 255 non-finite."""
-
-    header: dict[str, Any]
-    cells: bytes
+_HISTOGRAM_STEPS = 256
+"""Looked through at a time for the newest histogram, then twice as many, and so on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,14 +50,13 @@ class RankValues:
 
 
 @dataclass(frozen=True, slots=True)
-class _Joined:
-    """The matrices of several batches of one layout, end to end over ``steps``."""
+class Histogram:
+    """Finite non-zero values of one row at ``step``, counted in the bins of the wire format."""
 
-    layout: str
-    superseded_after: float
-    steps: Ints
-    times_ns: Ints
-    matrix: Floats
+    name: str
+    step: int
+    time_ns: int
+    counts: list[int]
 
 
 class History:
@@ -67,7 +65,7 @@ class History:
     def __init__(self, log: FrameLog, runs: RunStore) -> None:
         self._log = log
         self._runs = runs
-        self._cache: OrderedDict[tuple[str, str, int], Piece] = OrderedDict()
+        self._cache: OrderedDict[_Key, Piece] = OrderedDict()
         self._cached_bytes = 0
         self._lock = threading.Lock()
 
@@ -91,39 +89,19 @@ class History:
         layout = self.layers(project, run)
         if span is None or layout is None:
             return None
+        quantity = Quantity.named(metric)
         grid = Buckets(span, first, last, cols)
-        quantity = wire.QUANTITIES.index(metric)
-        shape = (len(layout.parameters), grid.count)
-        top = np.full(shape, -np.inf, dtype=np.float32)
-        nan = np.zeros(shape, dtype=np.int64)
-        inf = np.zeros(shape, dtype=np.int64)
-        times = np.zeros(grid.count, dtype=np.int64)
-        rows_of: dict[str, Ints] = {}
+        canvas = Canvas(quantity, grid, len(layout.parameters))
         position = {p.name: i for i, p in enumerate(layout.parameters)}
-        for joined in _joined(one_voice(self._pieces(project, run, grid.first, grid.last))):
-            kept, columns = grid.columns(joined.steps, joined.superseded_after)
-            if not kept.size:
-                continue
-            if joined.layout not in rows_of:
-                names = self._rows(project, joined.layout)
-                rows_of[joined.layout] = np.array([position[n] for n in names], dtype=np.int64)
-            block = joined.matrix[kept]
-            starts = np.flatnonzero(np.diff(columns, prepend=-1))
-            cell = np.ix_(rows_of[joined.layout], columns[starts])
-            values = block[:, :, quantity]
-            seen = np.isfinite(values) & ~np.isnan(block[:, :, NAN])
-            highest = np.maximum.reduceat(np.where(seen, values, -np.inf), starts, axis=0)
-            top[cell] = np.maximum(top[cell], highest.T)
-            counts = block[:, :, NAN : INF + 1]
-            if (counts > 0).any():
-                counts = np.nan_to_num(counts).astype(np.int64)
-                summed = np.add.reduceat(counts, starts, axis=0)
-                nan[cell] += summed[:, :, 0].T
-                inf[cell] += summed[:, :, 1].T
-            first_times = joined.times_ns[kept][starts]
-            held = times[columns[starts]]
-            times[columns[starts]] = np.where(held > 0, held, first_times)
-        return _paint(metric, grid, top, nan, inf, times)
+        known: dict[str, tuple[Ints, Doubles | None]] = {}
+        pieces = self._pieces(project, run, grid.first, grid.last, quantity.columns)
+        for part in joined(one_voice(pieces)):
+            if part.layout not in known:
+                rows = [position[n] for n in self._rows(project, part.layout)]
+                scale = self._scale(project, part.layout, quantity)
+                known[part.layout] = np.array(rows, dtype=np.int64), scale
+            canvas.add(part, *known[part.layout])
+        return canvas.painted()
 
     def series(
         self,
@@ -143,33 +121,98 @@ class History:
         layout = self.layers(project, run)
         wanted = {key: _layer_key(key, layout) for key in keys}
         if span is None:
-            return SeriesTable([], [], {key: empty() for key in keys})
+            return SeriesTable([], [], {key: empty() for key in keys}, [])
         grid = Buckets(span, first, last, points)
         times = Curve()
         curves = {key: Curve() for key in keys}
-        rows_of: dict[str, dict[str, int]] = {}
+        reported: set[str] = set()
         for piece, until in self._pieces(project, run, grid.first, grid.last):
             times.add(piece.steps, piece.times_ns, piece.rank, until)
-            if piece.layout not in rows_of:
-                rows_of[piece.layout] = self._rows(project, piece.layout)
+            reported.update(piece.scalars)
+            if piece.normed.any():
+                reported.add(_GRAD_NORM)
             for key, curve in curves.items():
-                layer = wanted[key]
                 if key == _GRAD_NORM:
                     kept = piece.normed
                     steps, values = piece.matrix_steps[kept], piece.squares[kept]
                     curve.add(steps, values, piece.rank, until, piece.group)
-                elif layer is None:
+                elif wanted[key] is None:
                     steps, values = piece.scalars.get(key, _NOTHING)
                     curve.add(steps, values, piece.rank, until)
-                elif (row := rows_of[piece.layout].get(layer[0])) is not None:
-                    observed = ~np.isnan(piece.matrix[:, row, NAN])
-                    values = piece.matrix[observed, row, layer[1]]
-                    curve.add(piece.matrix_steps[observed], values, piece.rank, until)
+        layers = [(curves[key], *layer) for key, layer in wanted.items() if layer is not None]
+        for columns in dict.fromkeys(quantity.columns for _, _, quantity in layers):
+            of_these = [layer for layer in layers if layer[2].columns == columns]
+            self._layers(
+                project, self._pieces(project, run, grid.first, grid.last, columns), of_these
+            )
         found = {key: curve.of_first_rank(grid) for key, curve in curves.items()}
         if _GRAD_NORM in curves:
             steps, squares = curves[_GRAD_NORM].summed(grid)
             found[_GRAD_NORM] = steps, np.sqrt(squares)
-        return table(grid, times, found)
+        return table(grid, times, found, sorted(reported))
+
+    def _layers(
+        self,
+        project: str,
+        pieces: Iterable[tuple[Piece, float]],
+        layers: Sequence[tuple[Curve, str, Quantity]],
+    ) -> None:
+        """Fill the curves of single parameters, by name, from matrices of their columns."""
+        rows_of: dict[str, dict[str, int]] = {}
+        scales: dict[tuple[str, str], Doubles | None] = {}
+        for piece, until in pieces:
+            if piece.layout not in rows_of:
+                rows_of[piece.layout] = self._rows(project, piece.layout)
+            for curve, name, quantity in layers:
+                row = rows_of[piece.layout].get(name)
+                if row is None or not piece.matrix_steps.size:
+                    continue
+                key = piece.layout, quantity.name
+                if key not in scales:
+                    scales[key] = self._scale(project, piece.layout, quantity)
+                scale = scales[key]
+                only = slice(row, row + 1)
+                values, measured = quantity.of(
+                    piece.matrix[:, only], None if scale is None else scale[only]
+                )
+                kept = measured[:, 0]
+                curve.add(piece.matrix_steps[kept], values[kept, 0], piece.rank, until)
+
+    def histogram(self, project: str, run: str, row: int, step: int | None) -> Histogram | None:
+        """The newest histogram of a row at or before ``step``, or of all; None without one.
+
+        Raises:
+            ValueError: the run has no such row.
+        """
+        layout, span = self.layers(project, run), self._log.span(project, run)
+        rows = len(layout.parameters) if layout else 0
+        if layout is None or row >= rows:
+            raise ValueError(f"row: {row}; the run has {rows} rows")
+        if span is None:
+            return None
+        name = layout.parameters[row].name
+        last = span[1] if step is None else min(step, span[1])
+        width = _HISTOGRAM_STEPS
+        while last >= span[0]:
+            first = max(span[0], last - width + 1)
+            best: tuple[int, int] | None = None
+            found = None
+            for piece, until in self._pieces(project, run, first, last, wire.HISTOGRAM):
+                at = self._rows(project, piece.layout).get(name)
+                if at is None:
+                    continue
+                steps = piece.matrix_steps
+                held = (steps >= first) & (steps <= min(last, until))
+                held &= ~np.isnan(piece.matrix[:, at]).any(axis=1)
+                for i in np.flatnonzero(held)[np.argsort(steps[held])][-1:].tolist():
+                    if best is None or (int(steps[i]), -piece.rank) > best:
+                        best = int(steps[i]), -piece.rank
+                        counts = [int(n) for n in piece.matrix[i, at].tolist()]
+                        found = Histogram(name, best[0], int(piece.matrix_times_ns[i]), counts)
+            if found is not None:
+                return found
+            last, width = first - 1, width * 2
+        return None
 
     def of_ranks(
         self, project: str, run: str, names: Sequence[str], first: int, last: int
@@ -195,8 +238,17 @@ class History:
         layout = self._runs.layout(project, digest) if digest else None
         return {p.name: i for i, p in enumerate(layout.parameters)} if layout else {}
 
+    def _scale(self, project: str, digest: str, quantity: Quantity) -> Doubles | None:
+        layout = self._runs.layout(project, digest) if digest else None
+        return quantity.scale(layout) if layout else None
+
     def _pieces(
-        self, project: str, run: str, first: int, last: int
+        self,
+        project: str,
+        run: str,
+        first: int,
+        last: int,
+        columns: tuple[str, ...] = wire.QUANTITIES,
     ) -> Iterator[tuple[Piece, float]]:
         """Decoded batches, shards joined, with the last step of their attempt that counts."""
         until = self._until(project, run)
@@ -204,7 +256,7 @@ class History:
         split = {e.ordinal for e in entries if e.shards > 1}
         if split:  # the shards of one step have to meet, whenever each of them arrived
             entries.sort(key=lambda e: (e.ordinal, e.step0 if e.ordinal in split else 0))
-        told = self._decoded(project, run, entries, until)
+        told = self._decoded(project, run, entries, until, columns)
         yield from gathered(told, lambda digest: self._runs.layout(project, digest))
 
     def _until(self, project: str, run: str) -> dict[int, float]:
@@ -220,32 +272,35 @@ class History:
         run: str,
         entries: Sequence[LogEntry],
         until: Mapping[int, float],
+        columns: tuple[str, ...] = wire.QUANTITIES,
     ) -> Iterator[tuple[Piece, float]]:
         """Batches page by page, those in memory as they are."""
         for start in range(0, len(entries), _PAGE):
             page = entries[start : start + _PAGE]
-            held = self._cached(project, run, [e.position for e in page])
+            held = self._cached(project, run, [e.position for e in page], columns)
             misses = [e.position for e in page if e.position not in held]
             for entry in self._log.bodies(project, run, misses):
-                piece = decode(entry)
+                piece = decode(entry, columns)
                 held[entry.position] = piece
-                self._keep((project, run, entry.position), piece)
+                self._keep((project, run, entry.position, columns), piece)
             for entry in page:
                 if entry.position in held:
                     yield held[entry.position], until.get(entry.ordinal, math.inf)
 
-    def _cached(self, project: str, run: str, positions: Sequence[int]) -> dict[int, Piece]:
+    def _cached(
+        self, project: str, run: str, positions: Sequence[int], columns: tuple[str, ...]
+    ) -> dict[int, Piece]:
         found = {}
         with self._lock:
             for position in positions:
-                key = (project, run, position)
+                key = (project, run, position, columns)
                 piece = self._cache.get(key)
                 if piece is not None:
                     self._cache.move_to_end(key)
                     found[position] = piece
         return found
 
-    def _keep(self, key: tuple[str, str, int], piece: Piece) -> None:
+    def _keep(self, key: _Key, piece: Piece) -> None:
         with self._lock:
             if key in self._cache:
                 return  # decoded by two readers at once
@@ -256,70 +311,17 @@ class History:
                 self._cached_bytes -= oldest.size
 
 
-def _joined(pieces: Iterable[tuple[Piece, float]]) -> Iterator[_Joined]:
-    """Neighbours that read alike, laid end to end: many small batches cost like a few."""
-    filled = (pair for pair in pieces if pair[0].matrix_steps.size)
-    for (layout, until), group in groupby(filled, key=lambda pair: (pair[0].layout, pair[1])):
-        while some := [piece for piece, _ in islice(group, _PAGE)]:
-            yield _Joined(
-                layout,
-                until,
-                np.concatenate([piece.matrix_steps for piece in some]),
-                np.concatenate([piece.matrix_times_ns for piece in some]),
-                np.concatenate([piece.matrix for piece in some]),
-            )
-
-
-def _paint(
-    metric: str,
-    grid: Buckets,
-    top: Floats,
-    nan: Ints,
-    inf: Ints,
-    times: Ints,
-) -> Heatmap:
-    bad = (nan > 0) | (inf > 0)
-    seen = np.isfinite(top)
-    positive = top[seen & (top > 0)]
-    lo = float(np.log10(positive.min())) if positive.size else 0.0
-    hi = float(np.log10(positive.max())) if positive.size else 0.0
-    span = hi - lo if hi > lo else 1.0
-    with np.errstate(divide="ignore", invalid="ignore"):
-        scaled = 1 + np.round((np.log10(np.maximum(top, 0)) - lo) / span * 253)
-    cells = np.zeros(top.shape, dtype=np.uint8)
-    cells[seen] = np.clip(np.nan_to_num(scaled[seen], neginf=1), 1, 254).astype(np.uint8)
-    cells[bad] = 255
-    rows, columns = np.nonzero(bad)
-    starts = grid.starts()
-    header = {
-        "rows": top.shape[0],
-        "cols": grid.count,
-        "layers": list(range(top.shape[0])),
-        "step": starts,
-        "step_last": [min(s + grid.width - 1, grid.last) for s in starts],
-        "time_ns": times.tolist(),
-        "lo": lo,
-        "hi": hi,
-        "bucket": grid.width,
-        "nonfinite": [
-            [int(r), int(c), int(nan[r, c]), int(inf[r, c])]
-            for r, c in zip(rows[:_NON_FINITE_LISTED], columns[:_NON_FINITE_LISTED], strict=True)
-        ],
-        "nonfinite_total": len(rows),
-        "metric": metric,
-    }
-    return Heatmap(header, cells.tobytes())
-
-
-def _layer_key(key: str, layout: wire.Layout | None) -> tuple[str, int] | None:
-    """``layer:<row>:<quantity>`` as (parameter name, column); None for other keys."""
+def _layer_key(key: str, layout: wire.Layout | None) -> tuple[str, Quantity] | None:
+    """``layer:<row>:<quantity>`` as the parameter's name and what to read; None for others."""
     if not key.startswith("layer:"):
         return None
     _, _, rest = key.partition(":")
-    row, _, quantity = rest.partition(":")
-    if quantity not in wire.QUANTITIES:
-        raise ValueError(f"keys: {key!r}; the quantity is one of {', '.join(wire.QUANTITIES)}")
+    row, _, name = rest.partition(":")
+    try:
+        quantity = Quantity.named(name)
+    except ValueError as error:
+        raise ValueError(f"keys: {key!r}; {error}") from None
     rows = len(layout.parameters) if layout else 0
     if layout is None or not row.isdigit() or int(row) >= rows:
         raise ValueError(f"keys: {key!r}; the row is a number below {rows}")
-    return layout.parameters[int(row)].name, wire.QUANTITIES.index(quantity)
+    return layout.parameters[int(row)].name, quantity

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,14 +16,62 @@ from gradwarden_server.store.frames import LogEntry
 
 NAN, INF = wire.QUANTITIES.index("nan"), wire.QUANTITIES.index("inf")  # neighbours
 
+TOGETHER = (wire.QUANTITIES, wire.HISTOGRAM, wire.SLOW)
+"""Columns measured at the same steps; they are decoded and kept together, and apart from the
+others, so that reading norms costs no memory for what was not asked for."""
+RMS = "rms"
+"""The L2 norm over the root of the number of elements: derived when read, never sent."""
+READABLE = (*wire.COLUMNS, RMS)
+
+
+@dataclass(frozen=True, slots=True)
+class Quantity:
+    """One quantity to read: column ``index`` of the matrices of ``columns``."""
+
+    name: str
+    columns: tuple[str, ...]
+    index: int
+
+    @classmethod
+    def named(cls, name: str) -> Quantity:
+        """Raises ValueError: not one of :data:`READABLE`."""
+        column = "l2" if name == RMS else name
+        for columns in TOGETHER:
+            if column in columns:
+                return cls(name, columns, columns.index(column))
+        raise ValueError(f"the quantity is one of {', '.join(READABLE)}")
+
+    def of(self, matrix: Matrix, scale: Doubles | None) -> tuple[Matrix, NDArray[np.bool_]]:
+        """[m, L] values times the [L] of :meth:`scale`, and which of them were measured.
+
+        A NaN norm or maximum of an observed row was; any other NaN means that the column was
+        not asked for at this step.
+        """
+        values = matrix[..., self.index]
+        if self.name not in ("l2", "absmax", RMS):
+            return values, ~np.isnan(values)
+        measured = ~np.isnan(matrix[..., NAN])
+        if scale is None:
+            return values, measured
+        return (values * scale).astype(np.float32), measured & ~np.isnan(scale)
+
+    def scale(self, layout: wire.Layout) -> Doubles | None:
+        """[L], by which values are multiplied, NaN for rows without elements; None for 1."""
+        if self.name != RMS:
+            return None
+        sizes = np.array([math.prod(p.shape) for p in layout.parameters], np.float64)
+        return 1 / np.sqrt(np.where(sizes > 0, sizes, np.nan))
+
 
 @dataclass(frozen=True, slots=True)
 class Piece:
     """What a rank said in one batch; ``matrix`` is [m, L, K] over the frames that hold one.
 
-    ``squares`` is the sum of squared norms over the observed layers, [m], of all layers where
-    ``complete``; ``scalars`` are steps and values of each name. The rank holds one of
-    ``shards`` parts of its group's parameters.
+    Its K ``columns`` are one of :data:`TOGETHER`; of other columns than the statistics only
+    frames in which any row was measured are kept, and no scalars. ``squares`` is the sum of
+    squared norms over the observed layers, [m], of all layers where ``complete``; ``scalars``
+    are steps and values of each name. The rank holds one of ``shards`` parts of its group's
+    parameters.
     """
 
     rank: int
@@ -30,6 +79,7 @@ class Piece:
     shard: int
     shards: int
     layout: str
+    columns: tuple[str, ...]
     steps: Ints
     times_ns: Ints
     scalars: dict[str, tuple[Ints, Doubles]]
@@ -63,16 +113,21 @@ class Piece:
         return self.complete | ~np.isfinite(self.squares)
 
 
-def decode(entry: LogEntry) -> Piece:
-    """Decode one entry of the log."""
+def decode(entry: LogEntry, columns: tuple[str, ...]) -> Piece:
+    """Decode these columns, one of :data:`TOGETHER`, of one entry of the log."""
     batch = entry.batch()
-    rows = [i for i, frame in enumerate(batch.frames) if frame.values]
+    whole = columns == wire.QUANTITIES
+    held = whole or not set(columns).isdisjoint(batch.quantities)
+    rows = [i for i, frame in enumerate(batch.frames) if frame.values and held]
     joined = b"".join(batch.frames[i].values for i in rows)
     shape = (len(rows), batch.parameters, len(batch.quantities))
     sent = np.frombuffer(joined, dtype="<f4").reshape(shape)
-    matrix = joins.aligned(sent, batch.quantities, wire.QUANTITIES)
+    matrix = joins.aligned(sent, batch.quantities, columns)
+    if not whole:
+        measured = np.flatnonzero(~np.isnan(matrix).all(axis=(1, 2)))
+        matrix, rows = matrix[measured], [rows[i] for i in measured]
     scalars: dict[str, tuple[list[int], list[float]]] = {}
-    for frame in batch.frames:
+    for frame in batch.frames if whole else ():
         for name, value in frame.scalars.items():
             steps_of, values_of = scalars.setdefault(name, ([], []))
             steps_of.append(frame.step)
@@ -85,6 +140,7 @@ def decode(entry: LogEntry) -> Piece:
         shard=entry.shard,
         shards=entry.shards,
         layout=batch.layout,
+        columns=columns,
         steps=steps,
         times_ns=times_ns,
         scalars={
@@ -94,12 +150,14 @@ def decode(entry: LogEntry) -> Piece:
         matrix_steps=steps[rows],
         matrix_times_ns=times_ns[rows],
         matrix=matrix,
-        squares=squares(matrix),
+        squares=squares(matrix, columns),
         complete=np.ones(len(rows), np.bool_),
     )
 
 
-def squares(matrix: Matrix) -> Doubles:
-    """[m] sums of squared norms over the observed rows of [m, L, K]."""
+def squares(matrix: Matrix, columns: tuple[str, ...]) -> Doubles:
+    """[m] sums of squared norms over the observed rows of [m, L, K]; NaN without norms."""
+    if columns != wire.QUANTITIES:
+        return np.full(len(matrix), np.nan)
     norms = np.where(np.isnan(matrix[:, :, NAN]), 0, matrix[:, :, 0]).astype(np.float64)
     return np.asarray(np.sum(norms * norms, axis=1), np.float64)
