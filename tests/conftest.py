@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 import subprocess
@@ -13,6 +14,9 @@ from pathlib import Path
 import pytest
 
 from tests.needs import as_user, needs
+
+# torch's threads wait for each other by spinning, which takes minutes where tests share cores.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 def free_port() -> int:
