@@ -1,6 +1,7 @@
 /** The view is the URL. Pure: text in, state out, and back; unknown keys are kept. */
 
-export type Metric = "l2" | "absmax" | "zero" | "nan";
+export type Metric =
+  | "l2" | "rms" | "absmax" | "zero" | "tiny" | "nan" | "update_ratio" | "weight_l2";
 export type Mode = "abs" | "base";
 
 export interface RunView {
@@ -16,9 +17,13 @@ export interface RunView {
 
 export const METRICS: Record<Metric, { label: string; unit: string }> = {
   l2: { label: "gradient L2 norm", unit: "L2" },
+  rms: { label: "gradient RMS", unit: "RMS" },
   absmax: { label: "largest |gradient|", unit: "max" },
   zero: { label: "zero elements", unit: "zeros" },
+  tiny: { label: "elements below 1e-8", unit: "tiny" },
   nan: { label: "NaN elements", unit: "NaNs" },
+  update_ratio: { label: "update / weight norm", unit: "ratio" },
+  weight_l2: { label: "weight L2 norm", unit: "L2" },
 };
 
 function integer(text: string | null): number | null {

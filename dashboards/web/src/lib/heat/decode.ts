@@ -17,6 +17,8 @@ export interface HeatHeader {
   /** [row, column, NaN count, Inf count]. */
   nonfinite: [number, number, number, number][];
   metric: string;
+  /** How the steps of a column became one cell: the largest, or the last that was measured. */
+  agg: "max" | "last";
 }
 
 export interface Matrix extends HeatHeader {

@@ -1,11 +1,12 @@
 import { describe, expect, it } from "vitest";
 import { CENTRE, versusBaseline } from "./baseline";
 import { BAD, NO_DATA, columnAt, decode, valueOf, type HeatHeader, type Matrix } from "./decode";
+import { held } from "./held";
 import { css, diverging, sequential } from "./lut";
 import { MIN_MARK, span, ticks } from "./paint";
 import { marks, onsets, pixelColumns, pool } from "./pool";
-import { folded, rows } from "./rows";
-import { limits, stretch } from "./scene";
+import { folded, rows, type Row } from "./rows";
+import { Scene, limits, stretch } from "./scene";
 import type { Parameter } from "../api";
 
 function heat(rowCount: number, cols: number, more: Partial<HeatHeader> = {}): HeatHeader {
@@ -13,7 +14,7 @@ function heat(rowCount: number, cols: number, more: Partial<HeatHeader> = {}): H
   return {
     rows: rowCount, cols, layers: Array.from({ length: rowCount }, (_, r) => r), step,
     step_last: step, time_ns: step.map(() => null), lo: -4, hi: 1, bucket: 1, nonfinite: [],
-    metric: "l2", ...more,
+    metric: "l2", agg: "max", ...more,
   };
 }
 
@@ -46,6 +47,28 @@ describe("decode", () => {
   });
   it("finds the column of a step", () => {
     expect([-1, 0, 15, 16, 99].map((s) => columnAt([0, 16, 32], s))).toEqual([-1, 0, 0, 1, 2]);
+  });
+});
+
+describe("what is measured in turns", () => {
+  it("is held until the next measurement, never before the first", () => {
+    expect([...held(Uint8Array.of(0, 9, 0, 0, 7, 0), 6)]).toEqual([0, 9, 9, 9, 7, 7]);
+    expect([...held(Uint8Array.of(0, 0, 0, 5), 2)]).toEqual([0, 0, 0, 5]);
+  });
+  it("is not held for ever where a row is measured no more", () => {
+    const cells = Uint8Array.of(9, 0, 9, 0, 0, 0, 0, 0, 8, 0, 0, 0, 0, 0, 0, 0);
+    expect([...held(cells, 8)]).toEqual([9, 9, 9, 9, 9, 9, 0, 0, 8, 8, 8, 8, 0, 0, 0, 0]);
+  });
+  it("is not held past a value that is not finite", () => {
+    expect([...held(Uint8Array.of(9, BAD, 0, 4), 4)]).toEqual([9, BAD, 0, 4]);
+  });
+  it("is told with the column it was measured in, also against its past", () => {
+    const matrix = { ...heat(1, 3, { agg: "last" }), cells: Uint8Array.of(100, 0, 50) };
+    const row = { members: [0] } as unknown as Row;
+    const scene = new Scene(matrix, [row], "base");
+    expect([0, 1, 2].map((col) => scene.byte(row, col))).toEqual([100, 100, 50]);
+    expect([0, 1, 2].map((col) => scene.measured(row, col))).toEqual([0, 0, 2]);
+    expect(scene.deviation(row, 1)).toBe(scene.deviation(row, 0));
   });
 });
 

@@ -2,6 +2,7 @@
 
 import { DECADES, versusBaseline } from "./baseline";
 import { BAD, NO_DATA, type Matrix } from "./decode";
+import { held } from "./held";
 import { marks, pixelColumns, pool, type Mark } from "./pool";
 import type { Row } from "./rows";
 import type { Mode } from "../urlstate";
@@ -28,6 +29,7 @@ export class Scene {
   /** The same, of all rows together: the NaN lane. */
   readonly lane: Mark[];
   readonly #cells: Uint8Array;
+  readonly #absolute: Uint8Array;
 
   constructor(
     readonly matrix: Matrix,
@@ -35,8 +37,10 @@ export class Scene {
     readonly mode: Mode,
   ) {
     const perByte = ((matrix.hi ?? 0) - (matrix.lo ?? 0)) / 253;
+    const keep = (cells: Uint8Array) => (matrix.agg === "last" ? held(cells, matrix.cols) : cells);
+    this.#absolute = keep(matrix.cells);
     this.#cells =
-      mode === "base" ? versusBaseline(matrix.cells, matrix.cols, perByte) : matrix.cells;
+      mode === "base" ? keep(versusBaseline(matrix.cells, matrix.cols, perByte)) : this.#absolute;
     const groups = rows.map((row) => row.members);
     this.marks = marks(matrix, groups);
     this.lane = marks(matrix, [Array.from({ length: matrix.rows }, (_, row) => row)]);
@@ -54,9 +58,17 @@ export class Scene {
   byte(row: Row, col: number): number {
     let best = NO_DATA;
     for (const member of row.members) {
-      best = Math.max(best, this.matrix.cells[member * this.matrix.cols + col]);
+      best = Math.max(best, this.#absolute[member * this.matrix.cols + col]);
     }
     return best;
+  }
+
+  /** The column in which the value shown at column `col` of a single parameter was measured. */
+  measured(row: Row, col: number): number {
+    const start = row.members[0] * this.matrix.cols;
+    let at = col;
+    while (row.members.length === 1 && at > 0 && this.matrix.cells[start + at] === NO_DATA) at--;
+    return at;
   }
 
   /** Decades above or below the row's own past; null where there is no number. */
