@@ -114,8 +114,7 @@ def _replace(owner: Any, name: str, make: Callable[[Any], Any]) -> None:
     _undo.append(restore)
 
 
-@_eager
-def _tell(what: str, arguments: Callable[[], tuple[Any, ...] | None]) -> None:
+def _tell_here(what: str, arguments: Callable[[], tuple[Any, ...] | None]) -> None:
     """Tell all listeners, unless there are no arguments.
 
     Whatever goes wrong ends here, counted and said once; but a guard may be told to halt.
@@ -129,6 +128,10 @@ def _tell(what: str, arguments: Callable[[], tuple[Any, ...] | None]) -> None:
             raise
         except Exception as error:
             listener.faults.record(f"hook {what}", error, fatal=False)
+
+
+_tell = _eager(_tell_here)
+"""The same where a compiler may be tracing."""
 
 
 def _install_clip() -> None:
@@ -211,12 +214,13 @@ def _install_step() -> None:
     @_eager
     def before(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
-        _tell("step_enters", lambda: _entering(optimizer, callable(closure)))
+        _tell_here("step_enters", lambda: _entering(optimizer, callable(closure)))
 
     @_eager
     def after(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        _tell("step_leaves", lambda: (optimizer,) if calls(optimizer)[0] <= 1 else None)
-        _tell("stop_if_halted", lambda: () if calls(optimizer)[0] <= 1 else None)
+        if calls(optimizer)[0] <= 1:
+            _tell_here("step_leaves", lambda: (optimizer,))
+            _tell_here("stop_if_halted", tuple)
 
     _undo.append(optimizer_module.register_optimizer_step_pre_hook(before).remove)
     _undo.append(optimizer_module.register_optimizer_step_post_hook(after).remove)

@@ -23,7 +23,8 @@ STEPS = 5
 NET = (
     "errors",
     "lifecycle",
-    "hooks._tell",
+    "hooks._tell_here",
+    "hooks.calls",
     "session.Session.quietly",
     "layout.BackwardOrder._note",  # two lines inside the user's backward pass
 )
