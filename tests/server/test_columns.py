@@ -110,9 +110,8 @@ def expected_cells(
             if finite:
                 grid[row][column] = max(finite)
                 kept.append(max(finite))
-            counts = name not in wire.HISTOGRAM + wire.SLOW
             sick = any((run[s][row, 2:4] > 0).any() for s in steps)
-            if sick if counts else found and not finite:
+            if sick or (found and not finite and name in wire.SLOW):
                 grid[row][column] = "bad"
     return grid, [v for v in kept if v > 0]
 

@@ -56,7 +56,8 @@ class Canvas:
     """One quantity of ``rows`` rows over the buckets of ``grid``.
 
     A bucket keeps the largest finite value of its steps, of columns that are measured now and
-    then (:data:`gradwarden.wire.SLOW`) the newest. What was not measured leaves no trace.
+    then (:data:`gradwarden.wire.SLOW`) the newest. What was not measured leaves no trace; a
+    non-finite gradient marks its cell whatever the quantity.
     """
 
     def __init__(self, quantity: Quantity, grid: Buckets, rows: int) -> None:
@@ -72,7 +73,9 @@ class Canvas:
         self._times = np.zeros(grid.count, dtype=np.int64)
 
     def add(self, part: Joined, rows: Ints, scale: Doubles | None) -> None:
-        """Take matrices whose rows are these of ours, scaled by ``scale``."""
+        """Take matrices whose rows are these of ours, scaled by ``scale``; of statistics the
+        non-finite counts as well.
+        """
         kept, columns = self._grid.columns(part.steps, part.superseded_after)
         if not kept.size:
             return
@@ -93,6 +96,14 @@ class Canvas:
         first_times = part.times_ns[kept][starts]
         held = self._times[columns[starts]]
         self._times[columns[starts]] = np.where(held > 0, held, first_times)
+
+    def count(self, part: Joined, rows: Ints) -> None:
+        """Take the non-finite counts alone, of matrices of statistics."""
+        kept, columns = self._grid.columns(part.steps, part.superseded_after)
+        if kept.size:
+            starts = np.flatnonzero(np.diff(columns, prepend=-1))
+            counts = part.matrix[kept, :, NAN : INF + 1]
+            self._count(np.ix_(rows, columns[starts]), starts, counts)
 
     def _count(self, cell: Any, starts: Ints, counts: Matrix) -> None:
         if not (counts > 0).any():

@@ -94,13 +94,17 @@ class History:
         canvas = Canvas(quantity, grid, len(layout.parameters))
         position = {p.name: i for i, p in enumerate(layout.parameters)}
         known: dict[str, tuple[Ints, Doubles | None]] = {}
-        pieces = self._pieces(project, run, grid.first, grid.last, quantity.columns)
-        for part in joined(one_voice(pieces)):
-            if part.layout not in known:
-                rows = [position[n] for n in self._rows(project, part.layout)]
-                scale = self._scale(project, part.layout, quantity)
-                known[part.layout] = np.array(rows, dtype=np.int64), scale
-            canvas.add(part, *known[part.layout])
+        for columns in dict.fromkeys((quantity.columns, wire.QUANTITIES)):
+            pieces = self._pieces(project, run, grid.first, grid.last, columns)
+            for part in joined(one_voice(pieces)):
+                if part.layout not in known:
+                    rows = [position[n] for n in self._rows(project, part.layout)]
+                    scale = self._scale(project, part.layout, quantity)
+                    known[part.layout] = np.array(rows, dtype=np.int64), scale
+                if columns == quantity.columns:
+                    canvas.add(part, *known[part.layout])
+                else:
+                    canvas.count(part, known[part.layout][0])
         return canvas.painted()
 
     def series(
