@@ -1,4 +1,4 @@
-"""The overhead benchmark runs and says what it says it would; how fast is for a quiet machine."""
+"""The benchmarks of the SDK run and say what they would; how fast is for a quiet machine."""
 
 from __future__ import annotations
 
@@ -34,3 +34,15 @@ def test_the_overhead_benchmark_reports_every_line() -> None:
             assert figure["low"] <= figure["ratio"] <= figure["high"]
     for name in absent:
         assert f"{name:32} NOT MEASURED: pip install " in done.stdout
+
+
+def test_the_memory_benchmark_reports_growth_and_spool() -> None:
+    command = [sys.executable, str(ROOT / "benchmarks" / "sdk_memory.py"), "--quick"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["name"] == "sdk_memory"
+    assert set(result["met"]) == set(result["goals"]) == {"growth_bytes", "spool_bytes"}
+    figures = result["figures"]
+    assert figures["captured"] == figures["steps"] == 2000
+    assert 0 < figures["spool_bytes"] <= figures["spool_bound_bytes"]
