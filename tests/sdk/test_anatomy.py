@@ -558,9 +558,28 @@ def test_a_copy_or_a_pickle_of_the_model_is_not_the_model(
     assert "tensor" in done.stdout
 
 
+def test_a_watched_model_and_its_copy_can_be_scripted(clockwork: Time, attach: Attach) -> None:
+    model = nn.Sequential(nn.Linear(3, 2), nn.Tanh())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    steps = attach(model, optimizer)
+    model.register_forward_hook(lambda *_: clockwork.work(2.0))
+    rows = torch.ones(4, 3)
+    with pytest.raises(Exception, match="[Ee]xpect|[Ss]upport|lambda"):
+        torch.jit.script(model)  # the user's own hook is still looked at
+    model._forward_hooks.popitem()
+    for module in (model, copy.deepcopy(model)):
+        assert torch.equal(torch.jit.script(module)(rows), module(rows))
+    model.register_forward_hook(lambda *_: clockwork.work(2.0))
+    for _ in range(2):
+        model(rows).sum().backward()
+        optimizer.step()
+    assert close(steps[1], step=2, forward=0, backward=0, optimizer=0)
+
+
 def test_everything_is_undone_with_the_last_monitor() -> None:
     names: list[tuple[Any, str]] = [
         (torch.autograd, "_engine_run_backward"), (torch, "save"), (torch.serialization, "save"),
+        (torch.jit._recursive, "create_script_module"),
         (torch.utils.data.dataloader._BaseDataLoaderIter, "__next__"), (DataLoader, "__iter__"),
         (torch._dynamo.eval_frame.OptimizedModule, "__call__"),
     ]  # fmt: skip

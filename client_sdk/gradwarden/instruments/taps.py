@@ -1,4 +1,4 @@
-"""Where torch is listened to for time: backward, data loaders, saving, the compiler.
+"""Where torch is listened to for time: backward, data loaders, saving, the compilers.
 
 Patched once per process for all listeners and undone with the last of them. The wrappers pass
 everything on, arguments, results and exceptions.
@@ -19,6 +19,7 @@ import torch
 from torch.utils.data import DataLoader, dataloader
 
 from gradwarden.errors import Faults
+from gradwarden.instruments.left_behind import taken_off
 
 NAME = "anatomy"
 """The feature that is off when a listener failed."""
@@ -149,10 +150,22 @@ def _install_save() -> None:
     _replace(torch, "save", lambda _: whole)
 
 
+def _install_script() -> None:
+    def scripts(original: Any) -> Any:
+        def create_script_module(nn_module: Any, *args: Any, **kwargs: Any) -> Any:
+            with taken_off(nn_module):
+                return original(nn_module, *args, **kwargs)
+
+        return create_script_module
+
+    _replace(torch.jit._recursive, "create_script_module", scripts)
+
+
 _INSTALLS: tuple[tuple[str, Callable[[], None]], ...] = (
     ("backward", _install_backward),
     ("data", _install_data),
     ("save", _install_save),
+    ("script", _install_script),
 )
 
 
