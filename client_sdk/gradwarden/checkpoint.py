@@ -23,10 +23,17 @@ class Checkpoints:
     """Guards saves; the checksum is taken by a thread of its own, beside the training."""
 
     def __init__(
-        self, report: Report, faults: Faults, sick: Callable[[], Tensor | bool] = lambda: False
+        self,
+        report: Report,
+        faults: Faults,
+        sick: Callable[[], Tensor | bool] = lambda: False,
+        heard: Callable[[], bool] = lambda: True,
     ) -> None:
-        """``sick`` looks whether a weight is NaN or Inf; of a device it answers one float32."""
-        self._tell, self._faults, self._sick = report, faults, sick
+        """``sick`` looks whether a weight is NaN or Inf; of a device it answers one float32.
+
+        While nobody has ``heard`` files are written as ever, but neither read nor reported.
+        """
+        self._tell, self._faults, self._sick, self._heard = report, faults, sick, heard
         self._threads: list[threading.Thread] = []
 
     @contextmanager
@@ -55,12 +62,16 @@ class Checkpoints:
             _remove(draft)
             self._report({**event, "seconds": time.perf_counter() - started})
             raise
+        if not self._heard():
+            return
         event["seconds"] = time.perf_counter() - started
         event["sick"] = self._faults.quiet("checkpoint", self._sick)
         self._faults.quiet("checkpoint", self._beside, target, event, foreign=False)
 
     def saved(self, path: str | os.PathLike[str], step: int) -> None:
         """Tell of a checkpoint that something else wrote; only our thread waits for the disk."""
+        if not self._heard():
+            return
         event = {"kind": "checkpoint", "path": str(path), "ok": False, "saved_step": int(step)}
         self._beside(Path(path), event, foreign=True)
 

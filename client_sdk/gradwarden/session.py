@@ -63,7 +63,12 @@ class Session:
         self.off = settings.disabled
         self._faults, self._losses = Faults(), Losses()
         self._book = FrameBook(settings.start_step)
-        self.checkpoints = Checkpoints(self._saved, self._faults, self._poisoned)
+        self.checkpoints = Checkpoints(
+            self._saved,
+            self._faults,
+            self._poisoned,
+            lambda: not (self.off or self._over.is_set()),
+        )
         self._ledger = Ledger(guard.healthy_after_steps if guard is not None else HEALTHY_AFTER)
         self.identity: Identity | None = None
         self._over = threading.Event()

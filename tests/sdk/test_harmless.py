@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -239,7 +240,11 @@ def test_numbers_that_are_none_never_raise(service: FakeService, watch: Watch) -
 
 
 def test_disabled_means_not_there(
-    service: FakeService, watch: Watch, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    service: FakeService,
+    watch: Watch,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("GRADWARDEN_DISABLED", "1")
     plain = train()
@@ -253,6 +258,19 @@ def test_disabled_means_not_there(
     assert (tmp_path / "c").read_text() == "kept"
     assert service.requests == []
     assert monitor.health()["off"] is True
+    assert capfd.readouterr().err == ""
+
+
+def test_after_the_end_a_checkpoint_is_saved_and_not_looked_at(
+    service: FakeService, watch: Watch, tmp_path: Path
+) -> None:
+    monitor = watch(*pair())
+    monitor.finish()
+    with monitor.checkpoint(tmp_path / "c", 1) as draft:
+        draft.write_text("kept")
+    assert (tmp_path / "c").read_text() == "kept"
+    assert not any(t.name == "gradwarden-checksum" for t in threading.enumerate())
+    assert monitor.last_healthy_checkpoint() is None
 
 
 def test_a_spool_that_cannot_be_written_is_counted_loss(tmp_path: Path) -> None:
