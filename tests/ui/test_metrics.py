@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -94,4 +95,16 @@ def test_what_is_measured_in_turns_is_held_until_the_gradient_is_sick(
     assert unit in text
     assert "measured at" in text
     page.picture(pictures / f"run-{metric}.png")
+    assert page.complaints == []
+
+
+def test_the_phases_of_a_step_are_a_chart(
+    service: Service, training: Training, page: Page, pictures: Path
+) -> None:
+    open_run(page, service)
+    chart = page.wait("document.querySelector('[aria-label=\"Seconds of a step\"]')?.innerText")
+    readings = dict(re.findall(r"(\w[\w ]*?)\s+([\d.e-]+)(?:\n|$)", chart))
+    assert {"forward", "backward", "optimizer", "in all"} <= set(readings), chart
+    assert 0 < float(readings["backward"]) < float(readings["in all"])
+    page.picture(pictures / "run-phases.png")
     assert page.complaints == []

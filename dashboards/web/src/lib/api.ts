@@ -90,6 +90,8 @@ export interface Series {
   step: number[];
   time_ns: (number | null)[];
   keys: Record<string, SeriesKey>;
+  /** Every series that is no layer's, asked for or not. */
+  reported: string[];
 }
 
 export interface RunEvent {

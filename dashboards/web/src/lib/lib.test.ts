@@ -47,6 +47,7 @@ describe("numbers in words", () => {
 const series: Series = {
   step: [0, 1, 2, 3],
   time_ns: [0, 1, 2, 3],
+  reported: ["loss", "lr"],
   keys: {
     loss: {
       min: [1, 2, null, 4], max: [1, 2, null, 4], last: [1, 2, "NaN", 4],
