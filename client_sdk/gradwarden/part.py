@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field
 
 import torch
@@ -22,7 +23,12 @@ _MASK = (1 << 64) - 1
 Rows = tuple[int, ...]
 
 
-def _index(rows: Rows) -> Tensor:
+@functools.lru_cache(maxsize=256)
+def _index(rows: Rows) -> slice | Tensor:
+    """The rows as torch likes to be told them: even steps, as nearly always, as a slice."""
+    step = rows[1] - rows[0] if len(rows) > 1 else 1
+    if rows and step > 0 and rows == tuple(range(rows[0], rows[-1] + 1, step)):
+        return slice(rows[0], rows[-1] + 1, step)
     return torch.tensor(rows, dtype=torch.long, device="cpu")
 
 

@@ -6,7 +6,7 @@ import json
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import Any
@@ -234,10 +234,10 @@ class Pump:
             slot = f"layout{len(self._sent_layouts) % 3}"
             self._sent_layouts[layout.hash] = None
             self._outlet.put(Record("layout", body), slot)
-        columns = filled([f.values for f in spoken])
+        columns, frames = narrowed(frames)
         batch = wire.Batch(
             stream=identity.stream(self._rollback),
-            frames=tuple(narrowed(frames, columns)),
+            frames=tuple(frames),
             layout=layout.hash if layout is not None else "",
             parameters=len(layout.parameters) if layout is not None else 0,
             quantities=tuple(wire.COLUMNS[c] for c in columns),
@@ -253,21 +253,22 @@ class Pump:
         self._batch, self._events, self._bytes, self._urgent = [], 0, 0, False
 
 
-def filled(matrices: Sequence[bytes]) -> list[int]:
-    """The columns that some row of some matrix has a value in; the statistics always."""
+def narrowed(frames: Sequence[wire.Frame]) -> tuple[list[int], list[wire.Frame]]:
+    """The columns that some row of some matrix has a value in, and the frames with these only.
+
+    The statistics are always among them. One pass over all matrices: it is done at every seal.
+    """
     always = len(wire.QUANTITIES)
-    if not matrices:
-        return list(range(always))
-    whole = torch.frombuffer(bytearray(b"".join(matrices)), dtype=torch.float32)
-    seen = whole.view(-1, WIDTH)[:, always:].isnan().logical_not_().any(0)
-    return [*range(always), *(always + i for i in seen.nonzero().flatten().tolist())]
-
-
-def narrowed(frames: Sequence[wire.Frame], columns: Sequence[int]) -> Iterator[wire.Frame]:
-    """The frames with these columns of their matrices only."""
-    for frame in frames:
-        if frame.values and len(columns) < WIDTH:
-            matrix = torch.frombuffer(bytearray(frame.values), dtype=torch.float32)
-            values = to_bytes(matrix.view(-1, WIDTH)[:, columns])
-            frame = replace(frame, values=values)
-        yield frame
+    spoken = [f for f in frames if f.values]
+    if not spoken:
+        return list(range(always)), list(frames)
+    whole = torch.frombuffer(bytearray().join(f.values for f in spoken), dtype=torch.float32)
+    whole = whole.view(-1, WIDTH)
+    seen = whole[:, always:].isnan().logical_not_().any(0)
+    columns = [*range(always), *(always + i for i in seen.nonzero().flatten().tolist())]
+    if len(columns) == WIDTH:
+        return columns, list(frames)
+    kept = to_bytes(whole[:, : len(columns)] if columns[-1] < len(columns) else whole[:, columns])
+    size = len(kept) // len(spoken)
+    pieces = (kept[at : at + size] for at in range(0, len(kept), size))
+    return columns, [replace(f, values=next(pieces)) if f.values else f for f in frames]

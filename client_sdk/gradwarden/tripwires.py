@@ -73,8 +73,11 @@ class Tripwires:
         return new
 
     def _note_nonfinite(self, step: int, matrix: Matrix, layout: wire.Layout) -> None:
-        counts = zip(matrix.column("nan"), matrix.column("inf"), strict=True)
-        bad = {i for i, (nan, inf) in enumerate(counts) if nan > 0 or inf > 0}
+        nans, infs = matrix.column("nan"), matrix.column("inf")
+        bad = set()
+        if any(nans) or any(infs):  # what was not observed is NaN, and looks like it here
+            counts = enumerate(zip(nans, infs, strict=True))
+            bad = {i for i, (nan, inf) in counts if nan > 0 or inf > 0}
         if bad:
             layers = tuple(layout.parameters[i].name for i in sorted(bad))
             self._sick = _Sick(step, bracket(bad, matrix, layout), layers)
