@@ -73,6 +73,7 @@ LONG_BY_DESIGN: dict[str, int] = {}
 WITHOUT_PROJECT = {
     "Buckets.columns": "arithmetic",
     "Buckets.starts": "arithmetic",
+    "Canvas": "arithmetic",
     "Curve.add": "arithmetic",
     "Curve.of_first_rank": "arithmetic",
     "Curve.summed": "arithmetic",

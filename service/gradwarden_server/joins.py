@@ -42,6 +42,9 @@ def aligned(values: Matrix, have: tuple[str, ...], want: tuple[str, ...]) -> Mat
     """The columns that are wanted, in that order; NaN where they were not sent."""
     if have == want:
         return values
+    first = have.index(want[0]) if want[0] in have else 0
+    if have[first : first + len(want)] == want:  # neighbours are one copy
+        return values[..., first : first + len(want)].copy()
     found = np.full((*values.shape[:-1], len(want)), np.nan, np.float32)
     for i, name in enumerate(want):
         if name in have:
