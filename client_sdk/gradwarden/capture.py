@@ -22,6 +22,7 @@ from gradwarden.errors import Faults, say
 from gradwarden.frames import FrameBook
 from gradwarden.gauge import Gauge
 from gradwarden.guard import Keeper
+from gradwarden.layout import Rows
 from gradwarden.owner import Owner, inner
 from gradwarden.owners import Owners
 from gradwarden.part import Part
@@ -73,6 +74,7 @@ class Watcher:
         self.collector, self.scalars = Collector(64), Collector(256)
         self.owners = Owners(model, optimizers)
         self.layout: wire.Layout | None = None
+        self._rows: Rows | None = None
         self.paused = False
         self.spent = 0.0
         """Seconds of the training thread that our hooks took so far."""
@@ -252,10 +254,13 @@ class Watcher:
         assert self.layout is not None
         leads = self.owners.leads(owner)
         again = instead_of is not None
+        if not again and self.owners.begins(owner):
+            self.book.turn()
         step = self.book.step_now if again else self.book.upcoming(owner.key, leads)
         part = self._gauge.take(owner, self.layout, self.schedule.plan(step))
         if part is None:
             return
+        self.owners.took(owner)
         if instead_of is not None:
             self.book.replace(owner.key, instead_of, part)
         else:
@@ -282,8 +287,9 @@ class Watcher:
         owners = self.owners
         if owners.stale(owner):
             owners.renew()
-            self.layout = owners.rows.layout()
-        elif owners.order is not None and owners.order.seen:
+        if owners.rows is not self._rows:
+            self._rows, self.layout = owners.rows, None
+        if owners.order is not None and owners.order.seen:
             self.layout = owners.rows.layout(owners.order.finish())
             owners.order = None
         elif self.layout is None:

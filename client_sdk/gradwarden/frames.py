@@ -181,6 +181,12 @@ class FrameBook:
             self.captures += part.sees
             self._judge(part, piece)
 
+    def turn(self) -> None:
+        """The next capture is the next step's, if the one in progress has its leader's."""
+        with self._lock:
+            if self._led:
+                self.close()
+
     def replace(self, key: int, old: Part, new: Part) -> None:
         """Gradients went on accumulating after ``old`` was taken: it is the same step."""
         with self._lock:

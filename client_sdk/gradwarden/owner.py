@@ -26,6 +26,10 @@ class Owner:
         self.closure = False
         self.scaling = False
         self.others = 0
+        self.idle = 0
+        """Captures of other optimizers since its own last one."""
+        self.seen = False
+        """Whether anything of it was captured yet."""
         self.dropped = False
         """Whether the gradients that are there now are what zeroing left of a skipped step."""
         self.token: dict[int, tuple[Tensor, weakref.ref[Tensor], int]] = {}
@@ -53,6 +57,14 @@ class Owner:
     def gone(self) -> bool:
         """Whether the optimizer was here once and is no more."""
         return self.optimizer is not None and self.optimizer() is None
+
+    @property
+    def bereft(self) -> bool:
+        """Whether none of what it holds is watched, nor frozen: all of it was replaced."""
+        optimizer = self.optimizer() if self.optimizer is not None else None
+        if optimizer is None or self.rows:
+            return False
+        return any(p.requires_grad for g in optimizer.param_groups for p in g["params"])
 
     def succeed(self, optimizer: Optimizer, rows: Rows) -> None:
         """Another optimizer goes on in this one's place, with what is in progress."""

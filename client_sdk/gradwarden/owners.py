@@ -11,6 +11,10 @@ from torch.optim import Optimizer
 from gradwarden.layout import BackwardOrder, Rows
 from gradwarden.owner import Owner, inner, size_of
 
+IDLE = 256
+"""Captures of others after which an optimizer does not count the steps any more: a GAN's critic
+may be trained for a hundred between two of the generator's, or for a whole phase."""
+
 
 class Owners:
     """The rows of a model at this moment and the optimizers that hold them."""
@@ -21,6 +25,8 @@ class Owners:
         self.order: BackwardOrder | None = BackwardOrder(self.rows)
         self._named = [Owner(k, o, self.rows) for k, o in enumerate(map(inner, optimizers))]
         self._anyone = None if self._named else Owner(0, None, self.rows)
+        self._former: set[int] = set()
+        """Ids of the parameters that were watched before the last renewal."""
         self._foreign: weakref.WeakSet[Optimizer] = weakref.WeakSet()
 
     def all(self) -> list[Owner]:
@@ -28,9 +34,26 @@ class Owners:
         return [*self._named, *([self._anyone] if self._anyone is not None else [])]
 
     def leads(self, owner: Owner) -> bool:
-        """Whether this optimizer counts the steps: the first one that still lives."""
-        alive = (o for o in self._named if not o.gone)
-        return owner is self._anyone or owner is next(alive, self._named[0])
+        """Whether this optimizer counts the steps: the first one that is at work."""
+        at_work = (o for o in self._named if o.rows and not o.gone and o.idle < IDLE)
+        return owner is self._anyone or owner is next(at_work, self._named[0])
+
+    def took(self, owner: Owner) -> None:
+        """Gradients of this one were taken: it is at work, the others wait."""
+        for other in self._named:
+            other.idle += 1
+        owner.idle = 0
+        owner.seen = True
+
+    def begins(self, owner: Owner) -> bool:
+        """Whether a first capture is the next step's: what thawed steps before the one that leads.
+
+        Gradients that came since another's capture tell; a GAN's residue does too, but what it
+        is trained by was there from the first.
+        """
+        if owner.seen or not self._former or any(id(p) in self._former for _, p in owner.rows):
+            return False
+        return any(o.seen and o.fresh() for o in self.all() if o is not owner)
 
     def of(self, optimizer: Optimizer) -> Owner | None:
         """The known owner behind an optimizer."""
@@ -47,10 +70,9 @@ class Owners:
         known = self.of(optimizer)
         if known is not None or optimizer in self._foreign:
             return known
-        owner = Owner(len(self._named), optimizer, self.rows)
-        if not owner.rows and self.replaced():
+        if self.replaced():  # by a new head, or by a checkpoint that was loaded by assignment
             self.renew()
-            owner.assign(self.rows)
+        owner = Owner(len(self._named), optimizer, self.rows)
         if not owner.rows:
             self._foreign.add(optimizer)
             return None
@@ -97,17 +119,20 @@ class Owners:
         """Walk the model again; the order of its backward pass is learnt anew."""
         if self.order is not None:
             self.order.finish()
+        self._former = set(self.rows.row)
         self.rows = Rows(self.model)
         self.order = BackwardOrder(self.rows)
+        self._foreign.clear()  # what it holds may have thawed
         for known in self.all():
             known.assign(self.rows)
 
     def _heir(self, new: Owner) -> Owner | None:
         """Whose place a new optimizer takes: that of one it covers, or of one that is gone.
 
-        Loops make their optimizer anew to change its kind or to thaw parameters.
+        Loops make their optimizer anew to change its kind, to thaw or to replace parameters;
+        a scheduler may hold the old one, which is as good as gone if all it holds was replaced.
         """
         covered = (o for o in self._named if o.rows and o.numbers <= new.numbers)
         shared = (o for o in self._named if o.gone and o.numbers & new.numbers)
-        gone = (o for o in self._named if o.gone)
+        gone = (o for o in self._named if o.gone or o.bereft)
         return next((o for held in (covered, shared, gone) for o in held), None)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.nn.utils import clip_grad_norm_
 
+from gradwarden.owners import IDLE
 from tests.sdk.conftest import Watch, mlp
 from tests.sdk.fake import FakeService
 from tests.sdk.test_capture import captured, loss_of, rows, verdicts
@@ -194,3 +195,81 @@ def test_two_optimizers_and_one_clip_skip_together(service: FakeService, watch: 
                 optimizer.step()
     monitor.finish()
     assert verdicts(service) == {s: s not in (5, 6) for s in range(STEPS)}
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_what_thaws_is_seen_though_its_optimizer_stepped_while_frozen(
+    named: bool, service: FakeService, watch: Watch
+) -> None:
+    model = mlp()
+    model[:4].requires_grad_(False)
+    body = torch.optim.SGD(model[:4].parameters(), 1e-3)
+    head = torch.optim.SGD(model[4].parameters(), 1e-3)
+    monitor = watch(model, [body, head] if named else None)
+    for step in range(STEPS):
+        model[:4].requires_grad_(step >= 3)
+        model.zero_grad()
+        loss_of(model, step).backward()
+        body.step()
+        head.step()
+    monitor.finish()
+    assert verdicts(service) == dict.fromkeys(range(STEPS), True)
+    assert len(service.layouts[service.batches[-1].layout].parameters) == 6
+    assert all(r[2] == 0 for r in rows(captured(service)[STEPS - 1]))
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_a_new_head_is_seen_while_a_scheduler_holds_the_old_optimizer(
+    named: bool, service: FakeService, watch: Watch
+) -> None:
+    model = mlp()
+    old = optimizer = torch.optim.SGD(model.parameters(), 1e-3)
+    monitor = watch(model, optimizer if named else None)
+    for step in range(STEPS):
+        if step == 3:
+            model[4] = torch.nn.Sequential(torch.nn.Linear(8, 4), torch.nn.Linear(4, 2))
+            optimizer = torch.optim.SGD(model.parameters(), 1e-3)
+        optimizer.zero_grad()
+        loss_of(model, step).backward()
+        optimizer.step()
+    assert old.param_groups
+    monitor.finish()
+    assert verdicts(service) == dict.fromkeys(range(STEPS), True)
+    last = rows(captured(service)[STEPS - 1])
+    assert len(last) == 8
+    assert all(r[2] == 0 for r in last)
+
+
+def test_parameters_that_a_loaded_checkpoint_replaced_are_seen(
+    service: FakeService, watch: Watch
+) -> None:
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), 1e-3)
+    monitor = watch(model, optimizer)
+    held = []
+    for step in range(STEPS):
+        if step == 3:
+            held.append(optimizer)
+            state = {k: v.clone() for k, v in model.state_dict().items()}
+            model.load_state_dict(state, assign=True)
+            optimizer = torch.optim.SGD(model.parameters(), 1e-3)
+        optimizer.zero_grad()
+        loss_of(model, step).backward()
+        optimizer.step()
+    monitor.finish()
+    assert verdicts(service) == dict.fromkeys(range(STEPS), True)
+
+
+def test_steps_are_counted_by_another_when_the_first_optimizer_is_done(
+    service: FakeService, watch: Watch
+) -> None:
+    model = mlp()
+    first = torch.optim.SGD(model[:2].parameters(), 1e-3)
+    second = torch.optim.SGD(model[2:].parameters(), 1e-3)
+    monitor = watch(model, [first, second])
+    for step in range(STEPS + IDLE + STEPS):
+        model.zero_grad()
+        loss_of(model, step).backward()
+        (first if step < STEPS else second).step()
+    monitor.finish()
+    assert max(captured(service)) == 2 * STEPS
