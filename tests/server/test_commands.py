@@ -16,7 +16,7 @@ from gradwarden_server.store.commands import LIFETIME_NS, CommandStore
 from tests.server.fleet import Fleet, since
 from tests.server.test_evaluator import SECOND, Bench
 from tests.server.test_store import LAYOUT, NOW, PROJECT, Store
-from tests.server.traffic import beat, begin, problem
+from tests.server.traffic import batch, beat, begin, frame, problem, send
 from tests.service import Service, gradwarden
 
 GOOD = [
@@ -101,6 +101,15 @@ def test_a_halt_through_the_command_line_reaches_rank_0(service: Service) -> Non
     assert (told["kind"], told["args"]) == ("halt", {"reason": "it diverged"})
     missing = gradwarden("halt", "nobody", *at)
     assert (missing.returncode, "no run of that name" in missing.stderr) == (2, True)
+
+
+def test_a_run_that_is_over_is_not_asked_to_halt(service: Service) -> None:
+    begin(service, "over")
+    end = frame(1, events=({"kind": "finish", "status": "finished"},))
+    assert send(service, batch("over", [end])).status_code == 200
+    done = gradwarden("halt", "over", "--url", service.url)
+    assert (done.returncode, "nobody was asked" in done.stdout) == (1, True)
+    assert beat(service, "over").json() == {"commands": []}
 
 
 def test_a_command_goes_to_every_rank_that_is_alive(service: Service) -> None:

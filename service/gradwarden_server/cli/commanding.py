@@ -29,15 +29,22 @@ def command(options: argparse.Namespace) -> int:
     client = Client(options)
     if options.rank is not None:
         return _ask(client, options, [options.rank], options.kind, args)
-    run = client.call("GET", _RUN.format(quote(options.run, safe="")))
-    alive = [rank["rank"] for rank in run["ranks"] if not rank["ended"]]
-    return _ask(client, options, alive, options.kind, args)
+    return _ask(client, options, _alive(client, options.run), options.kind, args)
 
 
 def halt(options: argparse.Namespace) -> int:
     """Ask a run to end; one rank is enough, since its Guard tells the others."""
     args = {"reason": options.reason} if options.reason else {}
-    return _ask(Client(options), options, [options.rank], "halt", args)
+    client = Client(options)
+    alive = _alive(client, options.run)
+    ranks = [options.rank] if options.rank in alive else alive[:1]
+    return _ask(client, options, ranks, "halt", args)
+
+
+def _alive(client: Client, run: str) -> list[int]:
+    """The ranks of the newest attempt that have not ended."""
+    face = client.call("GET", _RUN.format(quote(run, safe="")))
+    return [rank["rank"] for rank in face["ranks"] if not rank["ended"]]
 
 
 def _ask(
