@@ -204,7 +204,8 @@ def table(tripwires: Tripwires, lost: int) -> list[str]:
     lines = [f"{'finding':<30} {'step':>8}  where"] if tripwires.findings else []
     for finding in tripwires.findings[:20]:
         lines.append(f"{finding.kind:<30} {finding.step:>8}  {_few(finding.layers) or '-'}")
-    lines.append(f"steps {tripwires.steps}, skipped {tripwires.skipped}, frames dropped {lost}")
+    told = f"skipped {tripwires.skipped}, frames dropped {lost}"
+    lines.append(f"steps captured {tripwires.steps}, {told}")
     return lines
 
 

@@ -93,7 +93,7 @@ def test_a_clean_run_has_no_table() -> None:
     wires = Tripwires()
     wires.advance(frame(0, [CLEAN] * 4), LAYOUT)
     assert table(wires, 0) == []
-    assert table(wires, 3)[-1] == "steps 1, skipped 0, frames dropped 3"
+    assert table(wires, 3)[-1] == "steps captured 1, skipped 0, frames dropped 3"
 
 
 class Faulty(nn.Module):
