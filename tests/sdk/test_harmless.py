@@ -261,11 +261,13 @@ def test_disabled_means_not_there(
     assert capfd.readouterr().err == ""
 
 
-def test_after_the_end_a_checkpoint_is_saved_and_not_looked_at(
+def test_after_the_end_nothing_is_on_and_a_checkpoint_is_saved_and_not_looked_at(
     service: FakeService, watch: Watch, tmp_path: Path
 ) -> None:
     monitor = watch(*pair())
+    assert monitor.health()["instruments"]["anatomy"] == "on"
     monitor.finish()
+    assert set(monitor.health()["instruments"].values()) == {"off: the watch is over"}
     with monitor.checkpoint(tmp_path / "c", 1) as draft:
         draft.write_text("kept")
     assert (tmp_path / "c").read_text() == "kept"

@@ -38,7 +38,7 @@ class Panel:
         Raises:
             ConfigurationError: ``settings.activations`` names no module, or too many.
         """
-        self._faults = faults
+        self._faults, self._over = faults, False
         self.anatomy = Anatomy(model, book, faults)
         spans = Spans(settings.spans, lambda: book.step_now, describe, faults)
         self.anatomy.on_step = spans.hear
@@ -66,11 +66,14 @@ class Panel:
 
     def stop(self) -> None:
         """Undo what they installed."""
+        self._over = True
         for instrument in self._all:
             self._faults.quiet(f"{instrument.name} stop", instrument.stop)  # also after a failure
 
     def status(self) -> dict[str, str]:
         """``on`` or why not, by instrument."""
+        if self._over:
+            return {i.name: "off: the watch is over" for i in self._all}
         return {
             i.name: "off: it failed" if self._faults.is_off(i.name) else i.status()
             for i in self._all
