@@ -112,7 +112,7 @@ def test_a_throttle_is_a_note_that_names_the_new_schedule() -> None:
     (note,) = held(verdicts).values()
     words = note.annotations
     assert words["schedule"] == "every 4 steps"
-    assert "every 4 steps: it cost 1200 us a step, of 300 us" in words["summary"]
+    assert "every 4 steps, 1200 us a step, of 300 us" in words["summary"]
     assert words["rank"] == "2"
 
 

@@ -48,7 +48,7 @@ class OverheadBudgetExceeded(Detector):
         cost, budget = _number(event, "overhead_seconds"), _number(event, "budget_seconds")
         figures = ""
         if cost is not None and budget is not None:
-            figures = f": it cost {1e6 * cost:.0f} us a step, of {1e6 * budget:.0f} us that it may"
+            figures = f", {1e6 * cost:.0f} us a step, of {1e6 * budget:.0f} us that it may cost"
         return {
             "summary": f"gradwarden now captures every {stride} steps{figures}",
             "step": str(step.step),
