@@ -83,7 +83,7 @@ def main(argv: list[str] | None = None) -> None:
 
     model = DigitNet()
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
-    monitor = gradwarden.watch(model, optimizer)
+    monitor = gradwarden.watch(model, optimizer, throttle=False)  # a picture without holes
     for step, batch in enumerate(batches):
         optimizer.zero_grad()
         loss = nn.functional.cross_entropy(model(images[batch]), labels[batch])
