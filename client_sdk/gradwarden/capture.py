@@ -114,7 +114,7 @@ class Watcher:
             whole = sum(o.pending.size for o in self.owners.all() if o.pending is not None)
             if total is not None and len(gradients) == whole and type(total) is Tensor:
                 self.number("clip_norm", total)
-                self.number("clip_max_norm", float(most))
+                self.number("clip_max_norm", most)  # of a device it is copied, never waited for
                 self.number("clip_coefficient", (most / (total.detach() + 1e-6)).clamp_(max=1.0))
                 return
 
