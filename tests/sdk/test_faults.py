@@ -23,6 +23,7 @@ STEPS = 5
 NET = (
     "errors",
     "lifecycle",
+    "hooks._tell",
     "hooks._tell_here",
     "hooks.calls",
     "session.Session.quietly",

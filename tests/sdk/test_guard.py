@@ -612,7 +612,7 @@ def test_the_document_shows_what_happens(
     monkeypatch.chdir(tmp_path)
     told: dict[str, Any] = {}
     exec(compile(code, "guard.md", "exec"), told)
-    printed = text.split("prints one line, `")[1].split("`")[0].replace("\n", " ")
+    printed = text.split("This says `")[1].split("`")[0].replace("\n", " ")
     assert f"gradwarden: {printed}\n" in capsys.readouterr().err
     assert all(torch.isfinite(p).all() for p in told["model"].parameters())
     assert told["step"] == 59
