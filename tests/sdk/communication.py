@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -270,6 +271,7 @@ def sick() -> list[Any]:
         ddp.zero_grad()
         ddp(torch.randn(6, 40), step).pow(2).mean().backward()
         counts.append(resolved(listener.step_ended())["local_nonfinite_buckets"])
+    listener.stop()
     events = [e for piece in _pieces(book) for e in piece.events]
     told: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(told, {"counts": counts, "events": events})
@@ -332,6 +334,7 @@ def main() -> None:
         print(json.dumps(answer), flush=True)
     dist.barrier()
     dist.destroy_process_group()
+    os._exit(0)  # on its way out torch aborts now and then, after all was said
 
 
 if __name__ == "__main__":
