@@ -45,6 +45,7 @@ from gradwarden_server.rules import spec as rules_spec
 from gradwarden_server.settings import Settings
 from gradwarden_server.store.commands import CommandStore
 from gradwarden_server.store.database import Database, Priority
+from gradwarden_server.store.entries import LogReader
 from gradwarden_server.store.evaluation import EvaluationStore
 from gradwarden_server.store.frames import FrameLog
 from gradwarden_server.store.history import History
@@ -93,8 +94,9 @@ class House:
         self.recorded = RecordedSeries(database)
         run_store = RunStore(database)
         frames = FrameLog(database, lambda project: self.evaluator.wake())
+        reader = LogReader(database)
         ledger = AlertLedger(database.engine)
-        history = History(frames, run_store)
+        history = History(reader, run_store)
         commands = CommandStore(database)
         self.tokens = TokenStore(database)
         senders = {
@@ -105,7 +107,7 @@ class House:
         rooms = Rooms(
             database=database,
             runs=run_store,
-            frames=frames,
+            log=reader,
             evaluation=EvaluationStore(database),
             commands=commands,
             ledger=ledger,
@@ -124,6 +126,7 @@ class House:
             database=database,
             runs=run_store,
             frames=frames,
+            log=reader,
             history=history,
             ledger=ledger,
             tokens=self.tokens,

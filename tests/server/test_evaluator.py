@@ -68,7 +68,7 @@ class Bench:
         rooms = Rooms(
             database=self.store.database,
             runs=self.store.runs,
-            frames=self.store.log,
+            log=self.store.log,
             evaluation=self.store.evaluation,
             commands=self.commands,
             ledger=self.ledger,

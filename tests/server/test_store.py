@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from gradwarden import wire
 from gradwarden_server.store.database import Database
+from gradwarden_server.store.entries import LogReader
 from gradwarden_server.store.errors import (
     DatabaseInUse,
     Fenced,
@@ -51,7 +52,8 @@ class Store:
         self.database = Database(url)
         self.database.migrate()
         self.runs = RunStore(self.database)
-        self.log = FrameLog(self.database)
+        self.frames = FrameLog(self.database)
+        self.log = LogReader(self.database)
         self.history = History(self.log, self.runs)
         self.evaluation = EvaluationStore(self.database)
         self.recorded = RecordedSeries(self.database)
@@ -64,7 +66,7 @@ class Store:
         return self.runs.start(PROJECT, request, at).result().ordinal
 
     def send(self, batch: wire.Batch, at: int = NOW) -> tuple[int, int]:
-        ack = self.log.append(PROJECT, batch, wire.encode(batch), at).result()
+        ack = self.frames.append(PROJECT, batch, wire.encode(batch), at).result()
         return ack.stored, ack.duplicate
 
     def beat(self, attempt: str, at: int, sent: int | None = None, rank: int = 0) -> None:
@@ -167,7 +169,7 @@ def test_positions_are_dense_and_in_commit_order(store: Store) -> None:
     for rank in range(4):
         store.start(rank=rank)
     acks = [
-        store.log.append(PROJECT, b, wire.encode(b), NOW)
+        store.frames.append(PROJECT, b, wire.encode(b), NOW)
         for seq in range(1, 11)
         for b in [batch(frame(seq), rank=rank) for rank in range(4)]
     ]

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from gradwarden_server.store.database import Database
-from gradwarden_server.store.frames import FrameLog
+from gradwarden_server.store.entries import LogReader
 from tests.server.pager import PATIENCE
 from tests.service import gradwarden
 from tests.walk.conftest import TRAINER, House
@@ -63,7 +63,7 @@ def test_kills_lose_no_frame_double_none_and_drop_no_alert(
     try:
         frames = Counter(
             frame.seq
-            for entry in FrameLog(database).after("default", "besieged", 0, 10**6)
+            for entry in LogReader(database).after("default", "besieged", 0, 10**6)
             for frame in entry.batch().frames
         )
     finally:

@@ -23,8 +23,8 @@ from gradwarden_server.notify.pipeline import Pipeline
 from gradwarden_server.rules.spec import RuleSet
 from gradwarden_server.store.commands import CommandStore
 from gradwarden_server.store.database import Database, Priority, Transaction
+from gradwarden_server.store.entries import LogEntry, LogReader
 from gradwarden_server.store.evaluation import Cursor, EvaluationStore, Lease, Snapshot
-from gradwarden_server.store.frames import FrameLog, LogEntry
 from gradwarden_server.store.ledger import AlertLedger
 from gradwarden_server.store.recorded import RecordedSeries
 from gradwarden_server.store.records import AttemptRecord, RunRecord, StreamRecord
@@ -49,7 +49,7 @@ class Rooms:
 
     database: Database
     runs: RunStore
-    frames: FrameLog
+    log: LogReader
     evaluation: EvaluationStore
     commands: CommandStore
     ledger: AlertLedger
@@ -133,7 +133,7 @@ class RunWatch:
         self._detectors.start(run.world_size)
         entries: list[LogEntry] = []
         if run.position > self.position:
-            entries = self._rooms.frames.after(self._project, run.run, self.position, _ENTRIES)
+            entries = self._rooms.log.after(self._project, run.run, self.position, _ENTRIES)
         outcomes, self._late_outcomes = self._late_outcomes, []
         judged = dict(self._judged)
         for entry in entries:
@@ -167,7 +167,7 @@ class RunWatch:
     def _replay(self, start: int) -> None:
         """Advance over what was judged before, keeping only what was not said yet."""
         while start < self._cursor.position:
-            entries = self._rooms.frames.after(self._project, self._run.run, start, _ENTRIES)
+            entries = self._rooms.log.after(self._project, self._run.run, start, _ENTRIES)
             entries = [e for e in entries if e.position <= self._cursor.position]
             if not entries:
                 return

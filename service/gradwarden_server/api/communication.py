@@ -77,7 +77,7 @@ def communication_of_run(
 ) -> CommunicationFace:
     """The last 200 steps, or those asked for, at most 2000."""
     known_run(parts, who.project, run)
-    span = parts.frames.span(who.project, run)
+    span = parts.log.span(who.project, run)
     last = to_step if to_step is not None else span[1] if span else 0
     first = max(0, last - _WINDOW + 1) if from_step is None else from_step
     if first > last or last - first >= _MOST_STEPS:

@@ -20,6 +20,7 @@ from gradwarden_server.model import Receipt
 from gradwarden_server.settings import Settings
 from gradwarden_server.store.commands import CommandStore
 from gradwarden_server.store.database import Database
+from gradwarden_server.store.entries import LogReader
 from gradwarden_server.store.frames import FrameLog
 from gradwarden_server.store.history import History
 from gradwarden_server.store.ledger import AlertLedger
@@ -75,6 +76,7 @@ class Parts:
     database: Database
     runs: RunStore
     frames: FrameLog
+    log: LogReader
     history: History
     ledger: AlertLedger
     tokens: TokenStore

@@ -83,7 +83,7 @@ def get_run(run: RunId, who: Reader, parts: PartsDep) -> schemas.RunDetail:
             for s in streams
             if s.ordinal == newest
         ],
-        steps=parts.frames.span(who.project, run),
+        steps=parts.log.span(who.project, run),
         coverage=[
             schemas.CoverageFace(alert=c.alert, state=c.state, detail=c.detail)
             for c in parts.judge.coverage(who.project, run) or ()

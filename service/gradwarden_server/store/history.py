@@ -25,7 +25,7 @@ from gradwarden_server.store.curves import (
     empty,
     table,
 )
-from gradwarden_server.store.frames import FrameLog, LogEntry
+from gradwarden_server.store.entries import LogEntry, LogReader
 from gradwarden_server.store.gather import gathered, one_voice
 from gradwarden_server.store.heat import Canvas, Heatmap, joined
 from gradwarden_server.store.pieces import Piece, Quantity, decode
@@ -62,7 +62,7 @@ class Histogram:
 class History:
     """Queries over the frame log; decoded batches are kept while they fit in memory."""
 
-    def __init__(self, log: FrameLog, runs: RunStore) -> None:
+    def __init__(self, log: LogReader, runs: RunStore) -> None:
         self._log = log
         self._runs = runs
         self._cache: OrderedDict[_Key, Piece] = OrderedDict()

@@ -12,7 +12,7 @@ from gradwarden import wire
 from gradwarden_server import joins
 from gradwarden_server.joins import Matrix
 from gradwarden_server.store.curves import Doubles, Ints
-from gradwarden_server.store.frames import LogEntry
+from gradwarden_server.store.entries import LogEntry
 
 NAN, INF = wire.QUANTITIES.index("nan"), wire.QUANTITIES.index("inf")  # neighbours
 

@@ -1,0 +1,62 @@
+"""The data model: every table of the service, for SQLite and PostgreSQL alike.
+
+Times are UTC nanoseconds since the epoch. ``run_id`` and the like are internal row numbers;
+the identifiers that users see are the text columns beside them.
+"""
+
+from gradwarden_server.store.tables.access import audit, token
+from gradwarden_server.store.tables.alerts import (
+    alert,
+    alert_transition,
+    cursor,
+    delivery,
+    detector_state,
+    lease,
+    outbox,
+)
+from gradwarden_server.store.tables.base import metadata
+from gradwarden_server.store.tables.samples import (
+    chunk,
+    frame_batch,
+    retention,
+    rollup,
+    sample_chunk,
+    segment,
+    series,
+)
+from gradwarden_server.store.tables.training import (
+    attempt,
+    command,
+    event,
+    layout,
+    project,
+    run,
+    stream,
+)
+
+__all__ = [
+    "alert",
+    "alert_transition",
+    "attempt",
+    "audit",
+    "chunk",
+    "command",
+    "cursor",
+    "delivery",
+    "detector_state",
+    "event",
+    "frame_batch",
+    "layout",
+    "lease",
+    "metadata",
+    "outbox",
+    "project",
+    "retention",
+    "rollup",
+    "run",
+    "sample_chunk",
+    "segment",
+    "series",
+    "stream",
+    "token",
+]

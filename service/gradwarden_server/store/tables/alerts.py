@@ -1,0 +1,117 @@
+"""How far a run was judged, and what was said about it to whom."""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    Column,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+)
+
+from gradwarden_server.store.tables.base import RowId, metadata
+
+lease = Table(
+    "lease",
+    metadata,
+    Column("scope", String(256), primary_key=True),
+    Column("holder", String(128), nullable=False),
+    Column("epoch", BigInteger, nullable=False),
+    # By the database's clock, so that hosts with wrong clocks agree.
+    Column("expires_ns", BigInteger, nullable=False),
+)
+
+cursor = Table(
+    "cursor",
+    metadata,
+    Column("run_id", RowId, ForeignKey("run.id", ondelete="CASCADE"), primary_key=True),
+    Column("epoch", BigInteger, nullable=False),
+    Column("position", BigInteger, nullable=False),
+    # Last step judged of each attempt: {attempt ordinal: step}.
+    Column("judged", JSON, nullable=False),
+)
+
+detector_state = Table(
+    "detector_state",
+    metadata,
+    Column("run_id", RowId, ForeignKey("run.id", ondelete="CASCADE"), primary_key=True),
+    Column("position", BigInteger, nullable=False),
+    Column("body", LargeBinary, nullable=False),
+)
+
+alert = Table(
+    "alert",
+    metadata,
+    Column("id", RowId, primary_key=True),
+    Column("project", String(128), ForeignKey("project.name"), nullable=False),
+    Column("run_id", RowId, ForeignKey("run.id", ondelete="CASCADE")),
+    # One live row per identity; a new incident after a resolve is a new row.
+    Column("fingerprint", String(16), nullable=False),
+    Column("alertname", String(128), nullable=False),
+    Column("severity", String(16), nullable=False),
+    # pending | firing | resolved
+    Column("state", String(16), nullable=False),
+    Column("labels", JSON, nullable=False),
+    Column("annotations", JSON, nullable=False),
+    Column("active_ns", BigInteger, nullable=False),
+    Column("fired_ns", BigInteger),
+    Column("resolved_ns", BigInteger),
+    Column("reason", String(64), nullable=False),
+    Index(None, "project", "state", "active_ns"),
+    Index(None, "run_id", "fingerprint"),
+)
+
+alert_transition = Table(
+    "alert_transition",
+    metadata,
+    Column("id", RowId, primary_key=True),
+    Column("alert_id", RowId, ForeignKey("alert.id", ondelete="CASCADE"), nullable=False),
+    Column("at_ns", BigInteger, nullable=False),
+    Column("from_state", String(16), nullable=False),
+    Column("to_state", String(16), nullable=False),
+    Column("reason", String(64), nullable=False),
+    Column("annotations", JSON, nullable=False),
+    Index(None, "alert_id", "at_ns"),
+)
+
+outbox = Table(
+    "outbox",
+    metadata,
+    Column("id", RowId, primary_key=True),
+    Column("project", String(128), nullable=False),
+    Column("receiver", String(128), nullable=False),
+    Column("group_key", Text, nullable=False),
+    # Order within (receiver, group_key): a resolve never overtakes its trigger.
+    Column("seq", BigInteger, nullable=False),
+    Column("severity", String(16), nullable=False),
+    Column("payload", JSON, nullable=False),
+    Column("created_ns", BigInteger, nullable=False),
+    Column("not_before_ns", BigInteger, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("lease_until_ns", BigInteger, nullable=False),
+    # waiting | standing (sent, and repeated while it holds) | sent | dead
+    Column("state", String(16), nullable=False),
+    UniqueConstraint("receiver", "group_key", "seq"),
+    Index(None, "state", "not_before_ns"),
+)
+
+delivery = Table(
+    "delivery",
+    metadata,
+    Column("id", RowId, primary_key=True),
+    Column("outbox_id", RowId, ForeignKey("outbox.id", ondelete="CASCADE"), nullable=False),
+    Column("at_ns", BigInteger, nullable=False),
+    Column("ok", Boolean, nullable=False),
+    Column("detail", Text, nullable=False),
+    Column("duration_seconds", Float, nullable=False),
+    Index(None, "outbox_id"),
+)
