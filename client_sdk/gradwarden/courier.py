@@ -102,7 +102,7 @@ class Courier:
             return self._contest(record, answer, timeout)
         if answer.status == 413 and record.kind == "batch":
             return self._halve(record, answer, timeout)
-        if answer.status in (400, 413, 415, 422):
+        if answer.status in (400, 410, 413, 415, 422):
             self._losses.add(f"refused: {answer.slug or answer.status}", record.frames)
             if record.kind != "batch":
                 say(f"the service refused our {record.kind}: {answer.detail}")

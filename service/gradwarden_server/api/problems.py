@@ -36,6 +36,7 @@ PROBLEMS: Mapping[str, tuple[int, str]] = {
     "run-already-live": (409, "Another live process reports this rank"),
     "unknown-layout": (409, "The layout is not known here"),
     "unknown-stream": (409, "The stream was not started here"),
+    "run-deleted": (410, "The run was deleted"),
     "too-large": (413, "The request is too large"),
     "unsupported-media-type": (415, "The media type is not known here"),
     "invalid-arguments": (422, "The command cannot be given with these arguments"),
@@ -117,6 +118,8 @@ def translate(error: Exception) -> Problem | None:
                 held_by={"host": error.host, "pid": error.pid, "nonce": error.nonce},
                 live_seconds=round(error.live_seconds, 3),
             )
+        case errors.RunDeleted():
+            return Problem("run-deleted", f"{error}; start under another run id")
         case errors.Unavailable():
             return Problem("unavailable", str(error), {"Retry-After": "1"})
         case RequestValidationError():

@@ -61,7 +61,9 @@ class CommandStore:
 
         def job(connection: Connection) -> int | None:
             row = connection.execute(
-                select(t.run.c.id).where(t.run.c.project == project, t.run.c.run == run)
+                select(t.run.c.id).where(
+                    t.run.c.project == project, t.run.c.run == run, t.run.c.deleted_ns.is_(None)
+                )
             ).scalar_one_or_none()
             if row is None:
                 return None

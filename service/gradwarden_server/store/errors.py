@@ -6,7 +6,7 @@ from __future__ import annotations
 class StoreError(Exception):
     """Root of the tree.
 
-    UnknownStream, UnknownLayout, RunAlreadyLive, Fenced, DatabaseInUse, Unavailable.
+    UnknownStream, UnknownLayout, RunAlreadyLive, RunDeleted, Fenced, DatabaseInUse, Unavailable.
     """
 
 
@@ -39,6 +39,14 @@ class RunAlreadyLive(StoreError):
         self.run, self.rank = run, rank
         self.host, self.pid, self.nonce = host, pid, nonce
         self.live_seconds = live_seconds
+
+
+class RunDeleted(StoreError):
+    """Someone deleted the run; what its trainers still send is not taken."""
+
+    def __init__(self, run: str) -> None:
+        super().__init__(f"run {run!r} was deleted")
+        self.run = run
 
 
 class Fenced(StoreError):

@@ -68,6 +68,7 @@ class EvaluationStore:
             .outerjoin(t.cursor, t.cursor.c.run_id == t.run.c.id)
             .where(
                 t.run.c.project == project,
+                t.run.c.deleted_ns.is_(None),
                 (t.cursor.c.position.is_(None))
                 | (t.cursor.c.position < t.run.c.position)
                 | ((t.run.c.status == "running") & (t.run.c.last_seen_ns > forsaken_ns))

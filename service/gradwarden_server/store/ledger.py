@@ -140,7 +140,7 @@ class AlertLedger:
         cursor: str | None = None,
     ) -> AlertPage:
         """Alerts of a project, newest first, filtered by state, run identifier and severity."""
-        query = _alerts(project)
+        query = _alerts(project).where(run.c.deleted_ns.is_(None))
         if states:
             query = query.where(alert.c.state.in_(states))
         if run_name is not None:
@@ -162,7 +162,8 @@ class AlertLedger:
     def get(self, project: str, alert_id: int) -> AlertStory | None:
         """One alert with its timeline and deliveries; None where the project has no such alert."""
         with self._engine.connect() as conn:
-            row = conn.execute(_alerts(project).where(alert.c.id == alert_id)).one_or_none()
+            query = _alerts(project).where(alert.c.id == alert_id, run.c.deleted_ns.is_(None))
+            row = conn.execute(query).one_or_none()
             if row is None:
                 return None
             found = _alert(row)

@@ -42,15 +42,20 @@ class Overview:
 
         Sums are over all projects; runs are named of one project, or of all for None.
         """
-        statuses = select(t.run.c.status, func.count()).group_by(t.run.c.status)
+        statuses = (
+            select(t.run.c.status, func.count())
+            .where(t.run.c.deleted_ns.is_(None))
+            .group_by(t.run.c.status)
+        )
         alerts = (
             select(t.alert.c.severity, t.alert.c.state, func.count())
-            .where(t.alert.c.state.in_(OPEN))
+            .outerjoin(t.run, t.run.c.id == t.alert.c.run_id)
+            .where(t.alert.c.state.in_(OPEN), t.run.c.deleted_ns.is_(None))
             .group_by(t.alert.c.severity, t.alert.c.state)
         )
         live = (
             select(t.run.c.id, t.run.c.project, t.run.c.run, t.run.c.last_step)
-            .where(t.run.c.status == "running")
+            .where(t.run.c.status == "running", t.run.c.deleted_ns.is_(None))
             .order_by(t.run.c.id.desc())
         )
         if project is not None:

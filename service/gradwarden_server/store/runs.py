@@ -28,7 +28,11 @@ _PARAMETERS_KEPT = 500_000
 """Of all layouts in memory together: some hundred megabytes, whoever sends how many."""
 
 # The evaluator asks these of every live run, every second, so they are put together once.
-_MINE = (t.run.c.project == bindparam("of_project"), t.run.c.run == bindparam("of_run"))
+_MINE = (
+    t.run.c.project == bindparam("of_project"),
+    t.run.c.run == bindparam("of_run"),
+    t.run.c.deleted_ns.is_(None),
+)
 _RUN = select(t.run).where(*_MINE)
 _ATTEMPTS = (
     select(
@@ -170,7 +174,7 @@ class RunStore:
             select(t.event, t.attempt.c.ordinal)
             .join(t.attempt, t.attempt.c.id == t.event.c.attempt_id)
             .join(t.run, t.run.c.id == t.event.c.run_id)
-            .where(t.run.c.project == project, t.run.c.run == run)
+            .where(t.run.c.project == project, t.run.c.run == run, t.run.c.deleted_ns.is_(None))
         )
         if first is not None:
             statement = statement.where(t.event.c.step >= first)

@@ -12,7 +12,7 @@ from sqlalchemy import Connection, Row, and_, bindparam, insert, or_, select, up
 from sqlalchemy.dialects import postgresql, sqlite
 
 from gradwarden_server.store import tables as t
-from gradwarden_server.store.errors import RunAlreadyLive, UnknownStream
+from gradwarden_server.store.errors import RunAlreadyLive, RunDeleted, UnknownStream
 from gradwarden_server.store.records import LIVE_NS, Heartbeat, Started, StartRequest
 
 _CLOCK_WINDOW_NS = 600 * 1_000_000_000
@@ -33,7 +33,7 @@ _FACTS = (
 
 # Asked for every batch, so it is put together once. The run first: all lock in that order.
 _FIND = (
-    select(t.stream, t.run.c.position)
+    select(t.stream, t.run.c.position, t.run.c.deleted_ns)
     .join(t.attempt, t.attempt.c.id == t.stream.c.attempt_id)
     .join(t.run, t.run.c.id == t.stream.c.run_id)
     .where(
@@ -70,11 +70,14 @@ def find_stream(
 
     Raises:
         UnknownStream: there is none.
+        RunDeleted: someone deleted its run.
     """
     key = {"in_project": project, "in_run": run, "in_attempt": attempt, "in_rank": rank}
     row = connection.execute(_FIND, key).one_or_none()
     if row is None:
         raise UnknownStream(run, attempt, rank)
+    if row.deleted_ns is not None:
+        raise RunDeleted(run)
     return row
 
 
@@ -108,13 +111,15 @@ def _ensure_run(
     connection: Connection, project: str, request: StartRequest, received_ns: int
 ) -> int:
     query = (
-        select(t.run.c.id)
+        select(t.run.c.id, t.run.c.deleted_ns)
         .where(t.run.c.project == project, t.run.c.run == request.run)
         .with_for_update(key_share=True)
     )
-    found = connection.execute(query).scalar_one_or_none()
+    found = connection.execute(query).one_or_none()
     if found is not None:
-        return int(found)
+        if found.deleted_ns is not None:
+            raise RunDeleted(request.run)
+        return int(found.id)
     values = {
         **{name: getattr(request, name) for name in _FACTS},
         "project": project,
@@ -130,7 +135,7 @@ def _ensure_run(
         "position": 0,
     }
     connection.execute(insert_or_ignore(connection, t.run).values(values))
-    return int(connection.execute(query).scalar_one())
+    return int(connection.execute(query).one().id)
 
 
 def _ensure_attempt(
