@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 import pytest
 from sqlalchemy import Connection, text
+from sqlalchemy.exc import IntegrityError
 
 from gradwarden import wire
 from gradwarden_server.store.database import Database, Priority
@@ -127,11 +128,11 @@ def test_two_processes_that_store_one_stream_at_once_keep_the_seqs_of_both(
     early, late = batch(frame(1), frame(2)), batch(frame(3), frame(4))
     gate = Gate(one.database)
     gate.wait()
-    first = one.log.append(PROJECT, early, wire.encode(early), NOW)
+    first = one.frames.append(PROJECT, early, wire.encode(early), NOW)
     held = Gate(one.database, key="z")  # in the same commit, after the batch
     gate.open()
     held.wait()
-    second = two.log.append(PROJECT, late, wire.encode(late), NOW)
+    second = two.frames.append(PROJECT, late, wire.encode(late), NOW)
     waiting = text("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
     deadline = time.monotonic() + PATIENCE
     while not _scalar(one.database, waiting):
@@ -155,3 +156,40 @@ def test_a_stream_full_of_holes_is_refused_before_it_costs(tmp_path: Path) -> No
         store.send(batch(frame(30_000)))
     assert store.send(batch(frame(3))) == (1, 0), "what fills a hole is welcome"
     store.database.close()
+
+
+def test_items_that_wait_together_are_taken_in_one_call_and_refused_one_by_one(
+    database: Database,
+) -> None:
+    calls: list[list[int]] = []
+
+    def take(connection: Connection, items: Sequence[int]) -> list[int | Exception]:
+        calls.append(list(items))
+        return [10 * n if n else LookupError("nothing") for n in items]
+
+    gate = Gate(database)
+    gate.wait()
+    writes = [database.write_together(take, n) for n in (3, 0, 5)]
+    gate.open()
+    assert [writes[0].result(PATIENCE), writes[2].result(PATIENCE)] == [30, 50]
+    with pytest.raises(LookupError, match="nothing"):
+        writes[1].result(PATIENCE)
+    assert calls == [[3, 0, 5]]
+
+
+def test_an_item_that_breaks_its_call_fails_alone(database: Database) -> None:
+    database.write(lambda c: c.execute(text("CREATE TABLE note (n int UNIQUE)"))).result(PATIENCE)
+
+    def take(connection: Connection, items: Sequence[int]) -> list[int]:
+        for n in items:
+            connection.execute(text("INSERT INTO note VALUES (:n)"), {"n": n})
+        return list(items)
+
+    gate = Gate(database)
+    gate.wait()
+    first, twin, last = (database.write_together(take, n) for n in (1, 1, 2))
+    gate.open()
+    assert [first.result(PATIENCE), last.result(PATIENCE)] == [1, 2]
+    with pytest.raises(IntegrityError):
+        twin.result(PATIENCE)
+    assert _scalar(database, text("SELECT count(*) FROM note")) == 2

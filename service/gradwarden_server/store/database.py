@@ -2,7 +2,8 @@
 
 Group commit: the writer drains whatever waits into one transaction, each job in its own
 savepoint, and resolves the callers only after COMMIT is durable. The previous fsync is the
-batching window, so there is no linger. Alerts go before acks, acks before compaction.
+batching window, so there is no linger. Alerts go before acks, acks before compaction. Jobs
+of the same kind can share their statements, see :meth:`Database.write_together`.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import itertools
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from enum import IntEnum
@@ -33,6 +34,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 Transaction = Connection
+R = TypeVar("R")
 """What a write job is given: it sees its own changes, and others do after the commit."""
 
 _JOBS_PER_COMMIT = 512
@@ -97,7 +99,22 @@ class Database:
         ``key`` orders the jobs of one commit, so that every process locks rows of runs in
         the same order. An exception of the job undoes this job alone and reaches the caller.
         """
-        return self._writer.submit(job, priority, key)
+        return self._writer.submit(lambda connection, _: [job(connection)], None, priority, key)
+
+    def write_together(
+        self,
+        take: Callable[[Connection, Sequence[T]], Sequence[R | Exception]],
+        item: T,
+        priority: Priority = Priority.ACK,
+        key: str = "",
+    ) -> Future[R]:
+        """Queue one item for ``take``, which gets all that wait under one key in one call.
+
+        It answers each item, in order, with a result or with a refusal that reaches its
+        caller alone. If it raises, nothing of that call stands, and the items are taken
+        again one at a time, so that what is wrong with one of them is its own.
+        """
+        return self._writer.submit(take, item, priority, key)
 
     @property
     def queue_depth(self) -> int:
@@ -209,10 +226,9 @@ def _unavailable(error: BaseException) -> Unavailable:
 
 
 class _Job:
-    def __init__(
-        self, run: Callable[[Connection], Any], priority: int, key: str, number: int
-    ) -> None:
-        self.run = run
+    def __init__(self, take: _Take, item: Any, priority: int, key: str, number: int) -> None:
+        self.take = take
+        self.item = item
         self.priority = priority
         self.key = key
         self.number = number
@@ -237,15 +253,18 @@ class _Writer:
     def depth(self) -> int:
         return len(self._waiting)
 
-    def submit(self, run: Callable[[Connection], Any], priority: int, key: str) -> Future[Any]:
+    def submit(self, take: _Take, item: Any, priority: int, key: str) -> Future[Any]:
         with self._wake:
+_Take = Callable[[Connection, Sequence[Any]], Sequence[Any]]
+
+
             if self._closed:
                 raise RuntimeError("the database is closed")
             if self._thread is None:
                 self._thread = threading.Thread(target=self._loop, name="gradwarden-writer")
                 self._thread.daemon = True
                 self._thread.start()
-            job = _Job(run, priority, key, next(self._count))
+            job = _Job(take, item, priority, key, next(self._count))
             self._waiting.append(job)
             self._wake.notify()
         return job.future
@@ -272,32 +291,35 @@ class _Writer:
             self._commit(sorted(jobs, key=lambda job: (job.priority, job.key, job.number)))
 
     def _commit(self, jobs: list[_Job]) -> None:
-        outcomes: list[tuple[_Job, Any, BaseException | None]] = []
+        outcomes: list[Any] = []
         try:
             with self._engine.connect() as connection, connection.begin():
-                for job in jobs:
-                    outcomes.append((job, *_attempt(connection, job)))
+                for _, alike in itertools.groupby(jobs, lambda job: (job.key, job.take)):
+                    outcomes += _attempt(connection, list(alike))
         except BaseException as error:
             log.exception("commit of %d writes failed", len(jobs))
             reason = _unavailable(error) if isinstance(error, _AWAY) else error
             for job in jobs:
                 job.future.set_exception(reason)
             return
-        for job, result, refusal in outcomes:
-            if refusal is None:
-                job.future.set_result(result)
+        for job, outcome in zip(jobs, outcomes, strict=True):
+            if isinstance(outcome, Exception):
+                job.future.set_exception(outcome)
             else:
-                job.future.set_exception(refusal)
+                job.future.set_result(outcome)
 
 
-def _attempt(connection: Connection, job: _Job) -> tuple[Any, BaseException | None]:
+def _attempt(connection: Connection, jobs: list[_Job]) -> Sequence[Any]:
+    """A result or a refusal for each of some jobs that are taken alike."""
     savepoint = connection.begin_nested()
     try:
-        result = job.run(connection)
+        outcomes = jobs[0].take(connection, [job.item for job in jobs])
     except Exception as error:
         if connection.invalidated:
             raise  # the connection is gone, and with it everything since BEGIN
         savepoint.rollback()
-        return None, _unavailable(error) if isinstance(error, _AWAY) else error
+        if len(jobs) > 1:
+            return [outcome for job in jobs for outcome in _attempt(connection, [job])]
+        return [_unavailable(error) if isinstance(error, _AWAY) else error]
     savepoint.commit()
-    return result, None
+    return outcomes
