@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 from fastapi import FastAPI
@@ -50,6 +51,7 @@ from gradwarden_server.store.evaluation import EvaluationStore
 from gradwarden_server.store.frames import FrameLog
 from gradwarden_server.store.history import History
 from gradwarden_server.store.ledger import AlertLedger
+from gradwarden_server.store.notices import Listener, Topic
 from gradwarden_server.store.outbox import Outbox
 from gradwarden_server.store.overview import LiveRun, Overview
 from gradwarden_server.store.recorded import RecordedSeries
@@ -121,6 +123,13 @@ class House:
         self.evaluator = Evaluator(
             rooms, self.outbox, receivers, holder, time.time_ns, self.courier.wake
         )
+        self.listener = Listener(
+            database,
+            {
+                Topic.FRAMES: self.evaluator.wake,
+                Topic.COMMANDS: partial(commands.forget, DEFAULT_PROJECT),
+            },
+        )
         self.parts = Parts(
             settings=settings,
             database=database,
@@ -180,9 +189,11 @@ class House:
         """Begin to evaluate and to deliver."""
         self.courier.start()
         self.evaluator.start()
+        self.listener.start()
 
     def stop(self) -> None:
         """Finish what is under way, in order, and let go of everything."""
+        self.listener.stop()
         if self._opened:
             self.evaluator.stop()
             self.courier.stop()

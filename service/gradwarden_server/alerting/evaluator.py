@@ -25,7 +25,9 @@ log = logging.getLogger(__name__)
 SECOND_NS = 1_000_000_000
 LEASE_NS = 15 * SECOND_NS
 TICK_NS = 1 * SECOND_NS
-_POLL_SECONDS = 0.25
+# Appends wake it, here and in other processes, so time alone makes it look around.
+_POLL_SECONDS = 1.0
+_PAUSE_SECONDS = 0.05
 _ACTIVE_NS = 3600 * SECOND_NS
 # A run that never said its end, and that nobody heard for so long while we listened, has
 # been told of; its alerts stand, and it is looked at again when it speaks.
@@ -50,7 +52,7 @@ class _Failing:
 
 
 class Evaluator:
-    """Wakes on every append and each quarter second; one per serve process."""
+    """Wakes on every append, when a step has waited long enough, and each second."""
 
     def __init__(
         self,
@@ -123,13 +125,22 @@ class Evaluator:
 
     def _loop(self) -> None:
         while not self._stopping:
-            self._wake.wait(_POLL_SECONDS)
+            self._wake.wait(self._patience())
             self._wake.clear()
             try:
                 self.round(self._clock())
             except Exception:
                 self.errors += 1
                 log.exception("evaluation round failed; the log is kept and read again")
+
+    def _patience(self) -> float:
+        """Seconds until something may be due by time alone."""
+        deadlines = (held.watch.deadline_ns for held in self._held.values())
+        soonest = min((at_ns for at_ns in deadlines if at_ns is not None), default=None)
+        if soonest is None:
+            return _POLL_SECONDS
+        # What is overdue and still stands is put off elsewhere, and is not waited for here.
+        return min(_POLL_SECONDS, max(_PAUSE_SECONDS, (soonest - self._clock()) / SECOND_NS))
 
     def round(self, now_ns: int) -> None:
         """Evaluate every due run once."""

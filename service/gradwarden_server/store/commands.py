@@ -1,7 +1,7 @@
 """Commands to trainers: open ones ride on the next answer to their rank, until acked.
 
 The table of open commands is tiny and asked for on every ingest, so it is held in memory
-and read again once a second, which also shows what other server processes wrote.
+and read again once a second and when another server process says that it changed them.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from sqlalchemy import Connection, insert, select, update
 from gradwarden_server.store import audit
 from gradwarden_server.store import tables as t
 from gradwarden_server.store.database import Database, Priority
+from gradwarden_server.store.notices import Topic, announce
 
 CommandKind = Literal["checksums", "capture", "speak", "pause", "resume", "schedule", "halt"]
 _OPPOSITES: Mapping[str, tuple[CommandKind, ...]] = {
@@ -114,6 +115,7 @@ class CommandStore:
         values = {"run_id": run_row, "rank": rank, "kind": kind, "args": asked}
         times = {"created_ns": now_ns, "expires_ns": now_ns + LIFETIME_NS}
         statement = insert(t.command).values(values | times).returning(t.command.c.id)
+        announce(connection, Topic.COMMANDS)
         return int(connection.execute(statement).scalar_one())
 
     def forget(self, project: str) -> None:
@@ -135,6 +137,7 @@ class CommandStore:
                 .where(*mine, t.command.c.acked_ns.is_(None))
                 .values(acked_ns=now_ns)
             )
+            announce(connection, Topic.COMMANDS)
             found = connection.execute(select(t.command.c.id).where(*mine)).scalar_one_or_none()
             return found is not None
 

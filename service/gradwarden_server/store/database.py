@@ -12,6 +12,7 @@ import fcntl
 import itertools
 import logging
 import os
+import secrets
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
@@ -28,18 +29,30 @@ from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from gradwarden_server import assets
+from gradwarden_server.store import notices
 from gradwarden_server.store.errors import DatabaseInUse, Unavailable
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+R = TypeVar("R")
 
 Transaction = Connection
-R = TypeVar("R")
 """What a write job is given: it sees its own changes, and others do after the commit."""
 
 _JOBS_PER_COMMIT = 512
 # Gone, locked or full: the same write may succeed later, unlike one that broke a constraint.
 _AWAY = (OperationalError, InterfaceError, PoolTimeout)
+# A PostgreSQL that is not there is noticed within these seconds, and so is one that was
+# reached and fell silent: a node that died says no goodbye.
+_REACH = {
+    "connect_timeout": 5,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 25_000,
+}
+_READERS_KEPT, _READERS_MORE = 5, 10
+_READER_WAIT_SECONDS = 10
 
 
 class Priority(IntEnum):
@@ -71,9 +84,11 @@ class Database:
         elif self.kind != "postgresql":
             raise ValueError(f"db: {url!r}; use sqlite:///FILE or postgresql+psycopg://...")
         self.url = url
+        self.origin = secrets.token_hex(8)
+        """Names this process among those that share the database."""
         self.engine = _engine(url, self.kind, "BEGIN")
         event.listen(self.engine, "handle_error", _tell_unavailable)
-        self._writer = _Writer(_engine(url, self.kind, "BEGIN IMMEDIATE"))
+        self._writer = _Writer(_engine(url, self.kind, "BEGIN IMMEDIATE"), self.origin)
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
@@ -146,6 +161,14 @@ class Database:
         with self.read() as connection:
             connection.execute(text("SELECT 1"))
 
+    def connect_alone(self) -> Any:
+        """A driver's connection outside of every pool, each statement its own transaction."""
+        dialect = self.engine.dialect
+        words, options = dialect.create_connect_args(self.engine.url)
+        connection: Any = dialect.connect(*words, **{**_REACH, **options})
+        connection.autocommit = True
+        return connection
+
     def hold_lock(self, note: str) -> bool:
         """Hold the SQLite file against other writers; does nothing on PostgreSQL.
 
@@ -190,7 +213,15 @@ def clock_ns(connection: Connection) -> int:
 
 def _engine(url: str, kind: str, begin: str) -> Engine:
     if kind != "sqlite":
-        return create_engine(url, pool_pre_ping=True)
+        asked = make_url(url).query
+        return create_engine(
+            url,
+            pool_pre_ping=True,
+            pool_size=_READERS_KEPT,
+            max_overflow=_READERS_MORE,
+            pool_timeout=_READER_WAIT_SECONDS,
+            connect_args={name: value for name, value in _REACH.items() if name not in asked},
+        )
     engine = create_engine(url, connect_args={"timeout": 30, "check_same_thread": False})
 
     @event.listens_for(engine, "connect")
@@ -225,6 +256,9 @@ def _unavailable(error: BaseException) -> Unavailable:
     return unavailable
 
 
+_Take = Callable[[Connection, Sequence[Any]], Sequence[Any]]
+
+
 class _Job:
     def __init__(self, take: _Take, item: Any, priority: int, key: str, number: int) -> None:
         self.take = take
@@ -241,8 +275,9 @@ class _Job:
 class _Writer:
     """The one thread that writes."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, origin: str) -> None:
         self._engine = engine
+        self._origin = origin
         self._waiting: list[_Job] = []
         self._wake = threading.Condition()
         self._count = itertools.count()
@@ -255,9 +290,6 @@ class _Writer:
 
     def submit(self, take: _Take, item: Any, priority: int, key: str) -> Future[Any]:
         with self._wake:
-_Take = Callable[[Connection, Sequence[Any]], Sequence[Any]]
-
-
             if self._closed:
                 raise RuntimeError("the database is closed")
             if self._thread is None:
@@ -296,6 +328,7 @@ _Take = Callable[[Connection, Sequence[Any]], Sequence[Any]]
             with self._engine.connect() as connection, connection.begin():
                 for _, alike in itertools.groupby(jobs, lambda job: (job.key, job.take)):
                     outcomes += _attempt(connection, list(alike))
+                notices.publish(connection, self._origin)
         except BaseException as error:
             log.exception("commit of %d writes failed", len(jobs))
             reason = _unavailable(error) if isinstance(error, _AWAY) else error

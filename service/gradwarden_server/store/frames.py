@@ -12,6 +12,7 @@ from gradwarden import wire
 from gradwarden_server.store import tables as t
 from gradwarden_server.store.database import Database
 from gradwarden_server.store.errors import UnknownLayout
+from gradwarden_server.store.notices import Topic, announce
 from gradwarden_server.store.records import Ack
 from gradwarden_server.store.streams import check_holder, find_stream
 
@@ -136,6 +137,7 @@ def _append(
         connection.execute(_INSERT, values)
         _keep_events(connection, row, piece, shift_ns, refused)
     _advance(connection, row, batch, received_ns, position, last_time_ns)
+    announce(connection, Topic.FRAMES)
     return Ack(stored, len(batch.frames) - stored)
 
 
