@@ -76,6 +76,29 @@ def test_round_trip_keeps_every_bit(batch: wire.Batch, codec: wire.Codec) -> Non
     assert same(wire.decode(wire.encode(batch, codec)), batch)
 
 
+@given(batches(), st.sampled_from(wire.QUANTITIES))
+def test_a_checked_message_tells_a_column_without_unpacking_the_others(
+    batch: wire.Batch, quantity: str
+) -> None:
+    message = wire.check(wire.encode(batch))
+    planes = message.column(quantity)
+    words = _unplaned(planes)
+    index = wire.QUANTITIES.index(quantity)
+    rows = b"".join(frame.values for frame in batch.frames)
+    assert words == b"".join(
+        rows[at + 4 * index : at + 4 * index + 4] for at in range(0, len(rows), 4 * K)
+    )
+    header = message.header
+    assert (header.first_seq, header.last_seq) == (batch.first_seq, batch.last_seq)
+    assert message.column("unheard_of") == b""
+    assert same(message.batch(), batch)
+
+
+def _unplaned(planes: bytes) -> bytes:
+    size = len(planes) // 4
+    return bytes(planes[plane * size + i] for i in range(size) for plane in range(4))
+
+
 def test_nan_payloads_and_signed_zero_survive() -> None:
     words = struct.pack("<6I", 0x7FC00001, 0xFFC12345, 0x7F800000, 0x80000000, 0x7F800001, 1)
     frame = wire.Frame(1, 0, 0, values=words)

@@ -3,7 +3,7 @@
 NaN and Inf survive bit for bit, in the binary form and in the plain one.
 """
 
-from gradwarden.wire.binary import MAGIC, MEDIA_TYPE, Codec, decode, encode
+from gradwarden.wire.binary import MAGIC, MEDIA_TYPE, Codec, Message, check, decode, encode
 from gradwarden.wire.checks import (
     DEFAULT_LIMITS,
     Limits,
@@ -22,6 +22,7 @@ from gradwarden.wire.message import (
     Capture,
     Event,
     Frame,
+    Header,
     StreamKey,
 )
 from gradwarden.wire.plain import from_json, to_json
@@ -56,14 +57,17 @@ __all__ = [
     "Codec",
     "Event",
     "Frame",
+    "Header",
     "Layout",
     "Limits",
     "Malformed",
+    "Message",
     "Parameter",
     "StreamKey",
     "TooLarge",
     "UnsupportedVersion",
     "WireError",
+    "check",
     "decode",
     "encode",
     "from_json",

@@ -9,11 +9,9 @@ before anything is decompressed.
 
 from __future__ import annotations
 
-import itertools
 import json
 import struct
 import zlib
-from dataclasses import replace
 from typing import Any, Literal
 
 from gradwarden.wire.checks import (
@@ -26,7 +24,7 @@ from gradwarden.wire.checks import (
     member,
     to_json_number,
 )
-from gradwarden.wire.message import VERSION, Batch, Columns, check_version
+from gradwarden.wire.message import VERSION, Batch, Header, check_version
 from gradwarden.wire.quantity import ROOT_WORDS
 
 try:  # a host without zstandard still speaks the protocol, with deflate
@@ -98,40 +96,70 @@ def encode(batch: Batch, codec: Codec = "deflate") -> bytes:
     return _PRELUDE.pack(MAGIC, len(text)) + text + payload
 
 
+class Message:
+    """A binary message, checked whole and not unpacked: a log needs its header alone."""
+
+    __slots__ = ("_planes", "data", "header")
+
+    def __init__(self, header: Header, data: bytes, planes: bytes) -> None:
+        self.header = header
+        self.data = data
+        """The message as it came."""
+        self._planes = planes
+
+    def column(self, quantity: str) -> bytes:
+        """One quantity of all matrices, [m, L] float32 as four byte planes; empty if not sent."""
+        header = self.header
+        if quantity not in header.quantities:
+            return b""
+        size = 4 * sum(header.matrix) * header.parameters
+        at = header.quantities.index(quantity) * size
+        return self._planes[at : at + size]
+
+    def batch(self) -> Batch:
+        """Unpack it."""
+        header, planes = self.header, memoryview(self._planes)
+        narrow, wide = 4 * len(header.quantities), 8 * len(header.wide)
+        blocks = [(header.matrix, header.parameters * narrow, narrow)]
+        blocks += [(header.matrix, header.parameters * wide, wide), (header.rooted, _ROOTS, _ROOTS)]
+        parts, at = [], 0
+        for flags, length, stride in blocks:
+            end = at + sum(flags) * length
+            parts.append(_deal(_from_planes(planes[at:end], stride), flags, length))
+            at = end
+        return header.batch(header.frames(*parts))
+
+
 def decode(data: bytes, limits: Limits = DEFAULT_LIMITS) -> Batch:
     """Decode one message, bounding every length first.
+
+    Raises:
+        Malformed, TooLarge, UnsupportedVersion: as :func:`check`.
+    """
+    return check(data, limits).batch()
+
+
+def check(data: bytes, limits: Limits = DEFAULT_LIMITS) -> Message:
+    """Find all that could be wrong with one message, bounding every length first.
 
     Raises:
         Malformed: truncated, corrupted or inconsistent bytes.
         TooLarge: a size above ``limits``.
         UnsupportedVersion: a version other than those this module reads.
     """
-    header, payload = _split(data, limits)
-    fields = Columns(header, limits)
-    crc = integer(member(header, "crc32", int), "crc32")
+    members, payload = _split(data, limits)
+    header = Header(members, limits)
+    crc = integer(member(members, "crc32", int), "crc32")
     if crc != zlib.crc32(payload):
         raise Malformed("crc32", crc, "the payload was damaged on its way; send it again")
-    narrow, wide = 4 * len(fields.quantities), 8 * len(fields.wide)
-    rows, roots = sum(fields.matrix) * fields.parameters, sum(fields.rooted)
-    size = rows * (narrow + wide) + roots * _ROOTS
+    row = 4 * len(header.quantities) + 8 * len(header.wide)
+    size = sum(header.matrix) * header.parameters * row + sum(header.rooted) * _ROOTS
     if size > limits.payload_bytes:
         raise TooLarge("payload", size, f"send at most {limits.payload_bytes} bytes a batch")
-    planes = _decompress(payload, member(header, "codec", str), size)
-    blocks = [(fields.matrix, fields.parameters * narrow, narrow)]
-    blocks += [(fields.matrix, fields.parameters * wide, wide), (fields.rooted, _ROOTS, _ROOTS)]
-    parts, at = [], 0
-    for flags, length, stride in blocks:
-        end = at + sum(flags) * length
-        parts.append(_deal(_from_planes(planes[at:end], stride), flags, length))
-        at = end
-    frames = tuple(
-        replace(frame, values=values, wide=words, roots=root)
-        for frame, values, words, root in zip(fields.frames(), *parts, strict=True)
-    )
-    return fields.batch(frames)
+    return Message(header, data, _decompress(payload, member(members, "codec", str), size))
 
 
-def _split(data: bytes, limits: Limits) -> tuple[dict[str, Any], bytes]:
+def _split(data: bytes, limits: Limits) -> tuple[dict[str, Any], memoryview]:
     if len(data) < _PRELUDE.size:
         raise Malformed("message", f"{len(data)} bytes", "it ends before its header")
     magic, length = _PRELUDE.unpack_from(data)
@@ -149,7 +177,7 @@ def _split(data: bytes, limits: Limits) -> tuple[dict[str, Any], bytes]:
     if not isinstance(header, dict):
         raise Malformed("header", type(header).__name__, "the header is a JSON object")
     check_version(header)
-    return header, data[end:]
+    return header, memoryview(data)[end:]
 
 
 def _compress(planes: bytes, codec: Codec) -> bytes:
@@ -160,7 +188,7 @@ def _compress(planes: bytes, codec: Codec) -> bytes:
     raise Malformed("codec", codec, "use deflate, or zstd with zstandard installed")
 
 
-def _decompress(payload: bytes, codec: str, stated: int) -> bytes:
+def _decompress(payload: memoryview, codec: str, stated: int) -> bytes:
     """Decompress to exactly ``stated`` bytes and never allocate more than one byte above."""
     try:
         if codec == "deflate":
@@ -195,7 +223,7 @@ def _to_planes(raw: bytes, stride: int) -> bytes:
     return b"".join(raw[offset::stride] for offset in range(stride))
 
 
-def _from_planes(planes: bytes, stride: int) -> bytes:
+def _from_planes(planes: memoryview, stride: int) -> bytes:
     raw = bytearray(len(planes))
     plane = len(planes) // stride if stride else 0
     for offset in range(stride):
@@ -205,8 +233,14 @@ def _from_planes(planes: bytes, stride: int) -> bytes:
 
 def _deal(data: bytes, flags: list[int], size: int) -> list[bytes]:
     """Each flagged frame's share of ``data``, in order; nothing for the others."""
-    ends = itertools.accumulate(f * size for f in flags)
-    return [data[end - f * size : end] for f, end in zip(flags, ends, strict=True)]
+    if len(flags) == 1:
+        return [data]
+    shares, at = [], 0
+    for flag in flags:
+        end = at + flag * size
+        shares.append(data[at:end])
+        at = end
+    return shares
 
 
 def _refuse_constant(name: str) -> float:

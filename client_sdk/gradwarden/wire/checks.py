@@ -67,6 +67,14 @@ def integer(value: object, name: str) -> int:
     return value
 
 
+def integers(values: list[Any], name: str) -> list[int]:
+    """``values``, every one of which is an integer that :func:`integer` takes."""
+    whole = all(type(value) is int for value in values)
+    if not whole or min(values, default=0) < 0 or max(values, default=0) > _MAX_INT:
+        return [integer(value, name) for value in values]  # it names the one at fault
+    return values
+
+
 def text(value: object, name: str, longest: int) -> str:
     if not isinstance(value, str) or not 0 < len(value) <= longest or "\x00" in value:
         raise Malformed(name, value, f"expected text of 1 to {longest} characters")

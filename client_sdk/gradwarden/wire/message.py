@@ -1,8 +1,8 @@
-"""Streams, frames and batches, and the columns that every form of a batch is checked by."""
+"""Streams, frames and batches, and the header that every form of a batch is checked by."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -15,6 +15,7 @@ from gradwarden.wire.checks import (
     from_json_number,
     identifier,
     integer,
+    integers,
     member,
     text,
 )
@@ -94,8 +95,8 @@ class Batch:
         return replace(self, frames=frames)
 
 
-class Columns:
-    """The header, checked: every column has n entries of its type and range."""
+class Header:
+    """The header of a message, checked: every column has n entries of its type and range."""
 
     def __init__(self, header: Mapping[str, Any], limits: Limits) -> None:
         self.n = n = integer(member(header, "n", int), "n")
@@ -125,8 +126,8 @@ class Columns:
         )
         self.first_seq = integer(member(header, "first_seq", int), "first_seq")
         self.sent_ns = integer(member(header, "sent_ns", int), "sent_ns")
-        self.steps = [integer(s, "steps") for s in self._column(header, "steps")]
-        self.times = [integer(t, "times_ns") for t in self._column(header, "times_ns")]
+        self.steps = integers(self._column(header, "steps"), "steps")
+        self.times = integers(self._column(header, "times_ns"), "times_ns")
         self.matrix = [int(bool(m)) for m in self._column(header, "matrix")]
         if any(self.matrix) and not (self.layout and self.parameters and self.quantities):
             raise Malformed("matrix", sum(self.matrix), "matrices need a layout, L and quantities")
@@ -146,6 +147,9 @@ class Columns:
             text(name, "scalars", 128)
             if not isinstance(column, list) or len(column) != n:
                 raise Malformed(f"scalars.{name}", column, f"a list of {n} numbers or null")
+            for value in column:
+                if type(value) is not float and value is not None:
+                    from_json_number(value, f"scalars.{name}")
         self.events: list[list[Event]] = [[] for _ in range(n)]
         pairs = member(header, "events", list)
         if len(pairs) > limits.events:
@@ -164,8 +168,16 @@ class Columns:
             raise Malformed(name, len(column), f"one entry per frame, {self.n}")
         return column
 
-    def frames(self) -> list[Frame]:
-        return [
+    @property
+    def last_seq(self) -> int:
+        """The seq of the last frame."""
+        return self.first_seq + self.n - 1
+
+    def frames(
+        self, values: Sequence[bytes], wide: Sequence[bytes], roots: Sequence[bytes]
+    ) -> tuple[Frame, ...]:
+        """The frames, given what each of them carries."""
+        return tuple(
             Frame(
                 seq=self.first_seq + i,
                 step=self.steps[i],
@@ -179,9 +191,12 @@ class Columns:
                 capture=self.capture[i],
                 stepped=self.stepped[i],
                 open=self.open[i],
+                values=values[i],
+                wide=wide[i],
+                roots=roots[i],
             )
             for i in range(self.n)
-        ]
+        )
 
     def batch(self, frames: tuple[Frame, ...]) -> Batch:
         return Batch(

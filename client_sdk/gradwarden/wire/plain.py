@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 from gradwarden.wire.checks import (
@@ -16,7 +15,7 @@ from gradwarden.wire.checks import (
     member,
     to_json_number,
 )
-from gradwarden.wire.message import VERSION, Batch, Columns, check_version
+from gradwarden.wire.message import VERSION, Batch, Header, check_version
 from gradwarden.wire.quantity import QUANTITIES
 
 _VERSION_1 = QUANTITIES[:5]
@@ -91,14 +90,13 @@ def from_json(data: object, limits: Limits = DEFAULT_LIMITS) -> Batch:
     check_version(columns)
     known = QUANTITIES if columns["version"] > 1 else _VERSION_1
     columns.setdefault("quantities", list(known))
-    fields = Columns(columns, limits)
+    fields = Header(columns, limits)
     width = len(fields.quantities)
     if sum(fields.matrix) * fields.parameters * width * 4 > limits.payload_bytes:
         raise TooLarge("values", fields.parameters, f"at most {limits.payload_bytes} bytes")
-    frames = tuple(
-        replace(frame, values=b"".join(_pack_row(r, width) for r in rows[i]))
-        for i, frame in enumerate(fields.frames())
-    )
+    values = [b"".join(_pack_row(row, width) for row in matrix) for matrix in rows]
+    nothing = [b""] * len(items)
+    frames = fields.frames(values, nothing, nothing)
     if any(f.seq != member(items[i], "seq", int) for i, f in enumerate(frames)):
         raise Malformed("seq", [i.get("seq") for i in items][:8], "frames are consecutive")
     return fields.batch(frames)
