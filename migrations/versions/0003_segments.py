@@ -24,6 +24,8 @@ def upgrade() -> None:
                 sa.Column(name, sa.BigInteger(), nullable=False, server_default="0")
             )
         batch_op.create_index(batch_op.f("ix_stream_logged_frames"), ["logged_frames"])
+    with op.batch_alter_table("event", schema=None) as batch_op:
+        batch_op.create_index(batch_op.f("ix_event_attempt_id"), ["attempt_id"])
     op.execute(
         "UPDATE stream SET logged_frames = coalesce((SELECT sum(last_seq - first_seq + 1) "
         "FROM frame_batch WHERE frame_batch.stream_id = stream.id), 0)"
@@ -63,6 +65,7 @@ def upgrade() -> None:
     with op.batch_alter_table("segment", schema=None) as batch_op:
         batch_op.create_index(batch_op.f("ix_segment_run_id_step0"), ["run_id", "step0"])
         batch_op.create_index(batch_op.f("ix_segment_sealed_claimed_ns"), ["sealed", "claimed_ns"])
+        batch_op.create_index(batch_op.f("ix_segment_held_t1_ns"), ["held", "t1_ns"])
     op.create_table(
         "chunk",
         sa.Column("segment_id", _ROW_ID, nullable=False),
@@ -120,6 +123,8 @@ def downgrade() -> None:
         )
     for name in ("retention", "rollup", "chunk", "segment"):
         op.drop_table(name)
+    with op.batch_alter_table("event", schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f("ix_event_attempt_id"))
     with op.batch_alter_table("stream", schema=None) as batch_op:
         batch_op.drop_index(batch_op.f("ix_stream_logged_frames"))
         batch_op.drop_column("logged_bytes")

@@ -75,6 +75,7 @@ segment = Table(
     UniqueConstraint("stream_id", "position0"),
     Index(None, "run_id", "step0"),
     Index(None, "sealed", "claimed_ns"),
+    Index(None, "held", "t1_ns"),
 )
 
 chunk = Table(

@@ -140,6 +140,8 @@ event = Table(
     Column("kind", String(64), nullable=False),
     Column("data", JSON, nullable=False),
     Index(None, "run_id", "time_ns"),
+    # Without it the deletion of an attempt would look through all events of all runs.
+    Index(None, "attempt_id"),
 )
 
 command = Table(
