@@ -25,6 +25,7 @@ from gradwarden_server.api import (
     communication,
     health,
     ingest,
+    latest,
     pages,
     problems,
     runs,
@@ -48,6 +49,7 @@ from gradwarden_server.store.commands import CommandStore
 from gradwarden_server.store.database import Database, Priority
 from gradwarden_server.store.entries import LogReader
 from gradwarden_server.store.evaluation import EvaluationStore
+from gradwarden_server.store.fleet import Fleet
 from gradwarden_server.store.frames import FrameLog
 from gradwarden_server.store.history import History
 from gradwarden_server.store.ledger import AlertLedger
@@ -98,6 +100,7 @@ class House:
         frames = FrameLog(database, lambda project: self.evaluator.wake())
         reader = LogReader(database)
         ledger = AlertLedger(database.engine)
+        fleet = Fleet(database)
         history = History(reader, run_store)
         commands = CommandStore(database)
         self.tokens = TokenStore(database)
@@ -146,7 +149,8 @@ class House:
             receivers=receivers,
             messenger=self.courier,
             judge=self.evaluator,
-            summaries=Summaries(run_store, self.recorded, ledger),
+            fleet=fleet,
+            summaries=Summaries(fleet),
         )
         self.telemetry.watch(self.snapshot)
         self._tracing: Callable[[], None] | None = None
@@ -265,7 +269,7 @@ def create_app(settings: Settings) -> FastAPI:
         Front, max_body_bytes=settings.max_body_bytes, answered=_count(house.telemetry)
     )
     problems.install(app)
-    for room in (ingest, runs, series, communication, alerts, tokens, health, pages):
+    for room in (ingest, runs, latest, series, communication, alerts, tokens, health, pages):
         app.include_router(room.router)
     house.trace(app)
     return app

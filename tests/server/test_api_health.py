@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
 from gradwarden_server.api.summary import judge, spark
-from gradwarden_server.model import Alert, Severity
-from gradwarden_server.store.records import RunRecord
+from gradwarden_server.model import Severity
+from gradwarden_server.store.fleet import Ailment, ListedRun
 
 SECOND = 1_000_000_000
 NOW = 1_000 * SECOND
-RUN = RunRecord(
-    id=1, project="p", run="r", name="r", training_job=None, model=None, dataset=None,
-    cluster=None, queue=None, owner=None, team=None, environment="prod", git_commit=None,
-    config={}, world_size=1, cost_per_hour=None, target_loss=None, status="running", page=False,
-    started_ns=0, ended_ns=None, last_seen_ns=NOW, last_step=9, position=1,
+RUN = ListedRun(
+    id=1, project="p", run="r", name="r", training_job=None, owner=None, environment="prod",
+    world_size=1, status="running", started_ns=0, ended_ns=None, last_seen_ns=NOW, last_step=9,
+    position=1, latest=None, attempt=1,
 )  # fmt: skip
 
 
-def firing(severity: Severity, summary: str) -> Alert:
+def firing(severity: Severity, summary: str) -> Ailment:
     """An open alert."""
-    labels = {"alertname": "X", "severity": severity}
-    return Alert(1, "p", "r", labels, {"summary": summary}, "firing", NOW)
+    return Ailment("X", severity, "firing", "condition", NOW, {"summary": summary})
 
 
 @pytest.mark.parametrize(
@@ -33,16 +29,16 @@ def firing(severity: Severity, summary: str) -> Alert:
         (RUN, [firing("page", "NaN at step 3")], "crit", "NaN at step 3"),
         (RUN, [firing("ticket", "slow")], "warn", "slow"),
         (RUN, [firing("note", "skipped a step")], "ok", "skipped a step"),
-        (replace(RUN, last_seen_ns=NOW - 60 * SECOND), [], "ok", ""),
-        (replace(RUN, last_seen_ns=NOW - 61 * SECOND), [], "silent", "nothing heard for 61 s"),
-        (replace(RUN, last_seen_ns=0), [firing("page", "NaN")], "crit", "NaN"),
-        (replace(RUN, last_seen_ns=0, status="finished"), [], "ok", ""),
-        (replace(RUN, status="failed"), [firing("ticket", "OOM")], "warn", "OOM"),
-        (replace(RUN, status="failed"), [], "warn", "the run failed"),
+        (RUN._replace(last_seen_ns=NOW - 60 * SECOND), [], "ok", ""),
+        (RUN._replace(last_seen_ns=NOW - 61 * SECOND), [], "silent", "nothing heard for 61 s"),
+        (RUN._replace(last_seen_ns=0), [firing("page", "NaN")], "crit", "NaN"),
+        (RUN._replace(last_seen_ns=0, status="finished"), [], "ok", ""),
+        (RUN._replace(status="failed"), [firing("ticket", "OOM")], "warn", "OOM"),
+        (RUN._replace(status="failed"), [], "warn", "the run failed"),
     ],
 )
 def test_a_runs_health_follows_its_worst_alert_then_its_silence(
-    run: RunRecord, alerts: list[Alert], health: str, reason: str
+    run: ListedRun, alerts: list[Ailment], health: str, reason: str
 ) -> None:
     assert judge(run, alerts, NOW) == (health, reason)
 

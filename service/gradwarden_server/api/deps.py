@@ -21,6 +21,7 @@ from gradwarden_server.settings import Settings
 from gradwarden_server.store.commands import CommandStore
 from gradwarden_server.store.database import Database
 from gradwarden_server.store.entries import LogReader
+from gradwarden_server.store.fleet import Fleet
 from gradwarden_server.store.frames import FrameLog
 from gradwarden_server.store.history import History
 from gradwarden_server.store.ledger import AlertLedger
@@ -87,6 +88,7 @@ class Parts:
     receivers: tuple[ReceiverFace, ...]
     messenger: Messenger
     judge: Judge
+    fleet: Fleet
     summaries: Summaries
 
     @staticmethod

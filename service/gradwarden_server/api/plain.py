@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from datetime import UTC, datetime
+from datetime import datetime, timedelta
 from typing import Any, Literal
 
+_EPOCH = datetime(1970, 1, 1)
 Number = float | Literal["NaN", "Infinity", "-Infinity"]
 
 
@@ -17,15 +18,20 @@ def number(value: float | None) -> Number | None:
     return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
 
 
+def kept_number(value: float | str | None) -> Number | None:
+    """A number as the store keeps it in JSON, where a non-finite one is text, likewise."""
+    return None if value is None else number(float(value))
+
+
 def rfc3339(ns: int | None) -> str | None:
     """Nanoseconds since the epoch as UTC text with microseconds."""
     if ns is None:
         return None
     try:
-        moment = datetime.fromtimestamp(ns // 1_000_000_000, UTC)
-    except (OverflowError, ValueError, OSError):  # a hostile clock, beyond the year 9999
+        moment = _EPOCH + timedelta(microseconds=ns // 1000)
+    except OverflowError:  # a hostile clock, beyond the year 9999
         return None
-    return f"{moment:%Y-%m-%dT%H:%M:%S}.{ns % 1_000_000_000 // 1000:06d}Z"
+    return moment.isoformat(timespec="microseconds") + "Z"
 
 
 def plain(value: Any) -> Any:

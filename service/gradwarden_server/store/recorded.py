@@ -90,7 +90,7 @@ def _tail(connection: Connection, series_id: int, points: int) -> list[Point]:
     ).scalars()
     found: list[Point] = []
     for body in bodies:
-        found = _points(body) + found
+        found = unpacked(body) + found
         if len(found) >= points:
             break
     return found[-points:]
@@ -119,7 +119,8 @@ def _fingerprint(name: str, labels: Mapping[str, str]) -> str:
     return fingerprint({**labels, "__name__": name})
 
 
-def _points(body: bytes) -> list[Point]:
+def unpacked(body: bytes) -> list[Point]:
+    """The points of one chunk."""
     raw = zlib.decompress(body)
     half = len(raw) // 2
     times = np.frombuffer(raw[:half], dtype="<i8")

@@ -122,14 +122,6 @@ class RunRecord:
 
 
 @dataclass(frozen=True, slots=True)
-class RunPage:
-    """A page of runs, newest first; ``next_cursor`` asks for the next one."""
-
-    items: list[RunRecord]
-    next_cursor: str | None
-
-
-@dataclass(frozen=True, slots=True)
 class AttemptRecord:
     """One attempt; ``superseded_after`` is the last step that a later attempt did not redo."""
 

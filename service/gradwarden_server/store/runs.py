@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection
 from concurrent.futures import Future
 from typing import Any
 
-from sqlalchemy import Connection, Row, bindparam, func, or_, select
+from sqlalchemy import Connection, Row, bindparam, func, select
 
 from gradwarden import wire
 from gradwarden_server.store import streams
@@ -17,7 +16,6 @@ from gradwarden_server.store.records import (
     AttemptRecord,
     EventRecord,
     Heartbeat,
-    RunPage,
     RunRecord,
     Started,
     StartRequest,
@@ -192,38 +190,6 @@ class RunStore:
             return list(
                 connection.execute(select(t.project.c.name).order_by(t.project.c.name)).scalars()
             )
-
-    def list(
-        self,
-        project: str,
-        *,
-        status: Collection[str] = (),
-        query: str = "",
-        before: str | None = None,
-        limit: int = 50,
-    ) -> RunPage:
-        """Runs, newest first; ``query`` matches run, name, job, model or owner in part."""
-        statement = select(t.run).where(t.run.c.project == project)
-        if status:
-            statement = statement.where(t.run.c.status.in_(status))
-        if query:
-            columns = (
-                t.run.c.run,
-                t.run.c.name,
-                t.run.c.training_job,
-                t.run.c.model,
-                t.run.c.owner,
-            )
-            statement = statement.where(
-                or_(*(column.icontains(query, autoescape=True) for column in columns))
-            )
-        if before is not None:
-            statement = statement.where(t.run.c.id < int(before))
-        statement = statement.order_by(t.run.c.id.desc()).limit(limit + 1)
-        with self._database.read() as connection:
-            rows = connection.execute(statement).all()
-        items = [_run(row) for row in rows[:limit]]
-        return RunPage(items, str(items[-1].id) if len(rows) > limit else None)
 
 
 def _run(row: Row[Any]) -> RunRecord:
