@@ -79,6 +79,7 @@ WITHOUT_PROJECT = {
     "Curve.summed": "arithmetic",
     "Database": "the engine itself: connections, migrations and the writer, no tenant's rows",
     "Overview.totals": "totals for /metrics",
+    "Listener": "the engine itself: hears that something changed, never what",
     "Outbox.bury": "the delivery loop serves all projects; a message carries its own",
     "Outbox.claim": "the delivery loop",
     "Outbox.counts": "totals for /metrics",

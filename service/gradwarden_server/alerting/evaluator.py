@@ -9,6 +9,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 
+from gradwarden_server.alerting.farewell import close_alerts
 from gradwarden_server.alerting.watch import Rooms, RunWatch
 from gradwarden_server.detect.base import Coverage
 from gradwarden_server.model import Notification
@@ -16,7 +17,7 @@ from gradwarden_server.notify.spec import Receiver
 from gradwarden_server.notify.watchdog import watchdog, watchdogs
 from gradwarden_server.store.database import Priority, Transaction
 from gradwarden_server.store.errors import Fenced, Unavailable
-from gradwarden_server.store.evaluation import Due
+from gradwarden_server.store.evaluation import Due, Lease
 from gradwarden_server.store.outbox import Outbox
 from gradwarden_server.telemetry import span
 
@@ -33,6 +34,8 @@ _ACTIVE_NS = 3600 * SECOND_NS
 # been told of; its alerts stand, and it is looked at again when it speaks.
 _FORSAKEN_NS = 24 * 3600 * SECOND_NS
 _RETRY_MOST_SECONDS = 60
+# A database that was away or full is back at once, and pages wait for the next try.
+_RETRY_AWAY_SECONDS = 2
 _SYSTEM = "gradwarden"
 
 
@@ -129,6 +132,9 @@ class Evaluator:
             self._wake.clear()
             try:
                 self.round(self._clock())
+            except Unavailable as error:
+                self.errors += 1
+                log.error("evaluation waits, the log is kept: %s", error)
             except Exception:
                 self.errors += 1
                 log.exception("evaluation round failed; the log is kept and read again")
@@ -160,22 +166,39 @@ class Evaluator:
                 except Fenced as error:
                     log.info("run %s: %s", due.run, error)
                     self._drop(project, due.run)
+                except Unavailable as error:
+                    self.errors += 1
+                    log.error("run %s: evaluation is tried again: %s", due.run, error)
+                    self._drop(project, due.run)
+                    self._put_off(project, due.run, now_ns, _RETRY_AWAY_SECONDS)
                 except Exception:
                     # What was half done in memory is rebuilt from the last commit.
                     self.errors += 1
                     log.exception("run %s: evaluation failed and is tried again", due.run)
                     self._drop(project, due.run)
-                    self._put_off(project, due.run, now_ns)
+                    self._put_off(project, due.run, now_ns, _RETRY_MOST_SECONDS)
                 behind = self._held.get((project, due.run))
                 if behind is not None:
                     lag = max(lag, behind.watch.lag_seconds(now_ns))
         for project, run in [key for key in self._held if key not in due_now]:
             self._drop(project, run)
+        self._part(now_ns)
         self._failing = {key: held for key, held in self._failing.items() if key in due_now}
         self._beat(now_ns)
         self.lag_seconds = lag
         self.last_round_ns = now_ns
         self._changed()
+
+    def _part(self, now_ns: int) -> None:
+        """Let nobody stay paged for a run that was deleted."""
+        for project in self._rooms.runs.projects():
+            try:
+                close_alerts(self._rooms, project, partial(self._lease, project), now_ns)
+            except Fenced as error:
+                log.info("deleted runs of %s: %s", project, error)
+
+    def _lease(self, project: str, run: str) -> Lease | None:
+        return self._rooms.evaluation.acquire(project, f"run:{run}", self._holder, LEASE_NS)
 
     def _run(self, project: str, due: Due, now_ns: int) -> None:
         held = self._held.get((project, due.run))
@@ -222,9 +245,9 @@ class Evaluator:
         with self._lock:
             self._held.pop((project, run), None)
 
-    def _put_off(self, project: str, run: str, now_ns: int) -> None:
+    def _put_off(self, project: str, run: str, now_ns: int, most_seconds: int) -> None:
         failing = self._failing.setdefault((project, run), _Failing())
-        failing.retry_ns = now_ns + min(2**failing.times, _RETRY_MOST_SECONDS) * SECOND_NS
+        failing.retry_ns = now_ns + min(2**failing.times, most_seconds) * SECOND_NS
         failing.times = min(failing.times + 1, 10)
 
     def _beat(self, now_ns: int) -> None:

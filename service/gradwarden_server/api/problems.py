@@ -33,6 +33,7 @@ PROBLEMS: Mapping[str, tuple[int, str]] = {
     "not-found": (404, "There is no such thing here"),
     "method-not-allowed": (405, "The method is not known here"),
     "timeout": (408, "The request took too long to arrive"),
+    "not-online": (409, "This cannot be done while the service runs"),
     "run-already-live": (409, "Another live process reports this rank"),
     "unknown-layout": (409, "The layout is not known here"),
     "unknown-stream": (409, "The stream was not started here"),
@@ -42,8 +43,11 @@ PROBLEMS: Mapping[str, tuple[int, str]] = {
     "invalid-arguments": (422, "The command cannot be given with these arguments"),
     "unsupported-version": (422, "The wire version is not known here"),
     "rate-limited": (429, "Too many requests"),
+    "damaged": (500, "Stored data is damaged"),
     "internal": (500, "The service met an error of its own"),
+    "not-installed": (501, "The service was installed without this"),
     "unavailable": (503, "The service cannot take this now"),
+    "disk-full": (507, "No room is left to store this"),
 }
 _BY_STATUS = {404: "not-found", 405: "method-not-allowed"}
 
@@ -120,6 +124,12 @@ def translate(error: Exception) -> Problem | None:
             )
         case errors.RunDeleted():
             return Problem("run-deleted", f"{error}; start under another run id")
+        case errors.DiskFull():
+            return Problem("disk-full", str(error), {"Retry-After": "5"})
+        case errors.DatabaseDamaged():
+            return Problem("damaged", str(error))
+        case errors.Damaged():
+            return Problem("damaged", str(error), place=error.place, what=error.what)
         case errors.Unavailable():
             return Problem("unavailable", str(error), {"Retry-After": "1"})
         case RequestValidationError():

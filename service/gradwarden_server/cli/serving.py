@@ -20,7 +20,7 @@ from gradwarden_server.notify.spec import ReceiversError
 from gradwarden_server.rules.spec import RulesError
 from gradwarden_server.settings import Settings
 from gradwarden_server.store.database import Database
-from gradwarden_server.store.errors import DatabaseInUse, Unavailable
+from gradwarden_server.store.errors import DatabaseInUse, StoreError, Unavailable
 
 READY = "gradwarden: listening on "
 _GRACE_SECONDS = 10
@@ -100,9 +100,9 @@ def open_database(url: str, note: str, beside: bool = False) -> Database:
             f"{error}.\nGo through that service: repeat this with --url http://HOST:PORT",
             UNREACHABLE,
         ) from None
-    except (OSError, Unavailable) as error:
+    except (OSError, StoreError) as error:
         database.close()
-        raise CommandError(f"db: {error.__cause__ or error}", UNREACHABLE) from None
+        raise CommandError(_why(error), UNREACHABLE) from None
     return database
 
 
@@ -128,9 +128,15 @@ def _open(house: House) -> None:
     except StartRefused as error:
         house.stop()
         raise CommandError(str(error), USAGE) from None
-    except (DatabaseInUse, OSError, Unavailable) as error:
+    except (OSError, StoreError) as error:
         house.stop()
-        raise CommandError(f"db: {error.__cause__ or error}", UNREACHABLE) from None
+        raise CommandError(_why(error), UNREACHABLE) from None
+
+
+def _why(error: OSError | StoreError) -> str:
+    """Why the database cannot be used; of one that is away the driver knows most."""
+    away = type(error) is Unavailable
+    return f"db: {(error.__cause__ if away else None) or error}"
 
 
 def _address(settings: Settings) -> str:

@@ -25,12 +25,10 @@ from alembic import command
 from alembic.config import Config
 from sqlalchemy import Connection, Engine, ExceptionContext, create_engine, event, text
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import InterfaceError, OperationalError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from gradwarden_server import assets
-from gradwarden_server.store import notices
-from gradwarden_server.store.errors import DatabaseInUse, Unavailable
+from gradwarden_server.store import faults, notices
+from gradwarden_server.store.errors import DatabaseInUse, DiskFull, StoreError
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -40,8 +38,6 @@ Transaction = Connection
 """What a write job is given: it sees its own changes, and others do after the commit."""
 
 _JOBS_PER_COMMIT = 512
-# Gone, locked or full: the same write may succeed later, unlike one that broke a constraint.
-_AWAY = (OperationalError, InterfaceError, PoolTimeout)
 # A PostgreSQL that is not there is noticed within these seconds, and so is one that was
 # reached and fell silent: a node that died says no goodbye.
 _REACH = {
@@ -86,9 +82,12 @@ class Database:
         self.url = url
         self.origin = secrets.token_hex(8)
         """Names this process among those that share the database."""
+        self.place = "PostgreSQL" if self._path is None else str(self._path.absolute())
+        """What errors call it; a URL may hold a password."""
         self.engine = _engine(url, self.kind, "BEGIN")
-        event.listen(self.engine, "handle_error", _tell_unavailable)
-        self._writer = _Writer(_engine(url, self.kind, "BEGIN IMMEDIATE"), self.origin)
+        event.listen(self.engine, "handle_error", self._tell)
+        writing = _engine(url, self.kind, "BEGIN IMMEDIATE")
+        self._writer = _Writer(writing, self.origin, self.place)
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
@@ -96,12 +95,14 @@ class Database:
 
         Raises:
             Unavailable: the database does not answer.
+            DatabaseDamaged: it cannot read its own file.
         """
-        try:
-            with self.engine.connect() as connection, connection.begin():
-                yield connection
-        except _AWAY as error:
-            raise _unavailable(error) from error
+        with (
+            faults.told(self.place),
+            self.engine.connect() as connection,
+            connection.begin(),
+        ):
+            yield connection
 
     def write(
         self,
@@ -138,6 +139,10 @@ class Database:
 
     def migrate(self) -> None:
         """Bring the schema to the newest revision; safe to call on every start."""
+        with faults.told(self.place):
+            self._migrate()
+
+    def _migrate(self) -> None:
         if self.kind == "postgresql":
             # Several processes start at once; one migrates, the others wait and find it done.
             with self.engine.connect() as guard, guard.begin():
@@ -168,6 +173,14 @@ class Database:
         connection: Any = dialect.connect(*words, **{**_REACH, **options})
         connection.autocommit = True
         return connection
+
+    def _tell(self, context: ExceptionContext) -> StoreError | None:
+        """Rooms that read by the engine itself meet the same errors as those that call ``read``."""
+        error = context.sqlalchemy_exception
+        # The pool's own ping wants its error as it is: then it connects anew and nobody notices.
+        if error is None or context.is_pre_ping:
+            return None
+        return faults.meaning(error, self.place)
 
     def hold_lock(self, note: str) -> bool:
         """Hold the SQLite file against other writers; does nothing on PostgreSQL.
@@ -229,6 +242,7 @@ def _engine(url: str, kind: str, begin: str) -> Engine:
         connection.isolation_level = None  # the driver's own BEGIN would hide savepoints
         for pragma in (
             "page_size=8192",
+            "auto_vacuum=INCREMENTAL",
             "journal_mode=WAL",
             "synchronous=FULL",
             "foreign_keys=ON",
@@ -240,20 +254,6 @@ def _engine(url: str, kind: str, begin: str) -> Engine:
         connection.exec_driver_sql(begin)
 
     return engine
-
-
-def _tell_unavailable(context: ExceptionContext) -> Unavailable | None:
-    """Rooms that read by the engine itself meet the same error as those that call ``read``."""
-    error = context.sqlalchemy_exception
-    # The pool's own ping wants its error as it is: then it connects anew and nobody notices.
-    away = isinstance(error, _AWAY) and not context.is_pre_ping
-    return _unavailable(error) if error is not None and away else None
-
-
-def _unavailable(error: BaseException) -> Unavailable:
-    unavailable = Unavailable(f"the database cannot be used now: {error.__class__.__name__}")
-    unavailable.__cause__ = error
-    return unavailable
 
 
 _Take = Callable[[Connection, Sequence[Any]], Sequence[Any]]
@@ -275,9 +275,10 @@ class _Job:
 class _Writer:
     """The one thread that writes."""
 
-    def __init__(self, engine: Engine, origin: str) -> None:
+    def __init__(self, engine: Engine, origin: str, place: str) -> None:
         self._engine = engine
         self._origin = origin
+        self._place = place
         self._waiting: list[_Job] = []
         self._wake = threading.Condition()
         self._count = itertools.count()
@@ -327,11 +328,15 @@ class _Writer:
         try:
             with self._engine.connect() as connection, connection.begin():
                 for _, alike in itertools.groupby(jobs, lambda job: (job.key, job.take)):
-                    outcomes += _attempt(connection, list(alike))
+                    outcomes += self._attempt(connection, list(alike))
                 notices.publish(connection, self._origin)
         except BaseException as error:
-            log.exception("commit of %d writes failed", len(jobs))
-            reason = _unavailable(error) if isinstance(error, _AWAY) else error
+            reason = faults.meaning(error, self._place) or error
+            if isinstance(reason, StoreError):
+                driver = getattr(reason.__cause__, "orig", reason.__cause__)
+                log.error("commit of %d writes failed: %s (%s)", len(jobs), reason, driver)
+            else:
+                log.exception("commit of %d writes failed", len(jobs))
             for job in jobs:
                 job.future.set_exception(reason)
             return
@@ -341,18 +346,18 @@ class _Writer:
             else:
                 job.future.set_result(outcome)
 
-
-def _attempt(connection: Connection, jobs: list[_Job]) -> Sequence[Any]:
-    """A result or a refusal for each of some jobs that are taken alike."""
-    savepoint = connection.begin_nested()
-    try:
-        outcomes = jobs[0].take(connection, [job.item for job in jobs])
-    except Exception as error:
-        if connection.invalidated:
-            raise  # the connection is gone, and with it everything since BEGIN
-        savepoint.rollback()
-        if len(jobs) > 1:
-            return [outcome for job in jobs for outcome in _attempt(connection, [job])]
-        return [_unavailable(error) if isinstance(error, _AWAY) else error]
-    savepoint.commit()
-    return outcomes
+    def _attempt(self, connection: Connection, jobs: list[_Job]) -> Sequence[Any]:
+        """A result or a refusal for each of some jobs that are taken alike."""
+        savepoint = connection.begin_nested()
+        try:
+            outcomes = jobs[0].take(connection, [job.item for job in jobs])
+        except Exception as error:
+            reason = faults.meaning(error, self._place) or error
+            if connection.invalidated or isinstance(reason, DiskFull):
+                raise  # the connection is gone or stuck, and with it everything since BEGIN
+            savepoint.rollback()
+            if len(jobs) > 1:
+                return [outcome for job in jobs for outcome in self._attempt(connection, [job])]
+            return [reason]
+        savepoint.commit()
+        return outcomes

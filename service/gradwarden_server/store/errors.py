@@ -6,7 +6,8 @@ from __future__ import annotations
 class StoreError(Exception):
     """Root of the tree.
 
-    UnknownStream, UnknownLayout, RunAlreadyLive, RunDeleted, Fenced, DatabaseInUse, Unavailable.
+    UnknownStream, UnknownLayout, RunAlreadyLive, RunDeleted, Fenced, DatabaseInUse, Unavailable,
+    DiskFull, DatabaseDamaged, Damaged.
     """
 
 
@@ -59,3 +60,37 @@ class DatabaseInUse(StoreError):
 
 class Unavailable(StoreError):
     """The database does not answer or cannot write now; nothing was changed, try again."""
+
+
+class DiskFull(Unavailable):
+    """No room is left for the database; nothing was changed, and reading goes on."""
+
+    def __init__(self, place: str) -> None:
+        super().__init__(
+            f"the disk of {place} is full, so nothing more is stored; trainers keep their frames "
+            "and send them again. Make room there; no restart is needed"
+        )
+        self.place = place
+
+
+class DatabaseDamaged(StoreError):
+    """The database finds its own file not as it wrote it; what lies on that page is lost here."""
+
+    def __init__(self, place: str, why: str) -> None:
+        super().__init__(
+            f"the database {place} is damaged ({why}). Stop the service, keep a copy of the file, "
+            "see what is lost with `gradwarden db check`, and bring back a backup with "
+            "`gradwarden db restore`"
+        )
+        self.place, self.why = place, why
+
+
+class Damaged(StoreError):
+    """Stored bytes are not those that were written; what they held is lost here."""
+
+    def __init__(self, place: str, what: str, why: str) -> None:
+        super().__init__(
+            f"{place}: {what} cannot be read ({why}); the rest can. "
+            "`gradwarden db check` lists what is damaged, a backup may still hold it"
+        )
+        self.place, self.what, self.why = place, what, why
