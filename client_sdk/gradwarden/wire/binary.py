@@ -116,6 +116,11 @@ class Message:
         at = header.quantities.index(quantity) * size
         return self._planes[at : at + size]
 
+    def roots(self) -> bytes:
+        """The roots of all frames that have them, end to end."""
+        size = sum(self.header.rooted) * _ROOTS
+        return _from_planes(memoryview(self._planes)[len(self._planes) - size :], _ROOTS)
+
     def batch(self) -> Batch:
         """Unpack it."""
         header, planes = self.header, memoryview(self._planes)

@@ -1,18 +1,30 @@
-"""Reading the frame log: batches in the order of their positions, or those of a range of steps."""
+"""Reading what a run sent: batches in the order of the log, whether a segment holds them or not.
+
+Log positions of a run are dense, so a gap among the rows of the log says that segments stand
+in their place. Where both are asked the log is read first: what is sealed in between is then
+told twice and taken once, never missed.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-from sqlalchemy import Row, func, literal, select
+import numpy as np
+from sqlalchemy import Row, Select, func, literal, select
 
 from gradwarden import wire
+from gradwarden_server.store import recall
 from gradwarden_server.store import tables as t
+from gradwarden_server.store.cache import Cache
 from gradwarden_server.store.database import Database
+from gradwarden_server.store.segments import Segment, SegmentReader
+from gradwarden_server.store.spine import Spine
 
+CACHE_BYTES = 256 << 20
 _PAGE = 64
+_MOST = 2**63 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +32,7 @@ class LogEntry:
     """One batch of the log; ``shift_ns`` is to be added to its frames' own times.
 
     Its rank holds one of ``shards`` parts of the parameters. ``step0`` is its lowest step.
+    ``recalled`` is the batch itself where a segment held it.
     """
 
     position: int
@@ -31,17 +44,37 @@ class LogEntry:
     shard: int
     shards: int
     step0: int
+    recalled: wire.Batch | None = None
 
     def batch(self) -> wire.Batch:
         """Decode the body."""
-        return wire.decode(self.body)
+        return wire.decode(self.body) if self.recalled is None else self.recalled
+
+
+_STORED = tuple(name for name in LogEntry.__dataclass_fields__ if name != "recalled")
+
+
+@dataclass(frozen=True, slots=True)
+class Logged:
+    """One batch of a stream in the log, without its body."""
+
+    position: int
+    first_seq: int
+    last_seq: int
+    step0: int
+    step1: int
+    t0_ns: int
+    t1_ns: int
+    layout: str
 
 
 class LogReader:
     """Every method pages in short transactions."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, cache: Cache | None = None) -> None:
         self._database = database
+        self._cache = cache or Cache(CACHE_BYTES)
+        self.segments = SegmentReader(database, self._cache)
 
     def after(self, project: str, run: str, position: int, limit: int) -> list[LogEntry]:
         """The next ``limit`` batches past a log position, in log order."""
@@ -52,20 +85,53 @@ class LogReader:
             .limit(limit)
         )
         with self._database.read() as connection:
-            return [_entry(row) for row in connection.execute(statement)]
+            found = [_entry(row) for row in connection.execute(statement)]
+        if found and found[-1].position == position + len(found):
+            return found
+        until = found[-1].position if len(found) == limit else _MOST
+        held = {entry.position: entry for entry in found}
+        compacted = self.segments.past(project, run, position, until)
+        for entry in self._compacted(compacted, position, until):
+            held.setdefault(entry.position, entry)
+        chosen = [held[at] for at in sorted(held)[:limit]]
+        missing = {e.position for e in chosen if not e.body}
+        recalled = {e.position: e for e in self._recalled(compacted, missing)}
+        return [recalled.get(e.position, e) for e in chosen if e.body or e.position in recalled]
 
     def index(self, project: str, run: str, first: int, last: int) -> list[LogEntry]:
         """The batches that touch steps [first, last], without their bodies.
 
         Ordered by attempt, then log position, so that later attempts overwrite earlier ones.
         """
+        logged, segments = self.holding(project, run, first, last)
+        found = {entry.position: entry for entry in logged}
+        for entry in self._compacted(segments, 0, _MOST, first, last):
+            found.setdefault(entry.position, entry)
+        return sorted(found.values(), key=lambda e: (e.ordinal, e.position))
+
+    def holding(
+        self, project: str, run: str, first: int, last: int
+    ) -> tuple[list[LogEntry], list[Segment]]:
+        """What touches steps [first, last]: segments, and the batches that none stands for.
+
+        Both by attempt, then log position; the batches are without their bodies.
+        """
         statement = (
             _entries(project, run, literal(b"").label("body"))
+            .add_columns(t.frame_batch.c.stream_id)
             .where(t.frame_batch.c.step1 >= first, t.frame_batch.c.step0 <= last)
             .order_by(t.attempt.c.ordinal, t.frame_batch.c.position)
         )
         with self._database.read() as connection:
-            return [_entry(row) for row in connection.execute(statement)]
+            rows = connection.execute(statement).all()
+        segments = self.segments.index(project, run, first, last)
+        until: dict[int, int] = {}
+        for segment in segments:
+            known = until.get(segment.stream_id, -1)
+            until[segment.stream_id] = max(known, segment.position1)
+        # Segments of a stream follow each other, so the newest covers all that is older.
+        free = [row for row in rows if row.position > until.get(row.stream_id, -1)]
+        return [_entry(row) for row in free], segments
 
     def bodies(self, project: str, run: str, positions: Sequence[int]) -> Iterator[LogEntry]:
         """The batches at these log positions, read in short transactions."""
@@ -75,33 +141,111 @@ class LogReader:
             with self._database.read() as connection:
                 rows = connection.execute(statement).all()
             yield from map(_entry, rows)
+            missing = set(page) - {row.position for row in rows}
+            if missing:
+                low, high = min(missing) - 1, max(missing)
+                yield from self._recalled(self.segments.past(project, run, low, high), missing)
+
+    def of_stream(self, stream_id: int, limit: int) -> list[Logged]:
+        """The oldest batches of a stream that no segment stands for."""
+        sealed = select(func.coalesce(func.max(t.segment.c.position1), -1)).where(
+            t.segment.c.stream_id == stream_id, t.segment.c.sealed
+        )
+        statement = (
+            select(*(t.frame_batch.c[name] for name in Logged.__dataclass_fields__))
+            .where(
+                t.frame_batch.c.stream_id == stream_id,
+                t.frame_batch.c.position > sealed.scalar_subquery(),
+            )
+            .order_by(t.frame_batch.c.position)
+            .limit(limit)
+        )
+        with self._database.read() as connection:
+            return [Logged(*row) for row in connection.execute(statement)]
 
     def layouts(self, project: str, run: str) -> list[str]:
         """The hashes of the layouts that the run's matrices follow, the newest first."""
-        newest = func.max(t.frame_batch.c.position)
-        statement = (
-            select(t.frame_batch.c.layout)
-            .join(t.run, t.run.c.id == t.frame_batch.c.run_id)
-            .where(t.run.c.project == project, t.run.c.run == run, t.frame_batch.c.layout != "")
-            .group_by(t.frame_batch.c.layout)
-            .order_by(newest.desc())
-        )
-        with self._database.read() as connection:
-            return list(connection.execute(statement).scalars())
+        newest: dict[str, int] = {}
+        for table, position in (
+            (t.frame_batch, t.frame_batch.c.position),
+            (t.segment, t.segment.c.position1),
+        ):
+            statement = (
+                select(table.c.layout, func.max(position))
+                .join(t.run, t.run.c.id == table.c.run_id)
+                .where(*_of(project, run), table.c.layout != "")
+                .group_by(table.c.layout)
+            )
+            with self._database.read() as connection:
+                for layout, at in connection.execute(statement):
+                    newest[layout] = max(at, newest.get(layout, 0))
+        return sorted(newest, key=lambda layout: -newest[layout])
 
     def span(self, project: str, run: str) -> tuple[int, int] | None:
-        """The first and last step that the log holds of a run, or None."""
-        statement = (
-            select(func.min(t.frame_batch.c.step0), func.max(t.frame_batch.c.step1))
-            .join(t.run, t.run.c.id == t.frame_batch.c.run_id)
-            .where(t.run.c.project == project, t.run.c.run == run)
-        )
-        with self._database.read() as connection:
-            low, high = connection.execute(statement).one()
-        return None if low is None else (low, high)
+        """The first and last step that is held of a run, or None."""
+        spans = []
+        for table in (t.frame_batch, t.segment):
+            statement = (
+                select(func.min(table.c.step0), func.max(table.c.step1))
+                .join(t.run, t.run.c.id == table.c.run_id)
+                .where(*_of(project, run))
+            )
+            with self._database.read() as connection:
+                spans.append(connection.execute(statement).one())
+        known = [(low, high) for low, high in spans if low is not None]
+        return (min(k[0] for k in known), max(k[1] for k in known)) if known else None
+
+    def _compacted(
+        self,
+        segments: Sequence[Segment],
+        after: int,
+        until: int,
+        first: int = 0,
+        last: int = _MOST,
+    ) -> Iterator[LogEntry]:
+        """The batches of segments within log positions and steps, without their frames."""
+        whole = [segment for segment in segments if segment.held == "raw"]
+        for segment, told in self.segments.spines(whole):
+            starts = np.cumsum(told.sent.frames) - told.sent.frames
+            step0 = np.minimum.reduceat(told.steps, starts)
+            step1 = np.maximum.reduceat(told.steps, starts)
+            at = told.sent.position
+            kept = (at > after) & (at <= until) & (step1 >= first) & (step0 <= last)
+            for i in np.flatnonzero(kept).tolist():
+                yield _recalled_entry(segment, told, i, int(step0[i]))
+
+    def _recalled(self, segments: Iterable[Segment], positions: set[int]) -> Iterator[LogEntry]:
+        wanted = [
+            segment
+            for segment in segments
+            if segment.held == "raw"
+            and any(segment.position0 <= at <= segment.position1 for at in positions)
+        ]
+        for segment, told in self.segments.spines(wanted):
+            for i, batch in recall.batches(self.segments, self._cache, segment, told, positions):
+                step0 = min(frame.step for frame in batch.frames)
+                yield replace(_recalled_entry(segment, told, i, step0), recalled=batch)
 
 
-def _entries(project: str, run: str, body: Any = t.frame_batch.c.body) -> Any:
+def _recalled_entry(segment: Segment, told: Spine, index: int, step0: int) -> LogEntry:
+    return LogEntry(
+        position=int(told.sent.position[index]),
+        ordinal=segment.ordinal,
+        rank=segment.rank,
+        shift_ns=int(told.sent.shift_ns[index]),
+        received_ns=int(told.sent.received_ns[index]),
+        body=b"",
+        shard=segment.shard,
+        shards=segment.shards,
+        step0=step0,
+    )
+
+
+def _of(project: str, run: str) -> tuple[Any, ...]:
+    return t.run.c.project == project, t.run.c.run == run, t.run.c.deleted_ns.is_(None)
+
+
+def _entries(project: str, run: str, body: Any = t.frame_batch.c.body) -> Select[Any]:
     return (
         select(
             t.frame_batch.c.position,
@@ -117,9 +261,10 @@ def _entries(project: str, run: str, body: Any = t.frame_batch.c.body) -> Any:
         .join(t.stream, t.stream.c.id == t.frame_batch.c.stream_id)
         .join(t.attempt, t.attempt.c.id == t.stream.c.attempt_id)
         .join(t.run, t.run.c.id == t.frame_batch.c.run_id)
-        .where(t.run.c.project == project, t.run.c.run == run)
+        .where(*_of(project, run))
     )
 
 
 def _entry(row: Row[Any]) -> LogEntry:
-    return LogEntry(**row._asdict())
+    fields = row._asdict()
+    return LogEntry(**{name: fields[name] for name in _STORED})

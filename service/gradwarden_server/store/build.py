@@ -1,0 +1,250 @@
+"""A segment made of consecutive batches of one stream: its spine, its chunks and its roll-ups.
+
+A pure function of the log: the same batches make the same bytes, so that a compaction which
+was cut off is simply done again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from gradwarden import wire
+from gradwarden_server.joins import Flags, Matrix
+from gradwarden_server.store import codec, rollup, spine
+from gradwarden_server.store.entries import LogEntry
+from gradwarden_server.store.opened import Opened
+from gradwarden_server.store.spine import Doubles, Ints, Sent, Spine, Telling
+
+_GROUPS = {
+    **dict.fromkeys(wire.QUANTITIES, "statistics"),
+    **dict.fromkeys(wire.HISTOGRAM, "histogram"),
+    **dict.fromkeys(wire.SLOW, "slow"),
+}
+"""Columns that are measured at the same steps; a column of none of these is its own group."""
+_ROUNDABLE = ("l2", "absmax", "weight_l2", "update_ratio")
+"""Norms and ratios of them; a count that is rounded is a wrong count."""
+_WATCHED = ("l2", "absmax")
+"""Their NaN may be the value itself; that of the NaN counts tells that nothing was measured."""
+
+_NONE = np.zeros(0, np.int64)
+
+Chunk = tuple[str, int, bytes]
+Rollup = tuple[int, str, str, bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """What a segment's rows will hold; ``samples`` counts measured values.
+
+    Chunks are (quantity, block, body), roll-ups (width, quantity, aggregate, body).
+    """
+
+    spine: Spine
+    body: bytes
+    samples: int
+    chunks: Sequence[Chunk]
+    rollups: Sequence[Rollup]
+
+    @property
+    def bytes(self) -> int:
+        """What all bodies weigh together."""
+        bodies = [c[-1] for c in self.chunks] + [r[-1] for r in self.rollups]
+        return len(self.body) + sum(map(len, bodies))
+
+
+def build(
+    entries: Sequence[LogEntry], precision_bits: int = 0, *, keep_roots: bool = True
+) -> Built:
+    """Make one segment.
+
+    Args:
+        entries: Batches of one stream in the order of the log, whose matrices, if any, follow
+            one layout.
+        precision_bits: 0 keeps every bit; else norms keep so many bits of mantissa, see
+            :func:`gradwarden_server.store.codec.rounded`.
+        keep_roots: False leaves out the words by which replicas were compared.
+
+    Raises:
+        gradwarden.wire.WireError: a batch is damaged.
+    """
+    opened = [Opened(entry) for entry in entries]
+    headers = [each.header for each in opened]
+    work = _Matrices([each for each in opened if each.matrices], precision_bits)
+    rooted = _ints(flag for h in headers for flag in h.rooted)
+    made = Spine(
+        layout=next((each.header.layout for each in opened if each.matrices), ""),
+        sent=_sent(opened),
+        tellings=tuple(dict.fromkeys(map(_telling, opened))),
+        steps=_ints(step for h in headers for step in h.steps),
+        times_ns=_ints(time for h in headers for time in h.times),
+        capture=_ints(spine.CAPTURES.index(c) for h in headers for c in h.capture),
+        stepped=_ints(-1 if s is None else int(s) for h in headers for s in h.stepped),
+        open=_ints(int(flag) for h in headers for flag in h.open),
+        matrix=_ints(flag for h in headers for flag in h.matrix),
+        rooted=rooted if keep_roots else np.zeros_like(rooted),
+        worded=_ints(flag if h.wide else 0 for h in headers for flag in h.matrix),
+        squares=work.squares,
+        scalars=_scalars(headers),
+        events=_events(headers),
+        measured=work.measured,
+        columns=work.columns,
+        constants=work.constants,
+    )
+    chunks = [*_roots(made, opened), *_words(opened), *work.chunks]
+    return Built(made, spine.pack(made), work.samples, chunks, work.rollups)
+
+
+def _telling(opened: Opened) -> Telling:
+    header = opened.header
+    key, what = header.stream, (header.quantities, header.wide, header.parameters)
+    return Telling(key.nonce, key.group, header.layout, *what)
+
+
+def _sent(opened: Sequence[Opened]) -> Sent:
+    tellings = {t: i for i, t in enumerate(dict.fromkeys(map(_telling, opened)))}
+    rows = [
+        (
+            each.entry.position,
+            each.header.first_seq,
+            each.header.n,
+            each.entry.received_ns,
+            each.entry.shift_ns,
+            each.header.sent_ns,
+            tellings[_telling(each)],
+        )
+        for each in opened
+    ]
+    return Sent(*(np.array(column, np.int64) for column in zip(*rows, strict=True)))
+
+
+def _scalars(headers: Sequence[wire.Header]) -> dict[str, tuple[Ints, Doubles]]:
+    found: dict[str, tuple[list[int], list[float]]] = {}
+    before = 0
+    for header in headers:
+        for name, column in header.scalars.items():
+            at, values = found.setdefault(name, ([], []))
+            for i, value in enumerate(column):
+                if value is not None:
+                    at.append(before + i)
+                    values.append(float(value))  # "NaN", "Infinity" and "-Infinity" are numbers
+        before += header.n
+    return {name: (_ints(at), np.array(values, np.float64)) for name, (at, values) in found.items()}
+
+
+def _events(headers: Sequence[wire.Header]) -> tuple[tuple[int, wire.Event], ...]:
+    listed = [events for header in headers for events in header.events]
+    return tuple((i, event) for i, events in enumerate(listed) for event in events)
+
+
+def _roots(made: Spine, opened: Sequence[Opened]) -> Iterator[Chunk]:
+    """They look random, as checksums do, so nothing but their bytes can be kept."""
+    if made.rooted.any():
+        words = np.concatenate([each.roots() for each in opened])
+        yield spine.ROOTS, 0, codec.pack_words(words)
+
+
+def _words(opened: Sequence[Opened]) -> Iterator[Chunk]:
+    for name in dict.fromkeys(name for each in opened for name in each.header.wide):
+        parts = [each.words(name) for each in opened if name in each.header.wide]
+        parts = [part for part in parts if part.size]
+        if parts:
+            yield name, 0, codec.pack_words(np.concatenate(parts))
+
+
+@dataclass(slots=True)
+class _Group:
+    """The matrices in which any column of one group was measured."""
+
+    steps: Ints
+    held: list[Flags]
+    seen: Flags | None = None
+    order: Ints | None = None
+
+    def __post_init__(self) -> None:
+        if (np.diff(self.steps) < 0).any():  # a spool may have arrived late
+            self.order = np.argsort(self.steps, kind="stable")
+
+
+class _Matrices:
+    """Chunks and roll-ups, group of columns by group, so that few are in memory at once."""
+
+    def __init__(self, opened: Sequence[Opened], precision_bits: int) -> None:
+        """``opened`` are those that hold a matrix."""
+        self._opened = opened
+        steps = np.concatenate([_NONE, *(each.matrix_steps() for each in opened)])
+        self.measured: dict[str, Ints] = {}
+        self.columns: dict[str, str] = {}
+        self.constants: dict[str, int] = {}
+        self.squares = np.full(steps.size, np.nan)
+        self.samples = 0
+        self.chunks: list[Chunk] = []
+        self.rollups: list[Rollup] = []
+        self._bits = precision_bits
+        groups: dict[str, list[str]] = {}
+        for name in dict.fromkeys(q for each in opened for q in each.header.quantities):
+            groups.setdefault(_GROUPS.get(name, name), []).append(name)
+        for group, names in groups.items():
+            held = [each.measured(names) for each in self._opened]
+            at = np.flatnonzero(np.concatenate(held))
+            if at.size:
+                self.measured[group] = at
+                self.columns |= dict.fromkeys(names, group)
+                self._add(names, _Group(steps[at], held), at)
+
+    def _add(self, names: Sequence[str], group: _Group, at: Ints) -> None:
+        if "nan" in names:
+            group.seen = ~np.isnan(self._laid("nan", group))
+        for name in names:
+            values = self._laid(name, group)
+            if name == "l2":
+                norms = values if group.seen is None else np.where(group.seen, values, 0)
+                self.squares[at] = np.square(norms, dtype=np.float64).sum(axis=1)
+            if self._bits and name in _ROUNDABLE:
+                values = codec.rounded(values, self._bits)
+            seen = group.seen if name in _WATCHED else None
+            held = ~np.isnan(values) if seen is None else seen
+            self.samples += int(np.count_nonzero(held))
+            bits = codec.constant(values.view(np.uint32))
+            if bits is not None and (np.isfinite(values.flat[0]) or not held.any()):
+                self.constants[name] = bits  # NaN that was measured is told by its roll-ups
+                continue
+            self._chunk(name, values)
+            self._roll(name, values, seen, group)
+
+    def _laid(self, name: str, group: _Group) -> Matrix:
+        """[m, L] of one column over the group's matrices, holes where it was not sent."""
+        rows = self._opened[0].header.parameters
+        laid = np.empty((group.steps.size, rows), np.float32)
+        at = 0
+        for each, held in zip(self._opened, group.held, strict=True):
+            end = at + int(np.count_nonzero(held))
+            each.fill(name, held, laid[at:end])
+            at = end
+        return laid
+
+    def _chunk(self, name: str, values: Matrix) -> None:
+        for block, row in enumerate(range(0, values.shape[1], codec.BLOCK_ROWS)):
+            body = codec.pack(np.ascontiguousarray(values[:, row : row + codec.BLOCK_ROWS].T))
+            self.chunks.append((name, block, body))
+
+    def _roll(self, name: str, values: Matrix, seen: Flags | None, group: _Group) -> None:
+        steps = group.steps
+        if group.order is not None:
+            steps, values = steps[group.order], values[group.order]
+            seen = None if seen is None else seen[group.order]
+        for width, rolled in rollup.roll(steps, values, seen):
+            for aggregate in rollup.AGGREGATES:
+                if rolled.plain and aggregate in rollup.COUNTS:
+                    continue  # they follow from the steps
+                told = rolled.values[aggregate]
+                if self._bits and name in _ROUNDABLE and aggregate == "mean":
+                    told = codec.rounded(told, self._bits)
+                body = codec.pack(np.ascontiguousarray(told.T))
+                self.rollups.append((width, name, aggregate, body))
+
+
+def _ints(values: Iterable[int]) -> Ints:
+    return np.fromiter(values, np.int64)

@@ -1,0 +1,171 @@
+"""Numbers as compressed bytes: rows of float32 over time, bit for bit.
+
+A row's values lie close to their neighbours in time, so each is told as the difference of its
+bit pattern from the last one's, folded to small unsigned numbers (zigzag), and the four bytes
+of all of them lie in planes: planes of exponents compress well, planes of noise do not slow
+the others. Measured beside no delta and XOR: 4 % smaller at the same speed. A column that was
+not measured at most steps keeps a bit per hole; one that never changes keeps its value alone.
+"""
+
+from __future__ import annotations
+
+import struct
+
+import numpy as np
+import zstandard
+from numpy.typing import NDArray
+
+from gradwarden_server.joins import Matrix
+
+Words = NDArray[np.uint32]
+
+BLOCK_ROWS = 16
+"""Rows that are packed together: one layer's history reads few others with it."""
+
+HOLE = 0x7FC00000
+"""The bits of the NaN that stands for "not measured"; any other NaN is kept as it is."""
+
+_CONSTANT, _DENSE, _SPARSE = 1, 2, 3
+_PRELUDE = struct.Struct("<BII")
+_BITS = struct.Struct("<I")
+_LEVEL = 1
+_MOST_VALUES = 1 << 28
+
+
+class Corrupt(ValueError):
+    """Bytes that this module did not write, or that were damaged since."""
+
+
+def pack(values: Matrix) -> bytes:
+    """[rows, steps] float32 as bytes that :func:`unpack` gives back bit for bit."""
+    words = np.ascontiguousarray(values, np.float32).view(np.uint32)
+    prelude = words.shape
+    bits = constant(words)
+    if bits is not None:
+        return _PRELUDE.pack(_CONSTANT, *prelude) + _BITS.pack(bits)
+    held = words != HOLE
+    if 2 * int(np.count_nonzero(held)) < words.size:
+        mask = np.packbits(held).tobytes()
+        return _PRELUDE.pack(_SPARSE, *prelude) + _compress(mask + _planes(words[held][None, :]))
+    return _PRELUDE.pack(_DENSE, *prelude) + _compress(_planes(words))
+
+
+def unpack(body: bytes) -> Matrix:
+    """The [rows, steps] float32 that were packed; a fresh array.
+
+    Raises:
+        Corrupt: the bytes are not whole.
+    """
+    try:
+        kind, rows, steps = _PRELUDE.unpack_from(body)
+        size = rows * steps
+        if size > _MOST_VALUES:
+            raise Corrupt(f"{rows} x {steps} values")
+        if kind == _CONSTANT:
+            (bits,) = _BITS.unpack_from(body, _PRELUDE.size)
+            return filled(rows, steps, bits)
+        payload = body[_PRELUDE.size :]
+        if kind == _DENSE:
+            return _words(_decompress(payload, 4 * size), (rows, steps)).view(np.float32)
+        if kind == _SPARSE:
+            return _sparse(payload, rows, steps)
+    except (struct.error, zstandard.ZstdError, ValueError) as error:
+        raise Corrupt(str(error)) from None
+    raise Corrupt(f"codec {kind}")
+
+
+def filled(rows: int, steps: int, bits: int) -> Matrix:
+    """[rows, steps] of one value, given by its bits."""
+    return np.full((rows, steps), bits, np.uint32).view(np.float32)
+
+
+def constant(words: Words) -> int | None:
+    """The bits that all words share, or None; nothing shares those of zero."""
+    if not words.size:
+        return 0
+    first = int(words.flat[0])
+    return first if bool((words == first).all()) else None
+
+
+def rounded(values: Matrix, bits: int) -> Matrix:
+    """Finite values rounded to ``bits`` bits of mantissa, to nearest, ties to even.
+
+    The relative error of normal numbers is at most 2**-(bits + 1): 1.2e-4 for 12 bits. What
+    would round up to infinity is cut off instead; NaN and infinity stay as they are.
+    """
+    drop = 23 - bits
+    words = np.ascontiguousarray(values, np.float32).view(np.uint32)
+    odd = (words >> np.uint32(drop)) & np.uint32(1)
+    half = np.uint32((1 << (drop - 1)) - 1)
+    kept = np.uint32(0xFFFFFFFF << drop & 0xFFFFFFFF)
+    up = (words + half + odd) & kept
+    up = np.where((up & np.uint32(0x7F800000)) == np.uint32(0x7F800000), words & kept, up)
+    finite = (words & np.uint32(0x7F800000)) != np.uint32(0x7F800000)
+    return np.where(finite, up, words).view(np.float32)
+
+
+def pack_words(words: NDArray[np.uint64]) -> bytes:
+    """[n, W] 64-bit words, which hold no order to make use of, as byte planes."""
+    raw = np.ascontiguousarray(words, "<u8")
+    planes = np.ascontiguousarray(raw.view(np.uint8).reshape(-1, 8).T).tobytes()
+    return _PRELUDE.pack(0, *raw.shape) + _compress(planes)
+
+
+def unpack_words(body: bytes) -> NDArray[np.uint64]:
+    """The [n, W] words that :func:`pack_words` took.
+
+    Raises:
+        Corrupt: the bytes are not whole.
+    """
+    try:
+        _, n, width = _PRELUDE.unpack_from(body)
+        planes = _decompress(body[_PRELUDE.size :], 8 * n * width)
+        flat = np.frombuffer(planes, np.uint8).reshape(8, -1)
+        return np.ascontiguousarray(flat.T).view("<u8").reshape(n, width).astype(np.uint64)
+    except (struct.error, zstandard.ZstdError, ValueError) as error:
+        raise Corrupt(str(error)) from None
+
+
+def _planes(words: Words) -> bytes:
+    """Zigzag differences along the last axis, byte plane by byte plane."""
+    signed = words.view(np.int32)
+    steps = np.empty_like(signed)
+    steps[:, :1] = signed[:, :1]
+    np.subtract(signed[:, 1:], signed[:, :-1], out=steps[:, 1:])
+    folded = (steps << 1) ^ (steps >> 31)
+    return np.ascontiguousarray(folded.view(np.uint8).reshape(-1, 4).T).tobytes()
+
+
+def _words(planes: bytes, shape: tuple[int, int]) -> Words:
+    flat = np.frombuffer(planes, np.uint8).reshape(4, -1)
+    folded = np.empty((flat.shape[1], 4), np.uint8)
+    for plane in range(4):
+        folded[:, plane] = flat[plane]
+    words = folded.reshape(-1).view(np.uint32).reshape(shape)
+    steps = (words >> np.uint32(1)) ^ (np.uint32(0) - (words & np.uint32(1)))
+    return np.cumsum(steps, axis=1, dtype=np.uint32)
+
+
+def _sparse(payload: bytes, rows: int, steps: int) -> Matrix:
+    size = rows * steps
+    mask_bytes = (size + 7) // 8
+    raw = zstandard.ZstdDecompressor().decompress(payload, max_output_size=mask_bytes + 4 * size)
+    held = np.unpackbits(np.frombuffer(raw[:mask_bytes], np.uint8), count=size).astype(np.bool_)
+    count = int(np.count_nonzero(held))
+    if len(raw) != mask_bytes + 4 * count:
+        raise Corrupt(f"{len(raw)} bytes for {count} values")
+    words = np.full(size, HOLE, np.uint32)
+    if count:
+        words[held] = _words(raw[mask_bytes:], (1, count))[0]
+    return words.reshape(rows, steps).view(np.float32)
+
+
+def _compress(raw: bytes) -> bytes:
+    return zstandard.ZstdCompressor(level=_LEVEL).compress(raw)
+
+
+def _decompress(payload: bytes, size: int) -> bytes:
+    raw = zstandard.ZstdDecompressor().decompress(payload, max_output_size=size)
+    if len(raw) != size:
+        raise Corrupt(f"{len(raw)} of {size} bytes")
+    return raw

@@ -1,0 +1,303 @@
+"""Reading segments: what a stream said over many steps, column by column.
+
+Bodies are verified against their checksums. What is damaged is refused by name, and nothing
+else is.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from sqlalchemy import Select, select
+
+from gradwarden_server.joins import Matrix
+from gradwarden_server.store import codec, rollup, spine
+from gradwarden_server.store import tables as t
+from gradwarden_server.store.cache import Cache
+from gradwarden_server.store.database import Database
+from gradwarden_server.store.errors import Damaged
+from gradwarden_server.store.rollup import Ints
+from gradwarden_server.store.spine import Spine
+
+_Body = tuple[int, bytes]
+T = TypeVar("T")
+
+_PAGE = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """One sealed segment: it stands for its stream's batches from position0 to position1.
+
+    Its rank holds one of ``shards`` parts of its group's parameters. ``held`` tells which of
+    its values are still there: "raw" all, "rollup" no chunks, "coarse" no narrow roll-ups.
+    """
+
+    id: int
+    stream_id: int
+    run: str
+    attempt: str
+    ordinal: int
+    rank: int
+    group: int
+    shard: int
+    shards: int
+    position0: int
+    position1: int
+    step0: int
+    step1: int
+    t0_ns: int
+    t1_ns: int
+    frames: int
+    matrices: int
+    layout: str
+    held: str
+
+    @property
+    def place(self) -> str:
+        """Where it belongs, for people."""
+        return f"run {self.run!r}, rank {self.rank}, steps {self.step0} to {self.step1}"
+
+
+class SegmentReader:
+    """Sealed segments of runs; reads page in short transactions."""
+
+    def __init__(self, database: Database, cache: Cache) -> None:
+        self._database = database
+        self._cache = cache
+
+    def index(self, project: str, run: str, first: int, last: int) -> list[Segment]:
+        """The segments that touch steps [first, last], by attempt, then log position."""
+        statement = _segments(project, run).where(
+            t.segment.c.step1 >= first, t.segment.c.step0 <= last
+        )
+        with self._database.read() as connection:
+            return [Segment(**row._asdict()) for row in connection.execute(statement)]
+
+    def past(self, project: str, run: str, position: int, until: int) -> list[Segment]:
+        """The segments that hold batches of log positions in (position, until]."""
+        statement = _segments(project, run).where(
+            t.segment.c.position1 > position, t.segment.c.position0 <= until
+        )
+        with self._database.read() as connection:
+            return [Segment(**row._asdict()) for row in connection.execute(statement)]
+
+    def spines(self, segments: Sequence[Segment]) -> Iterator[tuple[Segment, Spine]]:
+        """Each segment with its spine.
+
+        Raises:
+            Damaged: the body of one is.
+        """
+        for start in range(0, len(segments), _PAGE):
+            page = segments[start : start + _PAGE]
+            held = {s.id: self._cache.get(("spine", s.id)) for s in page}
+            missing = [s for s in page if held[s.id] is None]
+            statement = select(t.segment.c.id, t.segment.c.crc32, t.segment.c.body).where(
+                t.segment.c.id.in_([s.id for s in missing])
+            )
+            for segment, body in self._bodies(missing, statement).items():
+                found = _checked(segment, "its spine", body, spine.unpack)
+                self._cache.keep(("spine", segment.id), found, found.size)
+                held[segment.id] = found
+            for segment in page:  # retention may have taken one away meanwhile
+                spine_of: Spine | None = held[segment.id]
+                if spine_of is not None:
+                    yield segment, spine_of
+
+    def block(
+        self, told: Sequence[tuple[Segment, Spine]], quantity: str, row: int
+    ) -> Iterator[tuple[Segment, Spine, Matrix]]:
+        """[r, m] of the block of rows that ``row`` is in, over the matrices that measured it.
+
+        Segments that have no such column, row or chunks any more are left out.
+
+        Raises:
+            Damaged: a chunk is.
+        """
+        block = row // codec.BLOCK_ROWS
+        some = [(s, p) for s, p in told if quantity in p.columns and row < p.parameters]
+        for start in range(0, len(some), _PAGE):
+            page = some[start : start + _PAGE]
+            chunked = [s for s, p in page if quantity not in p.constants and s.held == "raw"]
+            statement = select(t.chunk.c.segment_id, t.chunk.c.crc32, t.chunk.c.body).where(
+                t.chunk.c.segment_id.in_([s.id for s in chunked]),
+                t.chunk.c.quantity == quantity,
+                t.chunk.c.block == block,
+            )
+            bodies = self._bodies(chunked, statement)
+            for segment, held in page:
+                if quantity in held.constants:
+                    rows = min(codec.BLOCK_ROWS, held.parameters - block * codec.BLOCK_ROWS)
+                    steps = held.measured[held.columns[quantity]].size
+                    yield segment, held, codec.filled(rows, steps, held.constants[quantity])
+                elif segment in bodies:
+                    what = f"{quantity} of rows {block * codec.BLOCK_ROWS} and on"
+                    yield segment, held, _checked(segment, what, bodies[segment], codec.unpack)
+
+    def matrices(self, segment: Segment, held: Spine, columns: Sequence[str]) -> Matrix:
+        """[m, L, K] of these columns over the segment's matrices; NaN where not measured.
+
+        Raises:
+            Damaged: a chunk is.
+        """
+        found = np.full((segment.matrices, held.parameters, len(columns)), np.nan, np.float32)
+        wanted = [c for c in columns if c in held.columns and c not in held.constants]
+        bodies = self.chunks(segment, wanted)
+        for k, column in enumerate(columns):
+            if column not in held.columns:
+                continue
+            at = held.measured[held.columns[column]]
+            if column in held.constants:
+                words = np.uint32(held.constants[column])
+                found[at, :, k] = words.view(np.float32)
+                continue
+            for block, body in sorted(bodies.get(column, {}).items()):
+                row = block * codec.BLOCK_ROWS
+                what = f"{column} of rows {row} and on"
+                rows = _checked(segment, what, body, codec.unpack)
+                found[at, row : row + len(rows), k] = rows.T
+        return found
+
+    def words(self, segment: Segment, name: str) -> NDArray[np.uint64]:
+        """[n, W] 64-bit words that were kept under this name; none where there were none.
+
+        Raises:
+            Damaged: they are.
+        """
+        body = self.chunks(segment, [name]).get(name, {}).get(0)
+        if body is None:
+            return np.zeros((0, 0), np.uint64)
+        return _checked(segment, name, body, codec.unpack_words)
+
+    def chunks(self, segment: Segment, quantities: Sequence[str]) -> dict[str, dict[int, _Body]]:
+        """Checksum and body by quantity and block of rows."""
+        statement = (
+            select(t.chunk.c.quantity, t.chunk.c.block, t.chunk.c.crc32, t.chunk.c.body)
+            .where(t.chunk.c.segment_id == segment.id, t.chunk.c.quantity.in_(quantities))
+            .order_by(t.chunk.c.quantity, t.chunk.c.block)
+        )
+        found: dict[str, dict[int, _Body]] = {}
+        with self._database.read() as connection:
+            for row in connection.execute(statement):
+                found.setdefault(row.quantity, {})[row.block] = row.crc32, row.body
+        return found
+
+    def rollups(
+        self,
+        told: Sequence[tuple[Segment, Spine]],
+        width: int,
+        quantity: str,
+        aggregates: Sequence[str],
+    ) -> Iterator[tuple[Segment, Ints, Mapping[str, Matrix]]]:
+        """Each segment with its bucket numbers and [rows, buckets] of each aggregate.
+
+        Segments that do not have the column are left out.
+
+        Raises:
+            Damaged: a roll-up is.
+        """
+        some = [(s, p) for s, p in told if quantity in p.columns]
+        for start in range(0, len(some), _PAGE):
+            page = some[start : start + _PAGE]
+            held = {s.id: self._cache.get(("rollup", s.id, width, quantity)) or {} for s, _ in page}
+            missing = [
+                s
+                for s, p in page
+                if quantity not in p.constants and not set(aggregates) <= set(held[s.id])
+            ]
+            statement = select(
+                t.rollup.c.segment_id, t.rollup.c.crc32, t.rollup.c.body, t.rollup.c.aggregate
+            ).where(
+                t.rollup.c.segment_id.in_([s.id for s in missing]),
+                t.rollup.c.width == width,
+                t.rollup.c.quantity == quantity,
+                t.rollup.c.aggregate.in_(aggregates),
+            )
+            by_id = {s.id: s for s in missing}
+            with self._database.read() as connection:
+                rows = connection.execute(statement).all() if missing else []
+            fresh: dict[int, dict[str, Matrix]] = {}
+            for row in rows:
+                segment = by_id[row.segment_id]
+                what = f"{row.aggregate} of {quantity} over {width} steps"
+                body = row.crc32, row.body
+                found = _checked(segment, what, body, codec.unpack)
+                fresh.setdefault(row.segment_id, {})[row.aggregate] = found
+            for number, arrays in fresh.items():
+                held[number] = {**held[number], **arrays}
+                size = sum(a.nbytes for a in held[number].values())
+                self._cache.keep(("rollup", number, width, quantity), held[number], size)
+            for segment, told_spine in page:
+                yield _rolled(segment, told_spine, width, quantity, aggregates, held[segment.id])
+
+    def _bodies(self, segments: Sequence[Segment], statement: Select[Any]) -> dict[Segment, _Body]:
+        """Checksum and body of each, as far as there is one."""
+        if not segments:
+            return {}
+        by_id = {s.id: s for s in segments}
+        with self._database.read() as connection:
+            rows = connection.execute(statement).all()
+        return {by_id[number]: (crc32, body) for number, crc32, body in rows}
+
+
+def _segments(project: str, run: str) -> Select[Any]:
+    columns = [t.segment.c[name] for name in Segment.__dataclass_fields__ if name in t.segment.c]
+    return (
+        select(*columns, t.run.c.run, t.attempt.c.attempt, t.attempt.c.ordinal)
+        .add_columns(*(t.stream.c[name] for name in ("rank", "group", "shard", "shards")))
+        .join(t.stream, t.stream.c.id == t.segment.c.stream_id)
+        .join(t.attempt, t.attempt.c.id == t.stream.c.attempt_id)
+        .join(t.run, t.run.c.id == t.segment.c.run_id)
+        .where(
+            t.run.c.project == project,
+            t.run.c.run == run,
+            t.run.c.deleted_ns.is_(None),
+            t.segment.c.sealed,
+        )
+        .order_by(t.attempt.c.ordinal, t.segment.c.position0)
+    )
+
+
+def _rolled(
+    segment: Segment,
+    told: Spine,
+    width: int,
+    quantity: str,
+    aggregates: Sequence[str],
+    held: Mapping[str, Matrix],
+) -> tuple[Segment, Ints, Mapping[str, Matrix]]:
+    """The buckets of a segment; what is not stored follows from its steps or its constant."""
+    steps = np.sort(told.steps[told.frames_of(quantity)])
+    numbers, starts = rollup.buckets(steps, width)
+    sizes = np.diff(np.append(starts, steps.size)).astype(np.float32)
+    shape = (told.parameters, numbers.size)
+    found: dict[str, Matrix] = {}
+    for name in aggregates:
+        if name in held:
+            found[name] = held[name]
+            continue
+        bits = told.constants.get(quantity)
+        value = np.float32(np.nan) if bits is None else np.uint32(bits).view(np.float32)
+        plain = bits is None or bool(np.isfinite(value))
+        if name == "count":
+            found[name] = np.broadcast_to(sizes if plain else np.float32(0), shape)
+        elif name == "nonfinite":
+            found[name] = np.broadcast_to(sizes if np.isinf(value) else np.float32(0), shape)
+        else:
+            found[name] = np.full(shape, value if plain else np.nan, np.float32)
+    return segment, numbers, found
+
+
+def _checked(segment: Segment, what: str, stored: _Body, unpack: Callable[[bytes], T]) -> T:
+    crc32, body = stored
+    if zlib.crc32(body) != crc32:
+        raise Damaged(segment.place, what, "its checksum does not match")
+    try:
+        return unpack(body)
+    except codec.Corrupt as error:
+        raise Damaged(segment.place, what, str(error)) from None
