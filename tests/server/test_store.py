@@ -11,6 +11,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
@@ -28,10 +29,11 @@ from gradwarden_server.store.errors import (
     UnknownStream,
 )
 from gradwarden_server.store.evaluation import Cursor, EvaluationStore, Snapshot
-from gradwarden_server.store.frames import FUTURE_NS, FrameLog
+from gradwarden_server.store.frames import FrameLog
 from gradwarden_server.store.history import History
+from gradwarden_server.store.placing import FUTURE_NS
 from gradwarden_server.store.recorded import RecordedSeries
-from gradwarden_server.store.records import LIVE_NS, Heartbeat, StartRequest
+from gradwarden_server.store.records import LIVE_NS, Ack, Heartbeat, StartRequest
 from gradwarden_server.store.runs import RunStore
 
 NOW = 1_800_000_000_000_000_000
@@ -65,8 +67,12 @@ class Store:
         request = StartRequest(run, attempt, rank, **{**values, **facts})  # type: ignore[arg-type]
         return self.runs.start(PROJECT, request, at).result().ordinal
 
+    def append(self, batch: wire.Batch, at: int = NOW) -> Future[Ack]:
+        raw = wire.encode(batch)
+        return self.frames.append(PROJECT, wire.check(raw).header, raw, at)
+
     def send(self, batch: wire.Batch, at: int = NOW) -> tuple[int, int]:
-        ack = self.frames.append(PROJECT, batch, wire.encode(batch), at).result()
+        ack = self.append(batch, at).result()
         return ack.stored, ack.duplicate
 
     def beat(self, attempt: str, at: int, sent: int | None = None, rank: int = 0) -> None:
@@ -169,7 +175,7 @@ def test_positions_are_dense_and_in_commit_order(store: Store) -> None:
     for rank in range(4):
         store.start(rank=rank)
     acks = [
-        store.frames.append(PROJECT, b, wire.encode(b), NOW)
+        store.append(b)
         for seq in range(1, 11)
         for b in [batch(frame(seq), rank=rank) for rank in range(4)]
     ]

@@ -16,7 +16,7 @@ from sqlalchemy.exc import IntegrityError
 from gradwarden import wire
 from gradwarden_server.store.database import Database, Priority
 from gradwarden_server.store.errors import Unavailable
-from tests.server.test_store import LAYOUT, NOW, PROJECT, Store, batch, frame
+from tests.server.test_store import LAYOUT, PROJECT, Store, batch, frame
 
 PATIENCE = 20.0
 
@@ -128,11 +128,11 @@ def test_two_processes_that_store_one_stream_at_once_keep_the_seqs_of_both(
     early, late = batch(frame(1), frame(2)), batch(frame(3), frame(4))
     gate = Gate(one.database)
     gate.wait()
-    first = one.frames.append(PROJECT, early, wire.encode(early), NOW)
+    first = one.append(early)
     held = Gate(one.database, key="z")  # in the same commit, after the batch
     gate.open()
     held.wait()
-    second = two.frames.append(PROJECT, late, wire.encode(late), NOW)
+    second = two.append(late)
     waiting = text("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
     deadline = time.monotonic() + PATIENCE
     while not _scalar(one.database, waiting):

@@ -83,20 +83,21 @@ async def ingest(request: Request, who: Ingester, parts: PartsDep) -> schemas.In
     as_json = _check_media_type(request)
     raw = await request.body()
     if len(raw) > _INLINE_BYTES:
-        batch, raw = await run_in_threadpool(_decode, raw, as_json, _limits(parts))
+        message = await run_in_threadpool(_check, raw, as_json, _limits(parts))
     else:
-        batch, raw = _decode(raw, as_json, _limits(parts))
-    key = batch.stream
+        message = _check(raw, as_json, _limits(parts))
+    header = message.header
+    key, nonfinite = header.stream, _nonfinite(message)
     logs.bind(run=key.run)
     with (
-        span("commit", run=key.run, frames=len(batch.frames)),
+        span("commit", run=key.run, frames=header.n),
         parts.telemetry.ingest_commit_seconds.time(),
     ):
-        append = parts.frames.append(who.project, batch, raw, time.time_ns())
+        append = parts.frames.append(who.project, header, message.data, time.time_ns())
         ack = await parts.written(append)
     parts.telemetry.ingest_frames.inc(ack.stored)
     if ack.stored:
-        parts.telemetry.add_nonfinite(who.project, key.run, _nonfinite(batch))
+        parts.telemetry.add_nonfinite(who.project, key.run, nonfinite)
     return schemas.IngestAnswer(
         stored=ack.stored,
         duplicate=ack.duplicate,
@@ -167,12 +168,15 @@ def _check_media_type(request: Request) -> bool:
     return False
 
 
-def _decode(raw: bytes, as_json: bool, limits: wire.Limits) -> tuple[wire.Batch, bytes]:
-    """The batch and its wire form, which is what the log keeps."""
+def _check(raw: bytes, as_json: bool, limits: wire.Limits) -> wire.Message:
+    """The message in its binary form, with events that any database and any page can hold."""
     try:
-        batch = wire.from_json(_json(raw), limits) if as_json else wire.decode(raw, limits)
-        clean = _cleaned(batch)
-        return clean, wire.encode(clean) if as_json or clean is not batch else raw
+        if as_json:
+            raw = wire.encode(wire.from_json(_json(raw), limits))
+        message = wire.check(raw, limits)
+        if any(plain(dict(e)) != e for events in message.header.events for e in events):
+            message = wire.check(wire.encode(_cleaned(message.batch())), limits)
+        return message
     except wire.WireError:
         raise
     except _ABSURD as error:
@@ -180,13 +184,11 @@ def _decode(raw: bytes, as_json: bool, limits: wire.Limits) -> tuple[wire.Batch,
 
 
 def _cleaned(batch: wire.Batch) -> wire.Batch:
-    """The batch with events that any database and any page can hold."""
-    frames = []
-    for frame in batch.frames:
-        events = tuple(plain(dict(event)) for event in frame.events)
-        frames.append(replace(frame, events=events) if events != frame.events else frame)
-    same = all(new is old for new, old in zip(frames, batch.frames, strict=True))
-    return batch if same else replace(batch, frames=tuple(frames))
+    frames = [
+        replace(frame, events=tuple(plain(dict(event)) for event in frame.events))
+        for frame in batch.frames
+    ]
+    return replace(batch, frames=tuple(frames))
 
 
 def _json(raw: bytes) -> Any:
@@ -200,14 +202,15 @@ def _json(raw: bytes) -> Any:
         raise Problem("malformed", detail, field="body") from None
 
 
-def _nonfinite(batch: wire.Batch) -> int:
+def _nonfinite(message: wire.Message) -> int:
     """NaN and Inf values that a batch reports; a row that was not observed counts none."""
-    columns = [i for i, name in enumerate(batch.quantities) if name in ("nan", "inf")]
-    values = np.frombuffer(b"".join(f.values for f in batch.frames), dtype="<f4")
-    if not columns or not values.size:
-        return 0
-    counts = values.reshape(-1, len(batch.quantities))[:, columns]
-    return int(counts[np.isfinite(counts) & (counts > 0)].sum(dtype=np.float64))
+    count = 0
+    for name in ("nan", "inf"):
+        planes = np.frombuffer(message.column(name), dtype=np.uint8)
+        if planes.any():
+            counts = np.ascontiguousarray(planes.reshape(4, -1).T).view("<f4")
+            count += int(counts[np.isfinite(counts) & (counts > 0)].sum(dtype=np.float64))
+    return count
 
 
 def _limits(parts: Parts) -> wire.Limits:

@@ -9,8 +9,9 @@ from typing import Any
 from sqlalchemy import Connection, Row, bindparam, func, select
 
 from gradwarden import wire
-from gradwarden_server.store import streams
+from gradwarden_server.store import arrivals, streams
 from gradwarden_server.store import tables as t
+from gradwarden_server.store.arrivals import Arrival, Beat, Start
 from gradwarden_server.store.database import Database
 from gradwarden_server.store.records import (
     AttemptRecord,
@@ -73,17 +74,13 @@ class RunStore:
 
         The future raises RunAlreadyLive when another live process holds the same rank.
         """
-        return self._database.write(
-            lambda connection: streams.start(connection, project, request, received_ns),
-            key=request.run,
-        )
+        arrival: Arrival = Start(project, request, received_ns)
+        return self._database.write_together(arrivals.take, arrival, key=arrivals.KEY)
 
     def heartbeat(self, project: str, beat: Heartbeat, received_ns: int) -> Future[None]:
         """Note a sign of life; the future raises UnknownStream or RunAlreadyLive."""
-        return self._database.write(
-            lambda connection: streams.heartbeat(connection, project, beat, received_ns),
-            key=beat.run,
-        )
+        arrival: Arrival = Beat(project, beat, received_ns)
+        return self._database.write_together(arrivals.take, arrival, key=arrivals.KEY)
 
     def put_layout(self, project: str, layout: wire.Layout) -> Future[str]:
         """Keep a layout under its hash; the same layout twice is one row."""
@@ -94,7 +91,7 @@ class RunStore:
             connection.execute(streams.insert_or_ignore(connection, t.layout).values(row))
             return layout.hash
 
-        return self._database.write(job)
+        return self._database.write(job, key=f"layout {layout.hash}")
 
     def layout(self, project: str, digest: str) -> wire.Layout | None:
         """The layout of that hash, or None."""

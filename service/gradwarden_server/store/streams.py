@@ -1,21 +1,17 @@
-"""Streams in the making: one process announces itself, and shows that it lives.
-
-Functions of a connection, called within one write each.
-"""
+"""Streams in the making: one process announces itself as a rank of an attempt of a run."""
 
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import Any, Protocol
 
-from sqlalchemy import Connection, Row, and_, bindparam, insert, or_, select, update
+from sqlalchemy import Connection, Row, and_, insert, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from gradwarden_server.store import tables as t
-from gradwarden_server.store.errors import RunAlreadyLive, RunDeleted, UnknownStream
-from gradwarden_server.store.records import LIVE_NS, Heartbeat, Started, StartRequest
+from gradwarden_server.store.errors import RunAlreadyLive, RunDeleted
+from gradwarden_server.store.records import LIVE_NS, Started, StartRequest
 
-_CLOCK_WINDOW_NS = 600 * 1_000_000_000
 _FACTS = (
     "name",
     "training_job",
@@ -29,20 +25,6 @@ _FACTS = (
     "git_commit",
     "cost_per_hour",
     "target_loss",
-)
-
-# Asked for every batch, so it is put together once. The run first: all lock in that order.
-_FIND = (
-    select(t.stream, t.run.c.position, t.run.c.deleted_ns)
-    .join(t.attempt, t.attempt.c.id == t.stream.c.attempt_id)
-    .join(t.run, t.run.c.id == t.stream.c.run_id)
-    .where(
-        t.run.c.project == bindparam("in_project"),
-        t.run.c.run == bindparam("in_run"),
-        t.attempt.c.attempt == bindparam("in_attempt"),
-        t.stream.c.rank == bindparam("in_rank"),
-    )
-    .with_for_update(of=(t.run, t.stream), key_share=True)
 )
 
 
@@ -60,40 +42,20 @@ def ensure_project(connection: Connection, project: str) -> None:
     )
 
 
-def find_stream(
-    connection: Connection, project: str, run: str, attempt: str, rank: int
-) -> Row[Any]:
-    """The stream's row with its run's, both locked.
+class Holder(Protocol):
+    """The process that a stream belongs to."""
 
-    Locking the run alone would not do: where PostgreSQL has to wait for the lock, it reads
-    only locked rows anew, and the stream's received seqs would be those from before the wait.
-
-    Raises:
-        UnknownStream: there is none.
-        RunDeleted: someone deleted its run.
-    """
-    key = {"in_project": project, "in_run": run, "in_attempt": attempt, "in_rank": rank}
-    row = connection.execute(_FIND, key).one_or_none()
-    if row is None:
-        raise UnknownStream(run, attempt, rank)
-    if row.deleted_ns is not None:
-        raise RunDeleted(run)
-    return row
+    rank: int
+    nonce: str
+    host: str
+    pid: int
+    last_seen_ns: int
 
 
-def check_holder(row: Row[Any], run: str, nonce: str, now_ns: int) -> None:
-    """Refuse a process that is not the one which started this stream.
-
-    Raises:
-        RunAlreadyLive: another nonce holds it.
-    """
-    if row.nonce != nonce:
-        raise _already_live(row, run, now_ns)
-
-
-def _already_live(row: Row[Any], run: str, now_ns: int) -> RunAlreadyLive:
-    seconds = max(0, now_ns - row.last_seen_ns) / 1e9
-    return RunAlreadyLive(run, row.rank, row.host, row.pid, row.nonce, seconds)
+def already_live(holder: Holder | Row[Any], run: str, now_ns: int) -> RunAlreadyLive:
+    """The refusal of every other process that speaks for this stream."""
+    seconds = max(0, now_ns - holder.last_seen_ns) / 1e9
+    return RunAlreadyLive(run, holder.rank, holder.host, holder.pid, holder.nonce, seconds)
 
 
 def start(connection: Connection, project: str, request: StartRequest, received_ns: int) -> Started:
@@ -197,10 +159,10 @@ def _ensure_stream(
             continue
         live = not row.ended and (row.heartbeat_ns or 0) > received_ns - LIVE_NS
         if live and not request.takeover:
-            raise _already_live(row, request.run, received_ns)
+            raise already_live(row, request.run, received_ns)
         if row is own and not request.takeover and not row.ended and row.seqs:
             # The same stream from two processes: their seqs would collide.
-            raise _already_live(row, request.run, received_ns)
+            raise already_live(row, request.run, received_ns)
         if row is not own:
             connection.execute(update(t.stream).where(t.stream.c.id == row.id).values(ended=True))
     values = {
@@ -226,32 +188,3 @@ def _ensure_stream(
             **values,
         )
     )
-
-
-def heartbeat(connection: Connection, project: str, beat: Heartbeat, received_ns: int) -> None:
-    row = find_stream(connection, project, beat.run, beat.attempt, beat.rank)
-    check_holder(row, beat.run, beat.nonce, received_ns)
-    values: dict[str, Any] = {
-        "last_seen_ns": received_ns,
-        "heartbeat_ns": received_ns,
-        "phase": beat.phase,
-        "clock": _windowed_minimum(row.clock, received_ns - beat.sent_ns, received_ns),
-    }
-    if beat.step is not None and (row.last_step is None or beat.step > row.last_step):
-        values |= {"last_step": beat.step, "last_step_ns": received_ns}
-    connection.execute(update(t.stream).where(t.stream.c.id == row.id).values(values))
-    connection.execute(
-        update(t.run).where(t.run.c.id == row.run_id).values(last_seen_ns=received_ns)
-    )
-
-
-def _windowed_minimum(
-    clock: dict[str, int | None] | None, sample: int, now_ns: int
-) -> dict[str, int | None]:
-    """The least of received minus sent over the current and the previous ten minutes."""
-    if clock is None:
-        return {"since": now_ns, "current": sample, "previous": None}
-    since, current = clock["since"] or now_ns, clock["current"]
-    if now_ns - since > _CLOCK_WINDOW_NS:
-        return {"since": now_ns, "current": sample, "previous": current}
-    return {**clock, "current": sample if current is None else min(current, sample)}
