@@ -1,12 +1,15 @@
-"""How many durable single-frame requests a second does one ``gradwarden serve`` take?
+"""How many durable requests a second does one ``gradwarden serve`` take, and at what CPU?
 
-Every client is one live run on a connection of its own, and sends its next frame as soon as
-the last one was acked: no batching, no pipelining, the evaluator at work on every run. The
-frames are made before the clock starts. Service and clients share this machine, so the figure
-is a floor; the CPU of the service includes its start. The last line of stdout is one JSON
-object.
+Every client is one live run on a connection of its own, and sends its next batch as soon as
+the last one was acked: no pipelining, and one frame a batch unless asked otherwise. The
+batches are made before the clock starts. Service and clients share this machine, so requests
+a second are a floor; the CPU of the service is counted from the first batch to the last ack.
+With ``--no-evaluate`` the runs are not judged, so that what is left is taking frames in. The
+last line of stdout is one JSON object.
 
     python benchmarks/ingest_smoke.py --clients 8 --frames 250 --layers 150
+    python benchmarks/ingest_smoke.py --clients 64 --frames 200 --no-evaluate
+    python benchmarks/ingest_smoke.py --frames 3200 --frames-per-batch 32 --layers 200
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import argparse
 import asyncio
 import json
 import os
+import random
 import statistics
 import struct
 import subprocess
@@ -35,16 +39,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--frames", type=int, default=250, help="frames of each client")
+    parser.add_argument("--frames-per-batch", type=int, default=1)
     parser.add_argument("--layers", type=int, default=150)
+    parser.add_argument("--codec", choices=("deflate", "zstd"), default="deflate")
+    parser.add_argument("--db", help="a database URL (a new SQLite file)")
+    parser.add_argument("--no-evaluate", action="store_true", help="take frames in, judge none")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="gradwarden-bench-") as folder:
-        service = _serve(Path(folder))
+        service = _serve(options.db or f"sqlite:///{folder}/gradwarden.sqlite", options)
         try:
-            address = _address(service)
-            figures = asyncio.run(_measure(address, options))
-            figures["server_cpu_ms_per_request"] = round(
-                _cpu_seconds(service.pid) * 1000 / (options.clients * options.frames), 3
-            )
+            figures = asyncio.run(_measure(_address(service), service.pid, options))
         finally:
             service.terminate()
             service.wait(30)
@@ -56,10 +60,12 @@ def main() -> int:
     return 0 if all(met.values()) else 1
 
 
-def _serve(folder: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "gradwarden_server.cli", "serve", "--port", "0"]
+def _serve(db: str, options: argparse.Namespace) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "gradwarden_server.cli", "serve", "--port", "0", "--db", db]
+    evaluate = "0" if options.no_evaluate else "1"
     return subprocess.Popen(
-        [*command, "--db", f"sqlite:///{folder}/gradwarden.sqlite"],
+        command,
+        env=os.environ | {"GRADWARDEN_EVALUATE": evaluate, "GRADWARDEN_RATE_PER_SECOND": "1e6"},
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
@@ -75,29 +81,42 @@ def _address(service: subprocess.Popen[str]) -> tuple[str, int]:
     raise SystemExit("the service did not start")
 
 
-async def _measure(address: tuple[str, int], options: argparse.Namespace) -> dict[str, float]:
+async def _measure(
+    address: tuple[str, int], pid: int, options: argparse.Namespace
+) -> dict[str, float]:
     parameters = tuple(
         wire.Parameter(f"layer.{i}.weight", (64, 64), "float32", f"layer.{i}", "matrix")
         for i in range(options.layers)
     )
     layout = wire.Layout(parameters)
     clients = [_Client(address, f"bench-{i}", layout) for i in range(options.clients)]
-    prepared = [client.bodies(options.frames) for client in clients]
+    prepared = [client.bodies(options) for client in clients]
     await asyncio.gather(*(client.begin() for client in clients))
-    began = time.perf_counter()
+    began, spent_before = time.perf_counter(), _cpu_seconds(pid)
     spent = await asyncio.gather(
         *(client.send(bodies) for client, bodies in zip(clients, prepared, strict=True))
     )
-    seconds = time.perf_counter() - began
+    seconds, cpu = time.perf_counter() - began, _cpu_seconds(pid) - spent_before
+    samples = options.clients * options.frames * options.layers * len(wire.QUANTITIES)
     waits = sorted(wait for each in spent for wait in each)
     return {
         "clients": options.clients,
+        "frames_per_batch": options.frames_per_batch,
         "layers": options.layers,
         "requests": len(waits),
         "requests_per_second": round(len(waits) / seconds, 1),
         "p50_ms": round(statistics.median(waits) * 1000, 2),
         "p99_ms": round(waits[int(0.99 * (len(waits) - 1))] * 1000, 2),
+        "samples_per_second": round(samples / seconds),
+        "server_cpu_us_per_request": round(cpu * 1e6 / len(waits)),
+        "server_cpu_ns_per_sample": round(cpu * 1e9 / samples, 2),
     }
+
+
+def _matrix(rows: int, chance: random.Random) -> bytes:
+    """Norms whose mantissas are noise, as those of real gradients are; counts that are small."""
+    norms = [chance.uniform(0.9, 1.1) for _ in range(rows)]
+    return b"".join(struct.pack("<6f", norm, norm / 2, 0.0, 0.0, 3.0, 3.0) for norm in norms)
 
 
 def _cpu_seconds(pid: int) -> float:
@@ -113,18 +132,27 @@ class _Client:
         self._key = wire.StreamKey(run, "a1", 0, "n1")
         self._layout = layout
 
-    def bodies(self, frames: int) -> list[bytes]:
-        """One message a frame."""
-        row = struct.pack("<6f", 1.0, 0.5, 0.0, 0.0, 3.0, 3.0)
-        values = row * len(self._layout.parameters)
+    def bodies(self, options: argparse.Namespace) -> list[bytes]:
+        """Messages of as many frames each as was asked for."""
+        chance = random.Random(self._key.run)
+        rows = len(self._layout.parameters)
         made = []
-        for seq in range(1, frames + 1):
+        for first in range(1, options.frames + 1, options.frames_per_batch):
             now = time.time_ns()
-            frame = wire.Frame(seq, seq - 1, now, {"loss": 1.0}, capture="unclipped", values=values)
-            batch = wire.Batch(
-                self._key, (frame,), self._layout.hash, len(self._layout.parameters), sent_ns=now
+            seqs = range(first, min(first + options.frames_per_batch, options.frames + 1))
+            frames = tuple(
+                wire.Frame(
+                    seq,
+                    seq - 1,
+                    now,
+                    {"loss": 1.0},
+                    capture="unclipped",
+                    values=_matrix(rows, chance),
+                )
+                for seq in seqs
             )
-            made.append(wire.encode(batch))
+            batch = wire.Batch(self._key, frames, self._layout.hash, rows, sent_ns=now)
+            made.append(wire.encode(batch, options.codec))
         return made
 
     async def begin(self) -> None:
@@ -143,7 +171,7 @@ class _Client:
             began = time.perf_counter()
             answer = await self._post("/v1/ingest", wire.MEDIA_TYPE, body)
             spent.append(time.perf_counter() - began)
-            if answer["stored"] != 1:
+            if not answer["stored"]:
                 raise SystemExit(f"not stored: {answer}")
         return spent
 
