@@ -1,0 +1,255 @@
+"""Our service: real batches to its HTTP endpoint, and what its database holds of them after."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import struct
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+
+from gradwarden import wire
+from ingest_peers import client, programs
+from ingest_peers.recording import WINDOW, Stream, Window
+
+BACKLOG = "gradwarden_compaction_backlog_frames"
+LAG = "gradwarden_evaluator_lag_seconds"
+FAILURES = "gradwarden_compaction_failures_total"
+SETTLE_SECONDS = 120.0
+POLL_SECONDS = 0.25
+HEADERS = (f"Content-Type: {wire.MEDIA_TYPE}",)
+_PRELUDE = struct.Struct("<4sI")
+_SECOND_NS = 1_000_000_000
+
+
+@dataclass(frozen=True)
+class House:
+    """A running service."""
+
+    port: int
+    db: str
+    pids: tuple[int, ...]
+    """The service, and the database's own processes."""
+
+    def metric(self, name: str) -> float | None:
+        """The sum of one of its metrics over all labels; None where there is none."""
+        status, text = programs.get(self.port, "/metrics")
+        if status != 200:
+            raise SystemExit(f"/metrics: {status}")
+        pattern = rf"^{name}(?:{{[^}}]*}})? (\S+)$"
+        found = re.findall(pattern, text.decode(), re.MULTILINE)
+        return sum(map(float, found)) if found else None
+
+    def cpu_seconds(self) -> float:
+        return programs.cpu_seconds(*self.pids)
+
+    def settle(self, metric: str) -> float | None:
+        """Wait until a metric is 0 or moves no more; its last value."""
+        deadline = time.monotonic() + SETTLE_SECONDS
+        last, since = self.metric(metric), time.monotonic()
+        while last and time.monotonic() < deadline and time.monotonic() - since < 20:
+            time.sleep(POLL_SECONDS)
+            now = self.metric(metric)
+            if now != last:
+                last, since = now, time.monotonic()
+        return last
+
+
+@contextmanager
+def serving(
+    database: str, folder: Path, *, evaluate: bool = False, precision_bits: int = 0
+) -> Iterator[House]:
+    """``gradwarden serve`` on a new database, ``sqlite`` or ``postgresql``.
+
+    Raises:
+        programs.Missing: PostgreSQL is not installed.
+    """
+    with ExitStack() as stack:
+        folder.mkdir()
+        db, others = f"sqlite:///{folder}/gradwarden.sqlite", []
+        if database == "postgresql":
+            db, pid = stack.enter_context(programs.postgres())
+            others = [pid]
+        port = programs.free_port()
+        command = [sys.executable, "-m", "gradwarden_server.cli", "serve", "--port", str(port)]
+        foreign = ("GRADWARDEN_", "OTEL_")
+        env = {k: v for k, v in os.environ.items() if not k.startswith(foreign)}
+        env |= {
+            "GRADWARDEN_EVALUATE": str(evaluate).lower(),
+            "GRADWARDEN_PRECISION_BITS": str(precision_bits),
+        }
+        started = programs.running(
+            [*command, "--db", db], folder / "log", env=env, ready=(port, "/healthz")
+        )
+        yield House(port, db, (stack.enter_context(started), *others))
+
+
+def bodies(streams: Sequence[Stream]) -> list[list[client.Body]]:
+    """The batches of each stream, in its order; the last one ends the run.
+
+    A payload is encoded once and put behind the header of every stream that sends it.
+    """
+    payloads: dict[tuple[str, int], tuple[dict[str, Any], bytes]] = {}
+    for stream in streams:
+        name, network = stream.network.name, stream.network
+        for number, window in enumerate(network.windows):
+            if (name, number) not in payloads:
+                payloads[name, number] = _encoded(window, network.layout)
+    return [
+        [
+            client.Body(_message(payloads[stream.network.name, number], stream, turn), samples)
+            for turn, (number, samples) in enumerate(_turns(stream))
+        ]
+        for stream in streams
+    ]
+
+
+def _turns(stream: Stream) -> Iterator[tuple[int, int]]:
+    windows = stream.network.windows
+    for turn in range(len(windows)):
+        number = (turn + stream.shift) % len(windows)
+        yield number, windows[number].samples
+
+
+def _encoded(window: Window, layout: wire.Layout) -> tuple[dict[str, Any], bytes]:
+    """Header and payload of one window as the SDK seals it."""
+    columns = window.columns
+    frames = tuple(
+        replace(
+            frame,
+            seq=1 + at,
+            events=tuple(e for e in frame.events if e["kind"] != "finish"),
+            values=window.values[at][:, columns].astype("<f4").tobytes(),
+        )
+        for at, frame in enumerate(window.frames)
+    )
+    batch = wire.Batch(
+        wire.StreamKey("r", "a", 0, "n"),
+        frames,
+        layout.hash,
+        len(layout.parameters),
+        tuple(wire.COLUMNS[c] for c in columns),
+    )
+    message = wire.encode(batch, "zstd")
+    _, length = _PRELUDE.unpack_from(message)
+    end = _PRELUDE.size + length
+    header: dict[str, Any] = json.loads(message[_PRELUDE.size : end])
+    return header, message[end:]
+
+
+def _message(encoded: tuple[Mapping[str, Any], bytes], stream: Stream, turn: int) -> bytes:
+    header, payload = dict(encoded[0]), encoded[1]
+    first = turn * WINDOW
+    times = stream.times_ns[first : first + WINDOW].tolist()
+    header |= {
+        "run": stream.run,
+        "attempt": "a1",
+        "rank": stream.rank,
+        "nonce": f"n{stream.rank}",
+        "group": stream.rank,
+        "first_seq": first + 1,
+        "steps": list(range(first, first + WINDOW)),
+        "times_ns": times,
+        "sent_ns": times[-1],
+    }
+    if first + WINDOW == stream.network.steps:
+        finish = {"kind": "finish", "status": "finished"}
+        header["events"] = [*header["events"], [WINDOW - 1, finish]]
+    text = json.dumps(header, separators=(",", ":")).encode()
+    return _PRELUDE.pack(wire.MAGIC, len(text)) + text + payload
+
+
+def announce(house: House, streams: Sequence[Stream]) -> None:
+    """The starts and layouts that come before any frame."""
+    starts = [
+        {"run": s.run, "attempt": "a1", "rank": s.rank, "nonce": f"n{s.rank}", "group": s.rank}
+        | {"host": "bench", "pid": 1}
+        for s in streams
+    ]
+    layouts = {s.network.name: s.network.layout.to_json() for s in streams}
+
+    async def post() -> None:
+        connection = await client.Connection.open(("127.0.0.1", house.port))
+        documents = [("/v1/start", start) for start in starts]
+        documents += [("/v1/layouts", layout) for layout in layouts.values()]
+        for path, document in documents:
+            body = json.dumps(document).encode()
+            status, answer, _ = await connection.post(
+                path, ["Content-Type: application/json"], body
+            )
+            if status != 200:
+                raise SystemExit(f"{path}: {status} {answer[:500]!r}")
+        connection.close()
+
+    asyncio.run(post())
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What a database holds after compaction, in bytes."""
+
+    used: int
+    """Pages in use, of all tables and indexes."""
+    spines: int
+    matrices: dict[str, int]
+    """Chunks and roll-ups of each quantity."""
+    logged: int
+    """Bodies of batches that no segment holds yet."""
+    samples: int
+    """Measured values in segments, by the service's own count."""
+
+
+def held(house: House) -> Held:
+    """Read the database itself, after its free pages were given up."""
+    engine = sa.create_engine(house.db)
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+
+        def one(statement: str) -> int:
+            return int(connection.execute(sa.text(statement)).scalar_one() or 0)
+
+        def by_quantity(table: str) -> dict[str, int]:
+            found = connection.execute(
+                sa.text(f"SELECT quantity, SUM(LENGTH(body)) FROM {table} GROUP BY quantity")
+            )
+            return {str(name): int(size) for name, size in found}
+
+        if engine.dialect.name == "sqlite":
+            used = one("PRAGMA page_count") - one("PRAGMA freelist_count")
+            used *= one("PRAGMA page_size")
+        else:
+            connection.execute(sa.text("VACUUM"))
+            used = one("SELECT pg_database_size(current_database())") - house_empty(connection)
+        matrices = by_quantity("chunk")
+        for name, size in by_quantity("rollup").items():
+            matrices[name] = matrices.get(name, 0) + size
+        found = Held(
+            used=used,
+            spines=one("SELECT SUM(LENGTH(body)) FROM segment WHERE sealed"),
+            matrices=matrices,
+            logged=one("SELECT SUM(LENGTH(body)) FROM frame_batch"),
+            samples=one("SELECT SUM(samples) FROM segment WHERE sealed"),
+        )
+    engine.dispose()
+    return found
+
+
+def house_empty(connection: sa.Connection) -> int:
+    """What PostgreSQL's own catalogues weigh, which an empty database has too."""
+    return int(
+        connection.execute(
+            sa.text(
+                "SELECT pg_database_size(current_database()) - COALESCE(SUM("
+                "pg_total_relation_size(c.oid)), 0) FROM pg_class c JOIN pg_namespace n "
+                "ON n.oid = c.relnamespace WHERE n.nspname = 'public' AND c.relkind = 'r'"
+            )
+        ).scalar_one()
+    )
