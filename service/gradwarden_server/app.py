@@ -23,12 +23,16 @@ from gradwarden_server.alerting.watch import Rooms
 from gradwarden_server.api import (
     alerts,
     communication,
+    compare,
+    export,
     health,
     ingest,
     latest,
     pages,
     problems,
+    retention,
     runs,
+    samples,
     series,
     tokens,
 )
@@ -46,6 +50,9 @@ from gradwarden_server.notify.message import Outcome, Sender, Sent
 from gradwarden_server.rules import spec as rules_spec
 from gradwarden_server.settings import Settings
 from gradwarden_server.store.commands import CommandStore
+from gradwarden_server.store.compaction import Compaction
+from gradwarden_server.store.compactor import Compactor
+from gradwarden_server.store.compare import Comparison
 from gradwarden_server.store.database import Database, Priority
 from gradwarden_server.store.entries import LogReader
 from gradwarden_server.store.evaluation import EvaluationStore
@@ -53,11 +60,15 @@ from gradwarden_server.store.fleet import Fleet
 from gradwarden_server.store.frames import FrameLog
 from gradwarden_server.store.history import History
 from gradwarden_server.store.ledger import AlertLedger
+from gradwarden_server.store.maintenance import Janitor
 from gradwarden_server.store.notices import Listener, Topic
 from gradwarden_server.store.outbox import Outbox
 from gradwarden_server.store.overview import LiveRun, Overview
 from gradwarden_server.store.recorded import RecordedSeries
+from gradwarden_server.store.removal import RunRemoval
+from gradwarden_server.store.retention import RetentionStore
 from gradwarden_server.store.runs import RunStore
+from gradwarden_server.store.timespan import TimeSpans
 from gradwarden_server.store.tokens import TokenStore
 from gradwarden_server.telemetry import RunGauges, Snapshot, Telemetry, span
 
@@ -126,6 +137,9 @@ class House:
         self.evaluator = Evaluator(
             rooms, self.outbox, receivers, holder, time.time_ns, self.courier.wake
         )
+        self.janitor = Janitor(database, holder)
+        self.compaction = Compaction(database, reader, settings.precision_bits)
+        self.compactor = Compactor(self.compaction)
         self.listener = Listener(
             database,
             {
@@ -140,6 +154,8 @@ class House:
             frames=frames,
             log=reader,
             history=history,
+            timespans=TimeSpans(database, reader.segments),
+            comparison=Comparison(reader, run_store, history),
             ledger=ledger,
             tokens=self.tokens,
             commands=commands,
@@ -149,6 +165,9 @@ class House:
             receivers=receivers,
             messenger=self.courier,
             judge=self.evaluator,
+            retention=RetentionStore(database),
+            removal=RunRemoval(database),
+            janitor=self.janitor,
             fleet=fleet,
             summaries=Summaries(fleet),
         )
@@ -170,6 +189,7 @@ class House:
         alone = self.database.hold_lock(f"gradwarden serve at {settings.url}")
         self.database.ping()
         self.database.migrate()
+        self.compaction.recover(alone)
         if alone:
             self.evaluator.inherit()
         now_ns = time.time_ns()
@@ -185,20 +205,27 @@ class House:
                 f"{settings.host} can be reached from outside and no token exists yet. "
                 f"Make one first:\n  gradwarden token create --name admin --scope admin{where}"
             )
-        if settings.receivers is None:
+        if not settings.evaluate:
+            log.warning("nothing is judged here: GRADWARDEN_EVALUATE is false")
+        elif settings.receivers is None:
             log.warning("alerts are recorded and nobody is told: GRADWARDEN_RECEIVERS is not set")
         self._opened = True
 
     def start(self) -> None:
-        """Begin to evaluate and to deliver."""
-        self.courier.start()
-        self.evaluator.start()
+        """Begin to compact, and to evaluate and deliver where that is asked for."""
+        self.compactor.start()
+        if self.settings.evaluate:
+            self.courier.start()
+            self.evaluator.start()
+        self.janitor.start()
         self.listener.start()
 
     def stop(self) -> None:
         """Finish what is under way, in order, and let go of everything."""
         self.listener.stop()
-        if self._opened:
+        self.janitor.stop()
+        self.compactor.stop()
+        if self._opened and self.settings.evaluate:
             self.evaluator.stop()
             self.courier.stop()
         self.database.close()
@@ -229,6 +256,7 @@ class House:
             writer_queue_depth=self.database.queue_depth,
             evaluator_lag_seconds=self.evaluator.lag_seconds,
             evaluator_errors=self.evaluator.errors,
+            compaction=self.compactor.progress,
         )
 
     def _gauges(self, live: LiveRun) -> RunGauges:
@@ -269,7 +297,22 @@ def create_app(settings: Settings) -> FastAPI:
         Front, max_body_bytes=settings.max_body_bytes, answered=_count(house.telemetry)
     )
     problems.install(app)
-    for room in (ingest, runs, latest, series, communication, alerts, tokens, health, pages):
+    rooms = (
+        ingest,
+        runs,
+        latest,
+        series,
+        samples,
+        compare,
+        export,
+        communication,
+        alerts,
+        retention,
+        tokens,
+        health,
+        pages,
+    )
+    for room in rooms:
         app.include_router(room.router)
     house.trace(app)
     return app

@@ -54,6 +54,12 @@ class Settings(BaseSettings):
     rules: Path | None = None
     """A folder of alert rules in place of the shipped ones."""
 
+    evaluate: bool = True
+    """Whether this process judges runs and delivers alerts; false leaves it to another one."""
+
+    precision_bits: int = Field(default=0, ge=0, le=22)
+    """Bits of mantissa that compacted norms keep (12: an error of at most 0.013 %); 0 keeps all."""
+
     external_url: str = ""
     """The address under which people reach the service; alerts link to it."""
 

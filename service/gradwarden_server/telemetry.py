@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from typing import Protocol
 
 from opentelemetry import trace
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -45,6 +46,16 @@ class RunGauges:
     nonfinite: int
 
 
+class Compacting(Protocol):
+    """How compaction is getting on."""
+
+    segments: int
+    frames: int
+    failures: int
+    backlog_frames: int
+    backlog_bytes: int
+
+
 @dataclass(frozen=True, slots=True)
 class Snapshot:
     """What the stores know at the moment of a scrape."""
@@ -58,6 +69,7 @@ class Snapshot:
     writer_queue_depth: int = 0
     evaluator_lag_seconds: float = 0.0
     evaluator_errors: int = 0
+    compaction: Compacting | None = None
 
 
 class Telemetry:
@@ -86,6 +98,17 @@ class Telemetry:
             "gradwarden_deliveries",
             "Tries to tell a receiver, by how they went.",
             ["receiver", "result"],
+            registry=self.registry,
+        )
+        self.exports = Counter(
+            "gradwarden_exports",
+            "Exports that ended, by format and how: done, left by the client, or failed.",
+            ["format", "result"],
+            registry=self.registry,
+        )
+        self.export_frames = Counter(
+            "gradwarden_export_frames",
+            "Frames that exports read.",
             registry=self.registry,
         )
         self._source: Callable[[str | None], Snapshot] = lambda project: Snapshot()
@@ -140,6 +163,8 @@ class Scrape:
         """Every family."""
         yield from self._registry.collect()
         yield from _service(self._now)
+        if self._now.compaction is not None:
+            yield from _compaction(self._now.compaction)
         yield from _per_run(self._now)
 
 
@@ -177,6 +202,27 @@ def _service(now: Snapshot) -> Iterator[Metric]:
         "gradwarden_evaluator_errors",
         "Evaluations that raised; the run is tried again at the next tick.",
         value=now.evaluator_errors,
+    )
+
+
+def _compaction(now: Compacting) -> Iterator[Metric]:
+    """What this process did; what waits is the whole database's."""
+    done = {
+        "segments": (now.segments, "Segments that frames were compacted into."),
+        "frames": (now.frames, "Frames that were compacted."),
+        "failures": (now.failures, "Compactions that failed; the log is kept and read."),
+    }
+    for name, (value, text) in done.items():
+        yield CounterMetricFamily(f"gradwarden_compaction_{name}", text, value=value)
+    yield GaugeMetricFamily(
+        "gradwarden_compaction_backlog_frames",
+        "Frames in the log beyond one segment's worth of each stream.",
+        value=now.backlog_frames,
+    )
+    yield GaugeMetricFamily(
+        "gradwarden_compaction_backlog_bytes",
+        "The size of these frames' matrices, inflated.",
+        value=now.backlog_bytes,
     )
 
 

@@ -237,7 +237,10 @@ def test_roll_ups_are_what_the_steps_say(data: st.DataObject) -> None:
             if finite.size:
                 assert (found["min"], found["max"]) == (finite.min(), finite.max())
                 assert found["last"] == finite[-1]
-                assert found["mean"] == pytest.approx(finite.mean(), rel=1e-5, abs=1e-30)
+                most = float(np.abs(finite).max())  # sums of opposite signs cancel
+                bound = max(1e-6 * most, 2e-45)
+                assert abs(float(found["mean"]) - finite.mean()) <= bound
+                assert found["min"] <= found["mean"] <= found["max"]
             else:
                 assert all(np.isnan(found[name]) for name in ("min", "max", "mean", "last"))
 

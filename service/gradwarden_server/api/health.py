@@ -30,7 +30,7 @@ async def healthy() -> Healthy:
 def ready(parts: PartsDep) -> Healthy:
     """503 while the database does not answer or the evaluator is not running."""
     parts.database.ping()
-    if not parts.judge.alive:
+    if parts.settings.evaluate and not parts.judge.alive:
         raise Problem(
             "unavailable", "the evaluator is not running; see the log", {"Retry-After": "5"}
         )
