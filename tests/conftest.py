@@ -27,50 +27,99 @@ def free_port() -> int:
         return port
 
 
-@pytest.fixture(scope="session")
-def postgres_server() -> Iterator[str]:
-    """A real, empty PostgreSQL in a temporary folder; the URL of its maintenance database."""
-    initdb = Path(needs("initdb"))
-    needs("postgres")
-    user = as_user("postgres")
-    # Not tmp_path_factory: its folders are closed to other users, and PostgreSQL is one.
-    folder = Path(tempfile.mkdtemp(prefix="gradwarden-pg-"))
-    if user:
-        shutil.chown(folder, "postgres")
-    data, log, port = folder / "data", folder / "log", free_port()
+class PostgresServer:
+    """A real PostgreSQL in a temporary folder, which can be stopped and started again."""
 
-    def call(*words: str) -> None:
+    def __init__(self) -> None:
+        initdb = Path(needs("initdb"))
+        needs("postgres")
+        self._user = as_user("postgres")
+        # Not tmp_path_factory: its folders are closed to other users, and PostgreSQL is one.
+        self.folder = Path(tempfile.mkdtemp(prefix="gradwarden-pg-"))
+        self.own(self.folder)
+        self._data = self.folder / "data"
+        self._log = self.folder / "log"
+        self._port = free_port()
+        self._control = str(initdb.with_name("pg_ctl"))
+        create = (str(initdb), "-D", str(self._data), "-U", "gradwarden", "-A", "trust")
+        self._call(*create, "-E", "UTF8", "--locale=C", "--no-sync")
+
+    @property
+    def url(self) -> str:
+        """The URL of its maintenance database."""
+        return f"postgresql+psycopg://gradwarden@127.0.0.1:{self._port}/postgres"
+
+    def own(self, folder: Path) -> None:
+        """Give a folder to the user it runs as."""
+        if self._user:
+            shutil.chown(folder, "postgres")
+
+    def start(self) -> None:
+        """Start it and wait until it can be reached."""
+        options = f"-h 127.0.0.1 -p {self._port} -k {self.folder} -F"
+        self._do("-t", "60", "-o", options, "start")
+
+    def stop(self, mode: str = "immediate") -> None:
+        """Stop it; at once, without a checkpoint, where nothing else is asked for."""
+        self._do("-m", mode, "stop")
+
+    def run(self, statement: str) -> None:
+        """Run one statement as its owner."""
+        import psycopg
+
+        with psycopg.connect(self.url.replace("+psycopg", ""), autocommit=True) as connection:
+            connection.execute(statement.encode())
+
+    def create(self, more: str = "") -> str:
+        """The URL of a new, empty database."""
+        name = f"test_{uuid.uuid4().hex}"
+        self.run(f'CREATE DATABASE "{name}" {more}')
+        return self.url.rsplit("/", 1)[0] + f"/{name}"
+
+    def remove(self) -> None:
+        """Stop it and leave nothing behind."""
+        if (self._data / "postmaster.pid").exists():
+            self.stop()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _do(self, *words: str) -> None:
+        self._call(self._control, "-D", str(self._data), "-l", str(self._log), "-w", *words)
+
+    def _call(self, *words: str) -> None:
         subprocess.run(
-            [*user, *words],
+            [*self._user, *words],
             check=True,
-            cwd=folder,
+            cwd=self.folder,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
         )
 
-    control = (str(initdb.with_name("pg_ctl")), "-D", str(data), "-l", str(log), "-w")
-    options = f"-h 127.0.0.1 -p {port} -k {folder} -F"
-    try:
-        create = (str(initdb), "-D", str(data), "-U", "gradwarden", "-A", "trust")
-        call(*create, "-E", "UTF8", "--locale=C", "--no-sync")
-        call(*control, "-t", "60", "-o", options, "start")
-        yield f"postgresql+psycopg://gradwarden@127.0.0.1:{port}/postgres"
-    finally:
-        if (data / "postmaster.pid").exists():
-            call(*control, "-m", "immediate", "stop")
-        shutil.rmtree(folder, ignore_errors=True)
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[PostgresServer]:
+    """A PostgreSQL for all tests of a session that leave it running."""
+    yield from _running()
 
 
 @pytest.fixture
-def postgres_url(postgres_server: str) -> str:
+def own_postgres() -> Iterator[PostgresServer]:
+    """A PostgreSQL that one test may stop."""
+    yield from _running()
+
+
+def _running() -> Iterator[PostgresServer]:
+    server = PostgresServer()
+    try:
+        server.start()
+        yield server
+    finally:
+        server.remove()
+
+
+@pytest.fixture
+def postgres_url(postgres_server: PostgresServer) -> str:
     """The URL of a new, empty database on a real PostgreSQL.
 
     With xdist every worker has its own server, so workers never meet.
     """
-    import psycopg
-
-    name = f"test_{uuid.uuid4().hex}"
-    plain = postgres_server.replace("+psycopg", "")
-    with psycopg.connect(plain, autocommit=True) as connection:
-        connection.execute(f'CREATE DATABASE "{name}"')
-    return postgres_server.rsplit("/", 1)[0] + f"/{name}"
+    return postgres_server.create()
