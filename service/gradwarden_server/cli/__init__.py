@@ -72,6 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     _reading(commands)
     _asking(commands)
     _files(commands)
+    _transfer(commands)
     _add(
         commands,
         "demo",
@@ -240,6 +241,48 @@ def _files(commands: argparse._SubParsersAction[_Parser]) -> None:
     sync.add_argument("directory", type=Path, help="a spool, or a folder of spools")
     _service(sync, default=os.environ.get("GRADWARDEN_URL") or DEFAULT_URL)
     sync.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _transfer(commands: argparse._SubParsersAction[_Parser]) -> None:
+    export = _add(
+        commands,
+        "export",
+        "write a run to one file",
+        "gradwarden export RUN --format parquet -o run.parquet\n"
+        "  gradwarden export RUN --format csv --from 1000 --to 2000 | gzip > run.csv.gz",
+        "exporting:export",
+    )
+    export.add_argument("run", help="the run's identifier")
+    export.add_argument(
+        "--format", choices=("jsonl", "csv", "parquet"), help="default: as FILE ends, else jsonl"
+    )
+    export.add_argument(
+        "-o", "--output", metavar="FILE", help="- is standard output; default: that, into a pipe"
+    )
+    export.add_argument("--from", dest="first", type=int, metavar="STEP", help="leave out before")
+    export.add_argument("--to", dest="last", type=int, metavar="STEP", help="leave out after")
+    taken = _add(
+        commands,
+        "import",
+        "bring back an exported run, or one of TensorBoard or MLflow",
+        "gradwarden import run.parquet --run run-again\n"
+        "  gradwarden import runs/ --from tensorboard\n"
+        "  gradwarden import --from mlflow --tracking-uri http://mlflow:5000 --experiment gpt2",
+        "importing:run",
+    )
+    taken.add_argument("source", nargs="?", help="file, log folder, or MLflow run id")
+    taken.add_argument(
+        "--from", dest="origin", choices=("gradwarden", "tensorboard", "mlflow"), help="whose it is"
+    )
+    taken.add_argument(
+        "--format", choices=("jsonl", "csv", "parquet"), help="default: as the file begins"
+    )
+    taken.add_argument("--run", help="call it so, not as it was called")
+    taken.add_argument("--tracking-uri", help="of MLflow (MLFLOW_TRACKING_URI)")
+    taken.add_argument("--experiment", help="all runs of this MLflow experiment")
+    for command in (export, taken):
+        _service(command, default=os.environ.get("GRADWARDEN_URL") or DEFAULT_URL)
+        command.add_argument("--json", action="store_true", help="print JSON")
 
 
 def _add(

@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 from rich.console import Console
@@ -37,8 +39,46 @@ class Client:
         Raises:
             CommandError: nobody answers, or the answer is a refusal.
         """
+        answer = self._answer(method, path, **more)
+        if answer.is_success:
+            return answer.json() if answer.content else None
+        raise _refusal(answer)
+
+    def knows(self, run: str) -> bool:
+        """Whether there is a run of that name.
+
+        Raises:
+            CommandError: nobody answers, or the answer is a refusal.
+        """
+        answer = self._answer("GET", f"/v1/runs/{quote(run, safe='')}")
+        if not answer.is_success and answer.status_code != 404:
+            raise _refusal(answer)
+        return answer.is_success
+
+    @contextmanager
+    def stream(self, path: str, params: Mapping[str, Any]) -> Iterator[httpx.Response]:
+        """An answer that is read as it comes; what breaks on the way stays an httpx.HTTPError.
+
+        Raises:
+            CommandError: nobody answers, or the answer is a refusal.
+        """
+        with ExitStack() as stack:
+            try:
+                more: dict[str, Any] = {"headers": self._headers, "timeout": _TIMEOUT_SECONDS}
+                answer = stack.enter_context(
+                    httpx.stream("GET", self._url + path, params=dict(params), **more)
+                )
+                if not answer.is_success:
+                    answer.read()
+            except (httpx.HTTPError, httpx.InvalidURL) as error:
+                raise self._silence(error) from None
+            if not answer.is_success:
+                raise _refusal(answer)
+            yield answer
+
+    def _answer(self, method: str, path: str, **more: Any) -> httpx.Response:
         try:
-            answer = httpx.request(
+            return httpx.request(
                 method,
                 self._url + path,
                 headers=self._headers,
@@ -46,14 +86,14 @@ class Client:
                 **more,
             )
         except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise CommandError(
-                f"no service answers at {self._url} ({error}); start one with: gradwarden serve, "
-                "or name another with --url",
-                UNREACHABLE,
-            ) from None
-        if answer.is_success:
-            return answer.json() if answer.content else None
-        raise _refusal(answer)
+            raise self._silence(error) from None
+
+    def _silence(self, error: Exception) -> CommandError:
+        return CommandError(
+            f"no service answers at {self._url} ({error}); start one with: gradwarden serve, "
+            "or name another with --url",
+            UNREACHABLE,
+        )
 
 
 def runs(options: argparse.Namespace) -> int:
