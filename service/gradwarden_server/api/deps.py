@@ -112,7 +112,7 @@ CREDENTIALS = [Depends(_bearer), Depends(_cookie)]
 
 async def _ingester(request: Request, parts: PartsDep) -> AsyncIterator[Principal]:
     principal = await parts.doorman.admit(request, "ingest")
-    with parts.throttle.slot(f"{principal.actor} of project {principal.project}"):
+    with parts.throttle.slot(principal):
         logs.bind(project=principal.project)
         yield principal
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -31,6 +31,7 @@ HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
 }
+_HEADERS = [(name.lower().encode(), value.encode()) for name, value in HEADERS.items()]
 _BULKY = ("/v1/ingest", "/v1/layouts")
 _SMALL_BODY = 1 << 20
 _BODY_SECONDS = 60.0
@@ -88,10 +89,10 @@ class _Answer:
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            headers = MutableHeaders(scope=message)
-            headers["X-Request-Id"] = self._request_id
-            for name, value in HEADERS.items():
-                headers.setdefault(name, value)
+            own = message["headers"]
+            named = {name for name, _ in own}
+            ours = [(name, value) for name, value in _HEADERS if name not in named]
+            message["headers"] = [*own, (b"x-request-id", self._request_id.encode()), *ours]
         await self._send(message)
 
 

@@ -14,6 +14,7 @@ from starlette.concurrency import run_in_threadpool
 from gradwarden import wire
 from gradwarden_server import logs
 from gradwarden_server.api import bodies, schemas
+from gradwarden_server.api.access import Principal
 from gradwarden_server.api.deps import CREDENTIALS, Ingester, Parts, PartsDep
 from gradwarden_server.api.plain import plain
 from gradwarden_server.api.problems import Problem
@@ -80,6 +81,11 @@ async def put_layout(request: Request, who: Ingester, parts: PartsDep) -> schema
 )
 async def ingest(request: Request, who: Ingester, parts: PartsDep) -> schemas.IngestAnswer:
     """Exactly once by (stream, seq); answered only after the commit is durable."""
+    return await take_in(request, who, parts)
+
+
+async def take_in(request: Request, who: Principal, parts: Parts) -> schemas.IngestAnswer:
+    """Check one message and make it durable."""
     as_json = _check_media_type(request)
     raw = await request.body()
     if len(raw) > _INLINE_BYTES:

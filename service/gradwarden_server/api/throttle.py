@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from gradwarden_server.api.access import Principal
 from gradwarden_server.api.problems import Problem
 
 _MOST_BUCKETS = 10_000
@@ -23,12 +24,13 @@ class Throttle:
         self._buckets: dict[str, tuple[float, float]] = {}
 
     @contextmanager
-    def slot(self, caller: str) -> Iterator[None]:
+    def slot(self, who: Principal) -> Iterator[None]:
         """Hold a place for the time of one request.
 
         Raises:
             Problem: rate-limited or unavailable, each with Retry-After.
         """
+        caller = f"{who.actor} of project {who.project}"
         wait = self._take(caller, time.monotonic())
         if wait > 0:
             raise Problem(
