@@ -11,13 +11,17 @@ import numpy as np
 from fastapi import APIRouter, Query
 from pydantic import BaseModel, Field
 
-from gradwarden_server.api.deps import CREDENTIALS, PartsDep, Reader, RunId
+from gradwarden_server.api.deps import CREDENTIALS, Parts, PartsDep, Reader, RunId
+from gradwarden_server.api.leaving import WHILE_WANTED
 from gradwarden_server.api.problems import Problem
+from gradwarden_server.api.ranges import InTime, steps_asked
 from gradwarden_server.api.runs import known_run
 from gradwarden_server.detect import communication
 from gradwarden_server.store.history import RankValues
 
-router = APIRouter(prefix="/v1/runs/{run}", tags=["communication"], dependencies=CREDENTIALS)
+router = APIRouter(
+    prefix="/v1/runs/{run}", tags=["communication"], dependencies=[*CREDENTIALS, WHILE_WANTED]
+)
 
 _WINDOW = 200
 _MOST_STEPS = 2000
@@ -72,21 +76,32 @@ def communication_of_run(
     run: RunId,
     who: Reader,
     parts: PartsDep,
+    times: InTime,
     from_step: Annotated[int | None, Query(ge=0, le=2**62)] = None,
     to_step: Annotated[int | None, Query(ge=0, le=2**62)] = None,
 ) -> CommunicationFace:
     """The last 200 steps, or those asked for, at most 2000."""
     known_run(parts, who.project, run)
     span = parts.log.span(who.project, run)
-    last = to_step if to_step is not None else span[1] if span else 0
-    first = max(0, last - _WINDOW + 1) if from_step is None else from_step
+    asked = {"from_step": from_step, "to_step": to_step}
+    steps = steps_asked(parts, who.project, run, asked, times)
+    ranks = _ranks(parts, who.project, run)
+    if steps is None:
+        return face(ranks, RankValues({}, {name: {} for name in _NAMES}))
+    last = steps[1] if steps[1] is not None else span[1] if span else 0
+    first = max(0, last - _WINDOW + 1) if steps[0] is None else steps[0]
     if first > last or last - first >= _MOST_STEPS:
-        detail = f"from_step: {first} to {last}; at least one step, at most {_MOST_STEPS}"
-        raise Problem("malformed", detail, field="from_step")
-    streams = parts.runs.streams(who.project, run)
-    newest = max((s.ordinal for s in streams), default=0)
-    ranks = sorted({s.rank for s in streams if s.ordinal == newest})
+        field = "from_time" if times.asked else "from_step"
+        detail = f"{field}: steps {first} to {last}; at least one step, at most {_MOST_STEPS}"
+        raise Problem("malformed", detail, field=field)
     return face(ranks, parts.history.of_ranks(who.project, run, _NAMES, first, last))
+
+
+def _ranks(parts: Parts, project: str, run: str) -> list[int]:
+    """The ranks of the newest attempt."""
+    streams = parts.runs.streams(project, run)
+    newest = max((s.ordinal for s in streams), default=0)
+    return sorted({s.rank for s in streams if s.ordinal == newest})
 
 
 def face(ranks: Sequence[int], said: RankValues) -> CommunicationFace:

@@ -19,6 +19,7 @@ from gradwarden_server.api.throttle import Throttle
 from gradwarden_server.model import Receipt
 from gradwarden_server.settings import Settings
 from gradwarden_server.store.commands import CommandStore
+from gradwarden_server.store.compare import Comparison
 from gradwarden_server.store.database import Database
 from gradwarden_server.store.entries import LogReader
 from gradwarden_server.store.fleet import Fleet
@@ -26,6 +27,7 @@ from gradwarden_server.store.frames import FrameLog
 from gradwarden_server.store.history import History
 from gradwarden_server.store.ledger import AlertLedger
 from gradwarden_server.store.runs import RunStore
+from gradwarden_server.store.timespan import TimeSpans
 from gradwarden_server.store.tokens import TokenStore
 from gradwarden_server.telemetry import Telemetry
 
@@ -79,6 +81,8 @@ class Parts:
     frames: FrameLog
     log: LogReader
     history: History
+    timespans: TimeSpans
+    comparison: Comparison
     ledger: AlertLedger
     tokens: TokenStore
     commands: CommandStore

@@ -10,12 +10,11 @@ from pydantic import BaseModel, Field
 
 from gradwarden_server.api.deps import CREDENTIALS, PartsDep, Reader
 from gradwarden_server.api.plain import Number, kept_number
-from gradwarden_server.api.problems import Problem
 from gradwarden_server.api.runs import Status, one_of
+from gradwarden_server.api.series import keys_of
 
 router = APIRouter(prefix="/v1", tags=["runs"], dependencies=CREDENTIALS)
 
-_MOST_KEYS = 64
 _MOST_RUNS = 10_000
 
 
@@ -41,9 +40,7 @@ def latest_values(
     status: Annotated[str, Query(max_length=200, description="Statuses, comma-separated")] = "",
 ) -> Response:
     """One statement over the runs, whatever their number; no matrices are read."""
-    wanted = list(dict.fromkeys(filter(None, keys.split(","))))
-    if not 0 < len(wanted) <= _MOST_KEYS:
-        raise Problem("malformed", f"keys: {len(wanted)}; name 1 to {_MOST_KEYS}", field="keys")
+    wanted = keys_of(keys)
     states = one_of("status", status, get_args(Status))
     page = parts.fleet.page(who.project, status=states, limit=_MOST_RUNS)
     runs = page.items

@@ -15,6 +15,7 @@ from gradwarden_server.api import bodies, schemas
 from gradwarden_server.api.deps import CREDENTIALS, Admin, Parts, PartsDep, Reader, RunId
 from gradwarden_server.api.plain import plain, rfc3339
 from gradwarden_server.api.problems import Problem, invalid
+from gradwarden_server.api.ranges import First, InTime, Last, only_one
 from gradwarden_server.store.records import RunRecord
 
 router = APIRouter(prefix="/v1", tags=["runs"], dependencies=CREDENTIALS)
@@ -105,11 +106,13 @@ def list_events(
     run: RunId,
     who: Reader,
     parts: PartsDep,
-    first: Annotated[int | None, Query(alias="from", ge=0, le=2**62)] = None,
-    last: Annotated[int | None, Query(alias="to", ge=0, le=2**62)] = None,
+    times: InTime,
+    first: First = None,
+    last: Last = None,
 ) -> schemas.EventList:
-    """The newest thousand within the steps asked for."""
+    """The newest thousand within the steps, or the time, asked for."""
     known_run(parts, who.project, run)
+    only_one({"from": first, "to": last}, times)
     return schemas.EventList(
         items=[
             schemas.EventFace(
@@ -121,7 +124,7 @@ def list_events(
                 text=describe(e.kind, e.data),
                 data=plain(dict(e.data)),
             )
-            for e in parts.runs.events(who.project, run, first, last)
+            for e in parts.runs.events(who.project, run, first, last, times.bounds)
         ]
     )
 

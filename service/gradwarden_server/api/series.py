@@ -12,15 +12,17 @@ from pydantic import BaseModel, Field
 
 from gradwarden import wire
 from gradwarden_server.api.deps import CREDENTIALS, PartsDep, Reader, RunId
+from gradwarden_server.api.leaving import WHILE_WANTED
 from gradwarden_server.api.problems import Problem
+from gradwarden_server.api.ranges import First, InTime, Last, steps_asked
 from gradwarden_server.api.runs import known_run
+from gradwarden_server.store.curves import SeriesTable, empty
 from gradwarden_server.store.pieces import READABLE
 
-router = APIRouter(prefix="/v1/runs/{run}", tags=["series"], dependencies=CREDENTIALS)
+router = APIRouter(
+    prefix="/v1/runs/{run}", tags=["series"], dependencies=[*CREDENTIALS, WHILE_WANTED]
+)
 
-_MOST_KEYS = 64
-First = Annotated[int | None, Query(alias="from", ge=0, le=2**62)]
-Last = Annotated[int | None, Query(alias="to", ge=0, le=2**62)]
 Metric = Annotated[str, Query(max_length=64, json_schema_extra={"enum": list(READABLE)})]
 Row = Annotated[int, Query(ge=0, le=2**31)]
 Step = Annotated[int | None, Query(ge=0, le=2**62, description="The newest where left out")]
@@ -74,6 +76,7 @@ def heatmap(
     run: RunId,
     who: Reader,
     parts: PartsDep,
+    times: InTime,
     metric: Metric = "l2",
     first: First = None,
     last: Last = None,
@@ -92,7 +95,10 @@ def heatmap(
     if metric not in READABLE:
         detail = f"metric: {metric!r}; one of {', '.join(READABLE)}"
         raise Problem("malformed", detail, field="metric")
-    picture = parts.history.heatmap(who.project, run, metric, first, last, cols)
+    steps = steps_asked(parts, who.project, run, {"from": first, "to": last}, times)
+    picture = None
+    if steps is not None:
+        picture = parts.history.heatmap(who.project, run, metric, *steps, cols)
     if picture is None:
         empty = {"rows": 0, "cols": 0, "layers": [], "step": [], "step_last": [], "time_ns": []}
         rest = {"lo": 0.0, "hi": 0.0, "bucket": 1, "nonfinite": [], "metric": metric, "agg": agg}
@@ -109,6 +115,7 @@ def series(
     run: RunId,
     who: Reader,
     parts: PartsDep,
+    times: InTime,
     keys: Annotated[
         str, Query(max_length=8000, description="loss,lr,grad_norm,layer:3:l2 and the like")
     ] = "loss,grad_norm",
@@ -121,11 +128,13 @@ def series(
     ``layer:<row>:<quantity>`` is any quantity of the heatmap.
     """
     known_run(parts, who.project, run)
-    wanted = list(dict.fromkeys(filter(None, keys.split(","))))
-    if not 0 < len(wanted) <= _MOST_KEYS:
-        raise Problem("malformed", f"keys: {len(wanted)}; name 1 to {_MOST_KEYS}", field="keys")
+    wanted = keys_of(keys)
+    steps = steps_asked(parts, who.project, run, {"from": first, "to": last}, times)
     try:
-        table = parts.history.series(who.project, run, wanted, first, last, points)
+        if steps is None:
+            table = SeriesTable([], [], {key: empty() for key in wanted}, [])
+        else:
+            table = parts.history.series(who.project, run, wanted, *steps, points)
     except ValueError as error:
         detail = f"{error}; layer keys are layer:<row>:<quantity>"
         raise Problem("malformed", detail, field="keys") from None
@@ -158,3 +167,11 @@ def histogram(
         edges=list(wire.histogram_edges()),
         counts=found.counts,
     )
+
+
+def keys_of(text: str, most: int = 64) -> list[str]:
+    """The keys of a comma-separated list, each once, or the problem with their number."""
+    wanted = list(dict.fromkeys(filter(None, text.split(","))))
+    if not 0 < len(wanted) <= most:
+        raise Problem("malformed", f"keys: {len(wanted)}; name 1 to {most}", field="keys")
+    return wanted

@@ -27,7 +27,7 @@ from sqlalchemy import Connection, Engine, ExceptionContext, create_engine, even
 from sqlalchemy.engine import make_url
 
 from gradwarden_server import assets
-from gradwarden_server.store import faults, notices
+from gradwarden_server.store import abandon, faults, notices
 from gradwarden_server.store.errors import DatabaseInUse, DiskFull, StoreError
 
 log = logging.getLogger(__name__)
@@ -96,7 +96,9 @@ class Database:
         Raises:
             Unavailable: the database does not answer.
             DatabaseDamaged: it cannot read its own file.
+            Abandoned: whoever asked has left.
         """
+        abandon.check()
         with (
             faults.told(self.place),
             self.engine.connect() as connection,

@@ -162,9 +162,12 @@ class RunStore:
         run: str,
         first: int | None = None,
         last: int | None = None,
+        times_ns: tuple[int, int] | None = None,
         limit: int = 1000,
     ) -> list[EventRecord]:
-        """The newest ``limit`` events of a run within steps [first, last], in time order."""
+        """The newest ``limit`` events of a run within steps [first, last], in time order, and
+        within [t0, t1] of series time.
+        """
         statement = (
             select(t.event, t.attempt.c.ordinal)
             .join(t.attempt, t.attempt.c.id == t.event.c.attempt_id)
@@ -175,6 +178,8 @@ class RunStore:
             statement = statement.where(t.event.c.step >= first)
         if last is not None:
             statement = statement.where(t.event.c.step <= last)
+        if times_ns is not None:
+            statement = statement.where(t.event.c.time_ns.between(*times_ns))
         statement = statement.order_by(t.event.c.time_ns.desc(), t.event.c.id.desc()).limit(limit)
         with self._database.read() as connection:
             rows = connection.execute(statement).mappings().all()
