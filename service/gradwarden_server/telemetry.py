@@ -111,17 +111,6 @@ class Telemetry:
             "Frames that exports read.",
             registry=self.registry,
         )
-        self.exports = Counter(
-            "gradwarden_exports",
-            "Exports that ended, by format and how: done, left by the client, or failed.",
-            ["format", "result"],
-            registry=self.registry,
-        )
-        self.export_frames = Counter(
-            "gradwarden_export_frames",
-            "Frames that exports read.",
-            registry=self.registry,
-        )
         self._source: Callable[[str | None], Snapshot] = lambda project: Snapshot()
         self._lock = threading.Lock()
         self._nonfinite: dict[tuple[str, str], int] = {}
