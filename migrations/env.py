@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 
 from alembic import context
-from sqlalchemy import create_engine
+from sqlalchemy import NullPool, create_engine
 
 from gradwarden_server.store.tables import metadata
 
 url = context.config.attributes.get("url") or os.environ["GRADWARDEN_DB"]
 
-with create_engine(url).connect() as connection:
+with create_engine(url, poolclass=NullPool).connect() as connection:
     context.configure(
         connection=connection,
         target_metadata=metadata,
