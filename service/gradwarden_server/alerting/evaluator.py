@@ -9,6 +9,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 
+from gradwarden_server.alerting.farewell import close_alerts
 from gradwarden_server.alerting.watch import Rooms, RunWatch
 from gradwarden_server.detect.base import Coverage
 from gradwarden_server.model import Notification
@@ -16,7 +17,7 @@ from gradwarden_server.notify.spec import Receiver
 from gradwarden_server.notify.watchdog import watchdog, watchdogs
 from gradwarden_server.store.database import Priority, Transaction
 from gradwarden_server.store.errors import Fenced, Unavailable
-from gradwarden_server.store.evaluation import Due
+from gradwarden_server.store.evaluation import Due, Lease
 from gradwarden_server.store.outbox import Outbox
 from gradwarden_server.telemetry import span
 
@@ -181,11 +182,23 @@ class Evaluator:
                     lag = max(lag, behind.watch.lag_seconds(now_ns))
         for project, run in [key for key in self._held if key not in due_now]:
             self._drop(project, run)
+        self._part(now_ns)
         self._failing = {key: held for key, held in self._failing.items() if key in due_now}
         self._beat(now_ns)
         self.lag_seconds = lag
         self.last_round_ns = now_ns
         self._changed()
+
+    def _part(self, now_ns: int) -> None:
+        """Let nobody stay paged for a run that was deleted."""
+        for project in self._rooms.runs.projects():
+            try:
+                close_alerts(self._rooms, project, partial(self._lease, project), now_ns)
+            except Fenced as error:
+                log.info("deleted runs of %s: %s", project, error)
+
+    def _lease(self, project: str, run: str) -> Lease | None:
+        return self._rooms.evaluation.acquire(project, f"run:{run}", self._holder, LEASE_NS)
 
     def _run(self, project: str, due: Due, now_ns: int) -> None:
         held = self._held.get((project, due.run))

@@ -26,6 +26,9 @@ from gradwarden_server.store.fleet import Fleet
 from gradwarden_server.store.frames import FrameLog
 from gradwarden_server.store.history import History
 from gradwarden_server.store.ledger import AlertLedger
+from gradwarden_server.store.maintenance import Janitor
+from gradwarden_server.store.removal import RunRemoval
+from gradwarden_server.store.retention import RetentionStore
 from gradwarden_server.store.runs import RunStore
 from gradwarden_server.store.timespan import TimeSpans
 from gradwarden_server.store.tokens import TokenStore
@@ -69,6 +72,7 @@ class Judge(Protocol):
     def alive(self) -> bool: ...
     def coverage(self, project: str, run: str) -> Sequence[Coverage] | None: ...
     def unjudged(self, project: str, run: str) -> int: ...
+    def wake(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +96,9 @@ class Parts:
     receivers: tuple[ReceiverFace, ...]
     messenger: Messenger
     judge: Judge
+    retention: RetentionStore
+    removal: RunRemoval
+    janitor: Janitor
     fleet: Fleet
     summaries: Summaries
 

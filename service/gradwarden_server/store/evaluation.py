@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, delete, func, insert, select, update
+from sqlalchemy import Connection, delete, exists, func, insert, select, update
 
 from gradwarden_server.store import tables as t
 from gradwarden_server.store.database import Database, Priority, clock_ns
@@ -52,6 +52,14 @@ class Due:
     position: int
 
 
+@dataclass(frozen=True, slots=True)
+class Forgotten:
+    """A deleted run of which alerts still stand."""
+
+    row: int
+    run: str
+
+
 class EvaluationStore:
     """Leases, cursors and snapshots of the runs of a project."""
 
@@ -78,6 +86,17 @@ class EvaluationStore:
         with self._database.read() as connection:
             rows = connection.execute(statement).all()
         return [Due(row.run, row.position) for row in rows]
+
+    def forgotten(self, project: str) -> list[Forgotten]:
+        """Deleted runs whose alerts nobody resolved yet."""
+        standing = select(t.alert.c.id).where(
+            t.alert.c.run_id == t.run.c.id, t.alert.c.state.in_(("pending", "firing"))
+        )
+        statement = select(t.run.c.id, t.run.c.run).where(
+            t.run.c.project == project, t.run.c.deleted_ns.is_not(None), exists(standing)
+        )
+        with self._database.read() as connection:
+            return [Forgotten(*row) for row in connection.execute(statement)]
 
     def unjudged(self, project: str, run: str) -> int:
         """Batches of a run that were received and not yet judged."""
