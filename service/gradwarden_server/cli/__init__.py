@@ -13,9 +13,17 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from gradwarden_server.cli import operating
 from gradwarden_server.cli.faults import EXIT_CODES, USAGE, CommandError
+from gradwarden_server.cli.grammar import (
+    DEFAULT_URL,
+    Group,
+    Parser,
+    add,
+    add_db,
+    add_service,
+)
 
-DEFAULT_URL = "http://127.0.0.1:8321"
 _DEMO_MODULES = ("torch", "sklearn")
 
 
@@ -59,7 +67,7 @@ def _handler(module: str, function: str) -> Callable[..., int]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="gradwarden",
         description="Gradient observability and alerting for people who train networks.",
         epilog=f"example:\n  gradwarden serve\n\n{EXIT_CODES}",
@@ -72,8 +80,9 @@ def _parser() -> argparse.ArgumentParser:
     _reading(commands)
     _asking(commands)
     _files(commands)
+    operating.add_commands(commands)
     _transfer(commands)
-    _add(
+    add(
         commands,
         "demo",
         "train a real network that falls ill, and watch it be found",
@@ -83,8 +92,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _serving(commands: argparse._SubParsersAction[_Parser]) -> None:
-    serve = _add(
+def _serving(commands: argparse._SubParsersAction[Parser]) -> None:
+    serve = add(
         commands,
         "serve",
         "run the service: API, evaluation, delivery and dashboard",
@@ -97,20 +106,20 @@ def _serving(commands: argparse._SubParsersAction[_Parser]) -> None:
     serve.add_argument("--rules", type=Path, help="folder of alert rules, not the shipped ones")
     serve.add_argument("--external-url", help="address under which people reach the service")
     serve.add_argument("--log-format", choices=("auto", "json", "text"))
-    _db(serve)
-    migrate = _add(
+    add_db(serve)
+    migrate = add(
         commands,
         "migrate",
         "bring the database to the newest schema",
         "gradwarden migrate --db sqlite:////var/lib/gw.sqlite",
         "serving:migrate",
     )
-    _db(migrate)
+    add_db(migrate)
 
 
-def _tokens(commands: argparse._SubParsersAction[_Parser]) -> None:
-    token = _Group(commands, "token", "make, list and revoke tokens")
-    create = _add(
+def _tokens(commands: argparse._SubParsersAction[Parser]) -> None:
+    token = Group(commands, "token", "make, list and revoke tokens")
+    create = add(
         token.actions,
         "create",
         "make a token and print its secret once",
@@ -125,14 +134,14 @@ def _tokens(commands: argparse._SubParsersAction[_Parser]) -> None:
         help="ingest for trainers (default), read for people, admin for all",
     )
     create.add_argument("--days", type=float, help="expire after so many days")
-    listing = _add(
+    listing = add(
         token.actions,
         "list",
         "list tokens, never their secrets",
         "gradwarden token list --json",
         "tokens:show",
     )
-    revoke = _add(
+    revoke = add(
         token.actions,
         "revoke",
         "close a token and the sessions it opened",
@@ -141,23 +150,26 @@ def _tokens(commands: argparse._SubParsersAction[_Parser]) -> None:
     )
     revoke.add_argument("id", type=int, help="as listed")
     for command in (create, listing, revoke):
-        _db(command)
-        _service(command, default=None, note="go through a running service instead of the database")
+        add_db(command)
+        add_service(
+            command, default=None, note="go through a running service instead of the database"
+        )
         command.add_argument("--json", action="store_true", help="print JSON")
 
 
-def _reading(commands: argparse._SubParsersAction[_Parser]) -> None:
-    runs = _add(
+def _reading(commands: argparse._SubParsersAction[Parser]) -> None:
+    runs = add(
         commands,
         "runs",
-        "list runs, or show one",
+        "list runs, show one, or delete one",
         "gradwarden runs --state running",
-        "reading:runs",
+        "keeping:runs",
     )
     runs.add_argument("run", nargs="?", help="show this run")
+    operating.add_deletion(runs)
     runs.add_argument("--state", default="", help="running, finished, failed, cancelled")
     runs.add_argument("--query", default="", help="part of run, name, job, model or owner")
-    alerts = _add(
+    alerts = add(
         commands,
         "alerts",
         "list alerts, or show one",
@@ -167,11 +179,11 @@ def _reading(commands: argparse._SubParsersAction[_Parser]) -> None:
     alerts.add_argument("id", nargs="?", type=int, help="show this alert")
     alerts.add_argument("--state", default="pending,firing", help="default: pending,firing")
     alerts.add_argument("--run", help="of this run only")
-    receivers = _Group(commands, "receivers", "list receivers, and send them a test message")
-    listing = _add(
+    receivers = Group(commands, "receivers", "list receivers, and send them a test message")
+    listing = add(
         receivers.actions, "list", "who is told", "gradwarden receivers list", "reading:receivers"
     )
-    test = _add(
+    test = add(
         receivers.actions,
         "test",
         "send a test message now",
@@ -180,14 +192,14 @@ def _reading(commands: argparse._SubParsersAction[_Parser]) -> None:
     )
     test.add_argument("name", help="as in the receivers file")
     for command in (runs, alerts, listing, test):
-        _service(command, default=os.environ.get("GRADWARDEN_URL") or DEFAULT_URL)
+        add_service(command, default=os.environ.get("GRADWARDEN_URL") or DEFAULT_URL)
         command.add_argument("--json", action="store_true", help="print JSON")
     for command in (runs, alerts):
         command.add_argument("--limit", type=int, default=50, help="at most so many (50)")
 
 
-def _asking(commands: argparse._SubParsersAction[_Parser]) -> None:
-    halt = _add(
+def _asking(commands: argparse._SubParsersAction[Parser]) -> None:
+    halt = add(
         commands,
         "halt",
         "ask a run to end, where its Guard allows it",
@@ -197,7 +209,7 @@ def _asking(commands: argparse._SubParsersAction[_Parser]) -> None:
     halt.add_argument("run", help="the run's identifier")
     halt.add_argument("--rank", type=int, default=0, help="through this rank (0)")
     halt.add_argument("--reason", default="", help="said in the trainer's log and on the page")
-    command = _add(
+    command = add(
         commands,
         "command",
         "ask something of a run's ranks",
@@ -209,13 +221,13 @@ def _asking(commands: argparse._SubParsersAction[_Parser]) -> None:
     command.add_argument("args", nargs="*", metavar="NAME=VALUE", help="such as steps=8")
     command.add_argument("--rank", type=int, help="of this rank alone (all that are alive)")
     for asking in (halt, command):
-        _service(asking, default=os.environ.get("GRADWARDEN_URL") or DEFAULT_URL)
+        add_service(asking, default=os.environ.get("GRADWARDEN_URL") or DEFAULT_URL)
         asking.add_argument("--json", action="store_true", help="print JSON")
 
 
-def _files(commands: argparse._SubParsersAction[_Parser]) -> None:
-    check = _Group(commands, "check", "check files before the service reads them")
-    rules = _add(
+def _files(commands: argparse._SubParsersAction[Parser]) -> None:
+    check = Group(commands, "check", "check files before the service reads them")
+    rules = add(
         check.actions,
         "rules",
         "report all mistakes of all rule files",
@@ -223,7 +235,7 @@ def _files(commands: argparse._SubParsersAction[_Parser]) -> None:
         "checking:rules",
     )
     rules.add_argument("folder", nargs="?", type=Path, help="default: the shipped rules")
-    receivers = _add(
+    receivers = add(
         check.actions,
         "receivers",
         "report all mistakes of a receivers file",
@@ -231,7 +243,7 @@ def _files(commands: argparse._SubParsersAction[_Parser]) -> None:
         "checking:receivers",
     )
     receivers.add_argument("file", type=Path)
-    sync = _add(
+    sync = add(
         commands,
         "sync",
         "send what a spool holds, also of a dead node",
@@ -239,12 +251,12 @@ def _files(commands: argparse._SubParsersAction[_Parser]) -> None:
         "syncing:sync",
     )
     sync.add_argument("directory", type=Path, help="a spool, or a folder of spools")
-    _service(sync, default=os.environ.get("GRADWARDEN_URL") or DEFAULT_URL)
+    add_service(sync, default=os.environ.get("GRADWARDEN_URL") or DEFAULT_URL)
     sync.add_argument("--json", action="store_true", help="print JSON")
 
 
-def _transfer(commands: argparse._SubParsersAction[_Parser]) -> None:
-    export = _add(
+def _transfer(commands: argparse._SubParsersAction[Parser]) -> None:
+    export = add(
         commands,
         "export",
         "write a run to one file",
@@ -261,7 +273,7 @@ def _transfer(commands: argparse._SubParsersAction[_Parser]) -> None:
     )
     export.add_argument("--from", dest="first", type=int, metavar="STEP", help="leave out before")
     export.add_argument("--to", dest="last", type=int, metavar="STEP", help="leave out after")
-    taken = _add(
+    taken = add(
         commands,
         "import",
         "bring back an exported run, or one of TensorBoard or MLflow",
@@ -281,35 +293,8 @@ def _transfer(commands: argparse._SubParsersAction[_Parser]) -> None:
     taken.add_argument("--tracking-uri", help="of MLflow (MLFLOW_TRACKING_URI)")
     taken.add_argument("--experiment", help="all runs of this MLflow experiment")
     for command in (export, taken):
-        _service(command, default=os.environ.get("GRADWARDEN_URL") or DEFAULT_URL)
+        add_service(command, default=os.environ.get("GRADWARDEN_URL") or DEFAULT_URL)
         command.add_argument("--json", action="store_true", help="print JSON")
-
-
-def _add(
-    commands: argparse._SubParsersAction[_Parser], name: str, does: str, example: str, runs: str
-) -> _Parser:
-    command = commands.add_parser(
-        name,
-        help=does,
-        description=f"{does[0].upper()}{does[1:]}.",
-        epilog=f"example:\n  {example}\n\n{EXIT_CODES}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    module, _, function = runs.partition(":")
-    command.set_defaults(module=f"{__name__}.{module}", function=function)
-    return command
-
-
-def _db(command: _Parser) -> None:
-    command.add_argument("--db", help="sqlite:///FILE or postgresql+psycopg://... (GRADWARDEN_DB)")
-
-
-def _service(command: _Parser, default: str | None, note: str = "") -> None:
-    shown = note or f"address of the service ({DEFAULT_URL}, GRADWARDEN_URL)"
-    command.add_argument("--url", default=default, help=shown)
-    command.add_argument(
-        "--project", default=os.environ.get("GRADWARDEN_PROJECT"), help="GRADWARDEN_PROJECT"
-    )
 
 
 def _version() -> str:
@@ -317,18 +302,3 @@ def _version() -> str:
         return version("gradwarden")
     except PackageNotFoundError:  # run from a checkout that was never installed
         return "(not installed)"
-
-
-class _Parser(argparse.ArgumentParser):
-    """Says where the help is when the words are wrong."""
-
-    def error(self, message: str) -> None:  # type: ignore[override]
-        self.exit(USAGE, f"gradwarden: {message}\nsee: {self.prog} --help\n")
-
-
-class _Group:
-    """A command that only has commands of its own."""
-
-    def __init__(self, commands: argparse._SubParsersAction[_Parser], name: str, does: str) -> None:
-        parser = commands.add_parser(name, help=does, description=f"{does[0].upper()}{does[1:]}.")
-        self.actions = parser.add_subparsers(metavar="ACTION", required=True)
