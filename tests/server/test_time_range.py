@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from gradwarden_server.api.series import SeriesFace
 from gradwarden_server.store.timespan import TimeSpans
 from tests.server.test_api import heatmap
 from tests.server.test_latest import store as both_stores
@@ -82,6 +83,7 @@ def test_every_read_takes_a_time(service: Service) -> None:
     assert (header["step"][0], header["step_last"][-1]) == (10, 19)
     series = service.get("/v1/runs/timed/series", params=ten)
     assert series["step"] == list(range(10, 20))
+    assert SeriesFace.model_validate(series).model_dump() == series, "the schema tells all"
     offset = {"from_time": "2023-11-15T00:14:18.5+02:00"}
     assert service.get("/v1/runs/timed/series", params=offset)["step"] == [59]
     told = service.get("/v1/runs/timed/communication", params=ten)
