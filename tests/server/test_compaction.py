@@ -20,6 +20,7 @@ from gradwarden_server.store.build import build
 from gradwarden_server.store.compaction import Claim, Compaction, LostClaim
 from gradwarden_server.store.entries import LogEntry
 from gradwarden_server.store.errors import Damaged
+from gradwarden_server.store.pieces import READABLE
 from gradwarden_server.store.spine import unpack
 from tests.server.test_store import LAYOUT, NOW, PROJECT, Store
 
@@ -211,6 +212,44 @@ def test_a_damaged_chunk_is_refused_by_name_and_the_rest_is_read(store: Store) -
     assert np.isfinite(reader.matrices(segment, spine, ["zero"])).any()
 
 
+@pytest.mark.parametrize("frames_of_segment", [64, 1024])
+def test_reads_say_the_same_before_and_after(store: Store, frames_of_segment: int) -> None:
+    send(store, 1500, size=50)
+
+    def read() -> dict[str, object]:
+        found: dict[str, object] = {}
+        for metric in READABLE:
+            for first, last, cols in ((None, None, 60), (None, None, 4), (700, 3001, 2000)):
+                picture = store.history.heatmap(PROJECT, "r", metric, first, last, cols)
+                assert picture is not None
+                found[f"{metric} {first} {cols}"] = picture.header, picture.cells
+        keys = ["loss", "lr", "grad_norm", *(f"layer:{n % 3}:{q}" for n, q in enumerate(READABLE))]
+        for first, last, points in ((None, None, 40), (None, None, 5000), (700, 3001, 100)):
+            found[f"series {points}"] = store.history.series(
+                PROJECT, "r", keys, first, last, points
+            )
+        found["histogram"] = store.history.histogram(PROJECT, "r", 1, 2000)
+        found["ranks"] = store.history.of_ranks(PROJECT, "r", ["loss"], 100, 200)
+        found["layers"] = store.history.layers(PROJECT, "r")
+        found["span"] = store.log.span(PROJECT, "r")
+        return found
+
+    before = read()
+    compact_all(compactor(store, frames_of_segment))
+    assert counts(store)["frame_batch"] == 0
+    after = read()
+    for name, expected in before.items():
+        assert after[name] == expected, name
+
+
+def test_two_replicas_that_told_the_same_steps_count_once_after_compaction(store: Store) -> None:
+    for rank in (0, 1):
+        send(store, 200, size=20, rank=rank)
+    before = store.history.heatmap(PROJECT, "r", "l2", None, None, 20)
+    compact_all(compactor(store, 1024))
+    assert store.history.heatmap(PROJECT, "r", "l2", None, None, 20) == before
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_roll_ups_are_what_the_steps_say(data: st.DataObject) -> None:
@@ -255,7 +294,7 @@ def test_precision_rounds_norms_and_nothing_else(bits: int) -> None:
         LAYERS,
         wire.COLUMNS,
     )
-    entry = LogEntry(1, 1, 0, 0, NOW, wire.encode(batch), 0, 1, 3)
+    entry = LogEntry(1, 1, 0, 0, NOW, wire.encode(batch), 0, 0, 1, 3, 150, LAYOUT.hash)
     made = build([entry], bits)
     spine = unpack(made.body)
     np.testing.assert_array_equal(spine.scalars["loss"][1], [1.0 / n for n in range(1, 51)])

@@ -31,8 +31,9 @@ _MOST = 2**63 - 1
 class LogEntry:
     """One batch of the log; ``shift_ns`` is to be added to its frames' own times.
 
-    Its rank holds one of ``shards`` parts of the parameters. ``step0`` is its lowest step.
-    ``recalled`` is the batch itself where a segment held it.
+    Its rank holds one of ``shards`` parts of its group's parameters. Its steps lie within
+    [step0, step1]; without a ``layout`` none of them has a matrix. ``recalled`` is the batch
+    itself where a segment held it.
     """
 
     position: int
@@ -41,9 +42,12 @@ class LogEntry:
     shift_ns: int
     received_ns: int
     body: bytes
+    group: int
     shard: int
     shards: int
     step0: int
+    step1: int
+    layout: str
     recalled: wire.Batch | None = None
 
     def batch(self) -> wire.Batch:
@@ -73,8 +77,8 @@ class LogReader:
 
     def __init__(self, database: Database, cache: Cache | None = None) -> None:
         self._database = database
-        self._cache = cache or Cache(CACHE_BYTES)
-        self.segments = SegmentReader(database, self._cache)
+        self.cache = cache or Cache(CACHE_BYTES)
+        self.segments = SegmentReader(database, self.cache)
 
     def after(self, project: str, run: str, position: int, limit: int) -> list[LogEntry]:
         """The next ``limit`` batches past a log position, in log order."""
@@ -212,7 +216,7 @@ class LogReader:
             at = told.sent.position
             kept = (at > after) & (at <= until) & (step1 >= first) & (step0 <= last)
             for i in np.flatnonzero(kept).tolist():
-                yield _recalled_entry(segment, told, i, int(step0[i]))
+                yield _recalled_entry(segment, told, i, int(step0[i]), int(step1[i]))
 
     def _recalled(self, segments: Iterable[Segment], positions: set[int]) -> Iterator[LogEntry]:
         wanted = [
@@ -222,12 +226,13 @@ class LogReader:
             and any(segment.position0 <= at <= segment.position1 for at in positions)
         ]
         for segment, told in self.segments.spines(wanted):
-            for i, batch in recall.batches(self.segments, self._cache, segment, told, positions):
-                step0 = min(frame.step for frame in batch.frames)
-                yield replace(_recalled_entry(segment, told, i, step0), recalled=batch)
+            for i, batch in recall.batches(self.segments, self.cache, segment, told, positions):
+                steps = [frame.step for frame in batch.frames]
+                entry = _recalled_entry(segment, told, i, min(steps), max(steps))
+                yield replace(entry, recalled=batch)
 
 
-def _recalled_entry(segment: Segment, told: Spine, index: int, step0: int) -> LogEntry:
+def _recalled_entry(segment: Segment, told: Spine, index: int, step0: int, step1: int) -> LogEntry:
     return LogEntry(
         position=int(told.sent.position[index]),
         ordinal=segment.ordinal,
@@ -235,9 +240,12 @@ def _recalled_entry(segment: Segment, told: Spine, index: int, step0: int) -> Lo
         shift_ns=int(told.sent.shift_ns[index]),
         received_ns=int(told.sent.received_ns[index]),
         body=b"",
+        group=segment.group,
         shard=segment.shard,
         shards=segment.shards,
         step0=step0,
+        step1=step1,
+        layout=told.tellings[int(told.sent.told[index])].layout,
     )
 
 
@@ -254,9 +262,12 @@ def _entries(project: str, run: str, body: Any = t.frame_batch.c.body) -> Select
             t.frame_batch.c.shift_ns,
             t.frame_batch.c.received_ns,
             body,
+            t.stream.c.group,
             t.stream.c.shard,
             t.stream.c.shards,
             t.frame_batch.c.step0,
+            t.frame_batch.c.step1,
+            t.frame_batch.c.layout,
         )
         .join(t.stream, t.stream.c.id == t.frame_batch.c.stream_id)
         .join(t.attempt, t.attempt.c.id == t.stream.c.attempt_id)

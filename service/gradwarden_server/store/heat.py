@@ -97,6 +97,42 @@ class Canvas:
         held = self._times[columns[starts]]
         self._times[columns[starts]] = np.where(held > 0, held, first_times)
 
+    def add_rolled(
+        self, rows: Ints, columns: Ints, values: Matrix, order: Ints, bad: Matrix | None
+    ) -> None:
+        """Take [rows, buckets] of roll-ups that lie in these columns, NaN where nothing was.
+
+        ``order`` tells which bucket is newer, ``bad`` where columns that show the newest value
+        had a non-finite one.
+        """
+        starts = np.flatnonzero(np.diff(columns, prepend=-1))
+        cell = np.ix_(rows, columns[starts])
+        if self._newest:
+            at = np.maximum.reduceat(
+                np.where(np.isnan(values), -1, np.arange(order.size)), starts, axis=1
+            )
+            newest = np.where(at >= 0, order[at], -1)
+            taken = (at >= 0) & (newest >= self._steps[cell])
+            found = np.take_along_axis(values, np.maximum(at, 0), axis=1)
+            self._values[cell] = np.where(taken, found, self._values[cell])
+            self._steps[cell] = np.where(taken, newest, self._steps[cell])
+        else:
+            found = np.fmax.reduceat(values, starts, axis=1)
+            self._values[cell] = np.fmax(self._values[cell], found)
+        if bad is not None and bad.any():
+            self._bad[cell] |= np.add.reduceat(bad, starts, axis=1) > 0
+
+    def add_counts(self, rows: Ints, columns: Ints, sums: Doubles, kind: int) -> None:
+        """Take [rows, buckets] sums of NaN (``kind`` 0) or Inf (1) counts."""
+        starts = np.flatnonzero(np.diff(columns, prepend=-1))
+        counts = np.add.reduceat(sums, starts, axis=1).astype(np.int64)
+        (self._inf if kind else self._nan)[np.ix_(rows, columns[starts])] += counts
+
+    def mark_times(self, columns: Ints, times_ns: Ints) -> None:
+        """Note when the first frame of each of these columns was."""
+        held = self._times[columns]
+        self._times[columns] = np.where(held > 0, np.minimum(held, times_ns), times_ns)
+
     def count(self, part: Joined, rows: Ints) -> None:
         """Take the non-finite counts alone, of matrices of statistics."""
         kept, columns = self._grid.columns(part.steps, part.superseded_after)

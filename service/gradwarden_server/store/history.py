@@ -7,10 +7,7 @@ or NaN is visible at every zoom. Steps that a later attempt redid are left out.
 
 from __future__ import annotations
 
-import math
-import threading
-from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,16 +22,15 @@ from gradwarden_server.store.curves import (
     empty,
     table,
 )
-from gradwarden_server.store.entries import LogEntry, LogReader
-from gradwarden_server.store.gather import gathered, one_voice
+from gradwarden_server.store.entries import LogReader
+from gradwarden_server.store.gather import one_voice
 from gradwarden_server.store.heat import Canvas, Heatmap, joined
-from gradwarden_server.store.pieces import Piece, Quantity, decode
+from gradwarden_server.store.pieces import Quantity
+from gradwarden_server.store.rows import Layer, fill_from_piece, fill_from_segments
 from gradwarden_server.store.runs import RunStore
+from gradwarden_server.store.telling import Telling
+from gradwarden_server.store.zoom import Zoom
 
-_Key = tuple[str, str, int, tuple[str, ...]]
-
-_CACHE_BYTES = 256 << 20
-_PAGE = 64
 _GRAD_NORM = "grad_norm"
 _NOTHING = np.zeros(0, dtype=np.int64), np.zeros(0)
 _HISTOGRAM_STEPS = 256
@@ -60,14 +56,12 @@ class Histogram:
 
 
 class History:
-    """Queries over the frame log; decoded batches are kept while they fit in memory."""
+    """Queries over what a run sent, whether segments or the log hold it."""
 
     def __init__(self, log: LogReader, runs: RunStore) -> None:
         self._log = log
         self._runs = runs
-        self._cache: OrderedDict[_Key, Piece] = OrderedDict()
-        self._cached_bytes = 0
-        self._lock = threading.Lock()
+        self._telling = Telling(log, runs, log.cache)
 
     def layers(self, project: str, run: str) -> wire.Layout | None:
         """Every parameter of the run, in model order, from its newest layouts."""
@@ -94,17 +88,24 @@ class History:
         canvas = Canvas(quantity, grid, len(layout.parameters))
         position = {p.name: i for i, p in enumerate(layout.parameters)}
         known: dict[str, tuple[Ints, Doubles | None]] = {}
+
+        def placed(digest: str) -> tuple[Ints, Doubles | None]:
+            if digest not in known:
+                rows = [position[n] for n in self._rows(project, digest)]
+                scale = self._scale(project, digest, quantity)
+                known[digest] = np.array(rows, dtype=np.int64), scale
+            return known[digest]
+
+        entries, segments = self._log.holding(project, run, grid.first, grid.last)
+        zoom = Zoom(grid, self._telling.until(project, run), entries, segments)
+        zoom.paint(canvas, quantity, self._log.segments, placed)
         for columns in dict.fromkeys((quantity.columns, wire.QUANTITIES)):
-            pieces = self._pieces(project, run, grid.first, grid.last, columns)
+            pieces = self._telling.of(project, run, entries, zoom.rest, columns)
             for part in joined(one_voice(pieces)):
-                if part.layout not in known:
-                    rows = [position[n] for n in self._rows(project, part.layout)]
-                    scale = self._scale(project, part.layout, quantity)
-                    known[part.layout] = np.array(rows, dtype=np.int64), scale
                 if columns == quantity.columns:
-                    canvas.add(part, *known[part.layout])
+                    canvas.add(part, *placed(part.layout))
                 else:
-                    canvas.count(part, known[part.layout][0])
+                    canvas.count(part, placed(part.layout)[0])
         return canvas.painted()
 
     def series(
@@ -130,7 +131,7 @@ class History:
         times = Curve()
         curves = {key: Curve() for key in keys}
         reported: set[str] = set()
-        for piece, until in self._pieces(project, run, grid.first, grid.last):
+        for piece, until in self._telling.scalars(project, run, grid.first, grid.last):
             times.add(piece.steps, piece.times_ns, piece.rank, until)
             reported.update(piece.scalars)
             if piece.normed.any():
@@ -143,44 +144,36 @@ class History:
                 elif wanted[key] is None:
                     steps, values = piece.scalars.get(key, _NOTHING)
                     curve.add(steps, values, piece.rank, until)
-        layers = [(curves[key], *layer) for key, layer in wanted.items() if layer is not None]
-        for columns in dict.fromkeys(quantity.columns for _, _, quantity in layers):
-            of_these = [layer for layer in layers if layer[2].columns == columns]
-            self._layers(
-                project, self._pieces(project, run, grid.first, grid.last, columns), of_these
-            )
+        layers = [Layer(curves[key], *layer) for key, layer in wanted.items() if layer is not None]
+        if layers:
+            self._layers(project, run, grid, layers)
         found = {key: curve.of_first_rank(grid) for key, curve in curves.items()}
         if _GRAD_NORM in curves:
             steps, squares = curves[_GRAD_NORM].summed(grid)
             found[_GRAD_NORM] = steps, np.sqrt(squares)
         return table(grid, times, found, sorted(reported))
 
-    def _layers(
-        self,
-        project: str,
-        pieces: Iterable[tuple[Piece, float]],
-        layers: Sequence[tuple[Curve, str, Quantity]],
-    ) -> None:
-        """Fill the curves of single parameters, by name, from matrices of their columns."""
-        rows_of: dict[str, dict[str, int]] = {}
-        scales: dict[tuple[str, str], Doubles | None] = {}
-        for piece, until in pieces:
-            if piece.layout not in rows_of:
-                rows_of[piece.layout] = self._rows(project, piece.layout)
-            for curve, name, quantity in layers:
-                row = rows_of[piece.layout].get(name)
-                if row is None or not piece.matrix_steps.size:
-                    continue
-                key = piece.layout, quantity.name
-                if key not in scales:
-                    scales[key] = self._scale(project, piece.layout, quantity)
-                scale = scales[key]
-                only = slice(row, row + 1)
-                values, measured = quantity.of(
-                    piece.matrix[:, only], None if scale is None else scale[only]
-                )
-                kept = measured[:, 0]
-                curve.add(piece.matrix_steps[kept], values[kept, 0], piece.rank, until)
+    def _layers(self, project: str, run: str, grid: Buckets, layers: Sequence[Layer]) -> None:
+        """Fill the curves of single parameters."""
+
+        def placed(digest: str, layer: Layer) -> tuple[int, float] | None:
+            row = self._rows(project, digest).get(layer.name)
+            if row is None:
+                return None
+            scale = self._scale(project, digest, layer.quantity)
+            return row, 1.0 if scale is None else float(scale[row])
+
+        entries, segments = self._log.holding(project, run, grid.first, grid.last)
+        split = {e.ordinal for e in entries if e.shards > 1}
+        split |= {s.ordinal for s in segments if s.shards > 1}
+        whole = [s for s in segments if s.ordinal not in split]
+        until = self._telling.until(project, run)
+        fill_from_segments(layers, self._log.segments, whole, until, placed)
+        rest = [s for s in segments if s.ordinal in split]
+        for columns in dict.fromkeys(layer.quantity.columns for layer in layers):
+            of_these = [layer for layer in layers if layer.quantity.columns == columns]
+            for piece, end in self._telling.of(project, run, entries, rest, columns):
+                fill_from_piece(of_these, piece, end, placed)
 
     def histogram(self, project: str, run: str, row: int, step: int | None) -> Histogram | None:
         """The newest histogram of a row at or before ``step``, or of all; None without one.
@@ -201,7 +194,7 @@ class History:
             first = max(span[0], last - width + 1)
             best: tuple[int, int] | None = None
             found = None
-            for piece, until in self._pieces(project, run, first, last, wire.HISTOGRAM):
+            for piece, until in self._telling.pieces(project, run, first, last, wire.HISTOGRAM):
                 at = self._rows(project, piece.layout).get(name)
                 if at is None:
                     continue
@@ -222,10 +215,8 @@ class History:
         self, project: str, run: str, names: Sequence[str], first: int, last: int
     ) -> RankValues:
         """Scalars as each rank reported them, of the newest attempt that has the step."""
-        until = self._until(project, run)
-        entries = self._log.index(project, run, first, last)
         found = RankValues({}, {name: {} for name in names})
-        for piece, end in self._decoded(project, run, entries, until):
+        for piece, end in self._telling.scalars(project, run, first, last):
             end = min(end, last)
             for step, at in zip(piece.steps.tolist(), piece.times_ns.tolist(), strict=True):
                 if first <= step <= end:
@@ -245,74 +236,6 @@ class History:
     def _scale(self, project: str, digest: str, quantity: Quantity) -> Doubles | None:
         layout = self._runs.layout(project, digest) if digest else None
         return quantity.scale(layout) if layout else None
-
-    def _pieces(
-        self,
-        project: str,
-        run: str,
-        first: int,
-        last: int,
-        columns: tuple[str, ...] = wire.QUANTITIES,
-    ) -> Iterator[tuple[Piece, float]]:
-        """Decoded batches, shards joined, with the last step of their attempt that counts."""
-        until = self._until(project, run)
-        entries = self._log.index(project, run, first, last)
-        split = {e.ordinal for e in entries if e.shards > 1}
-        if split:  # the shards of one step have to meet, whenever each of them arrived
-            entries.sort(key=lambda e: (e.ordinal, e.step0 if e.ordinal in split else 0))
-        told = self._decoded(project, run, entries, until, columns)
-        yield from gathered(told, lambda digest: self._runs.layout(project, digest))
-
-    def _until(self, project: str, run: str) -> dict[int, float]:
-        """The last step that counts of each attempt."""
-        return {
-            a.ordinal: math.inf if a.superseded_after is None else a.superseded_after
-            for a in self._runs.attempts(project, run)
-        }
-
-    def _decoded(
-        self,
-        project: str,
-        run: str,
-        entries: Sequence[LogEntry],
-        until: Mapping[int, float],
-        columns: tuple[str, ...] = wire.QUANTITIES,
-    ) -> Iterator[tuple[Piece, float]]:
-        """Batches page by page, those in memory as they are."""
-        for start in range(0, len(entries), _PAGE):
-            page = entries[start : start + _PAGE]
-            held = self._cached(project, run, [e.position for e in page], columns)
-            misses = [e.position for e in page if e.position not in held]
-            for entry in self._log.bodies(project, run, misses):
-                piece = decode(entry, columns)
-                held[entry.position] = piece
-                self._keep((project, run, entry.position, columns), piece)
-            for entry in page:
-                if entry.position in held:
-                    yield held[entry.position], until.get(entry.ordinal, math.inf)
-
-    def _cached(
-        self, project: str, run: str, positions: Sequence[int], columns: tuple[str, ...]
-    ) -> dict[int, Piece]:
-        found = {}
-        with self._lock:
-            for position in positions:
-                key = (project, run, position, columns)
-                piece = self._cache.get(key)
-                if piece is not None:
-                    self._cache.move_to_end(key)
-                    found[position] = piece
-        return found
-
-    def _keep(self, key: _Key, piece: Piece) -> None:
-        with self._lock:
-            if key in self._cache:
-                return  # decoded by two readers at once
-            self._cache[key] = piece
-            self._cached_bytes += piece.size
-            while self._cached_bytes > _CACHE_BYTES and self._cache:
-                _, oldest = self._cache.popitem(last=False)
-                self._cached_bytes -= oldest.size
 
 
 def _layer_key(key: str, layout: wire.Layout | None) -> tuple[str, Quantity] | None:

@@ -13,6 +13,8 @@ from gradwarden_server import joins
 from gradwarden_server.joins import Matrix
 from gradwarden_server.store.curves import Doubles, Ints
 from gradwarden_server.store.entries import LogEntry
+from gradwarden_server.store.segments import Segment
+from gradwarden_server.store.spine import Spine
 
 NAN, INF = wire.QUANTITIES.index("nan"), wire.QUANTITIES.index("inf")  # neighbours
 
@@ -153,6 +155,40 @@ def decode(entry: LogEntry, columns: tuple[str, ...]) -> Piece:
         squares=squares(matrix, columns),
         complete=np.ones(len(rows), np.bool_),
     )
+
+
+def of_segment(
+    segment: Segment, told: Spine, columns: tuple[str, ...], matrix: Matrix | None = None
+) -> Piece:
+    """A segment as one piece; ``matrix`` is [matrices, L, K], of none only scalars are told."""
+    whole = columns == wire.QUANTITIES
+    frames = told.matrix_frames
+    found = np.zeros((frames.size, 0, len(columns)), np.float32) if matrix is None else matrix
+    if not whole:
+        measured = told.measured.get(_group(told, columns), np.zeros(0, np.int64))
+        frames, found = frames[measured], found[measured]
+    times_ns = told.series_times_ns()
+    scalars = {name: (told.steps[at], values) for name, (at, values) in told.scalars.items()}
+    return Piece(
+        rank=segment.rank,
+        group=segment.group,
+        shard=segment.shard,
+        shards=segment.shards,
+        layout=segment.layout,
+        columns=columns,
+        steps=told.steps,
+        times_ns=times_ns,
+        scalars=scalars if whole else {},
+        matrix_steps=told.steps[frames],
+        matrix_times_ns=times_ns[frames],
+        matrix=found,
+        squares=told.squares if whole else np.full(frames.size, np.nan),
+        complete=np.ones(frames.size, np.bool_),
+    )
+
+
+def _group(told: Spine, columns: tuple[str, ...]) -> str:
+    return next((told.columns[c] for c in columns if c in told.columns), "")
 
 
 def squares(matrix: Matrix, columns: tuple[str, ...]) -> Doubles:

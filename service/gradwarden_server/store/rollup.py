@@ -104,8 +104,9 @@ def _merged(parts: Sums, starts: Ints) -> Sums:
     for name in ("sum", "count", "nonfinite"):
         found[name] = np.add.reduceat(parts[name], starts, axis=0)
     order = np.arange(len(parts["last"]))[:, None]
-    newest = np.maximum.reduceat(np.where(parts["count"] > 0, order, 0), starts, axis=0)
-    found["last"] = np.take_along_axis(parts["last"], newest, axis=0)
+    newest = np.maximum.reduceat(np.where(parts["count"] > 0, order, -1), starts, axis=0)
+    last = np.take_along_axis(parts["last"], np.maximum(newest, 0), axis=0)
+    found["last"] = np.where(newest >= 0, last, np.nan)
     return found
 
 

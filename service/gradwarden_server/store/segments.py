@@ -24,6 +24,9 @@ from gradwarden_server.store.errors import Damaged
 from gradwarden_server.store.rollup import Ints
 from gradwarden_server.store.spine import Spine
 
+RAW = "raw"
+"""Of a segment whose values are all still held."""
+
 _Body = tuple[int, bytes]
 T = TypeVar("T")
 
@@ -123,7 +126,7 @@ class SegmentReader:
         some = [(s, p) for s, p in told if quantity in p.columns and row < p.parameters]
         for start in range(0, len(some), _PAGE):
             page = some[start : start + _PAGE]
-            chunked = [s for s, p in page if quantity not in p.constants and s.held == "raw"]
+            chunked = [s for s, p in page if quantity not in p.constants and s.held == RAW]
             statement = select(t.chunk.c.segment_id, t.chunk.c.crc32, t.chunk.c.body).where(
                 t.chunk.c.segment_id.in_([s.id for s in chunked]),
                 t.chunk.c.quantity == quantity,

@@ -1,0 +1,140 @@
+"""What ranks told over a range of steps, from the log and from segments alike, as pieces."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+
+from gradwarden import wire
+from gradwarden_server.store.cache import Cache
+from gradwarden_server.store.entries import LogEntry, LogReader
+from gradwarden_server.store.gather import gathered
+from gradwarden_server.store.pieces import Piece, decode, of_segment
+from gradwarden_server.store.runs import RunStore
+from gradwarden_server.store.segments import RAW, Segment
+from gradwarden_server.store.spine import Spine
+
+_PAGE = 64
+
+
+class Telling:
+    """Pieces of a run; what was decoded lately is kept in memory."""
+
+    def __init__(self, log: LogReader, runs: RunStore, cache: Cache) -> None:
+        self._log = log
+        self._runs = runs
+        self._cache = cache
+
+    def until(self, project: str, run: str) -> dict[int, float]:
+        """The last step that counts of each attempt."""
+        return {
+            a.ordinal: math.inf if a.superseded_after is None else a.superseded_after
+            for a in self._runs.attempts(project, run)
+        }
+
+    def pieces(
+        self, project: str, run: str, first: int, last: int, columns: tuple[str, ...]
+    ) -> Iterator[tuple[Piece, float]]:
+        """Pieces that touch steps [first, last], shards joined, with what counts of them.
+
+        Raises:
+            Damaged: a segment is.
+        """
+        entries, segments = self._log.holding(project, run, first, last)
+        return self.of(project, run, entries, segments, columns)
+
+    def of(
+        self,
+        project: str,
+        run: str,
+        entries: Sequence[LogEntry],
+        segments: Sequence[Segment],
+        columns: tuple[str, ...],
+    ) -> Iterator[tuple[Piece, float]]:
+        """The pieces of these, shards joined, with the last step of their attempt that counts."""
+        items: list[LogEntry | Segment] = [*entries, *(s for s in segments if s.held == RAW)]
+        split = {item.ordinal for item in items if item.shards > 1}
+        # The shards of one step have to meet, whenever each of them arrived.
+        items.sort(
+            key=lambda item: (item.ordinal, item.step0 if item.ordinal in split else _at(item))
+        )
+        told = self._decoded(project, run, items, columns)
+        return gathered(told, lambda digest: self._runs.layout(project, digest))
+
+    def scalars(
+        self, project: str, run: str, first: int, last: int
+    ) -> Iterator[tuple[Piece, float]]:
+        """What ranks said of steps [first, last] beside matrices; these may be left out.
+
+        Only pieces of shards have to be joined to know their norms, so they hold them.
+        """
+        entries, segments = self._log.holding(project, run, first, last)
+        until = self.until(project, run)
+        split = {e.ordinal for e in entries if e.shards > 1}
+        split |= {s.ordinal for s in segments if s.shards > 1}
+        whole = [s for s in segments if s.ordinal not in split]
+        for segment, told in self._log.segments.spines(whole):
+            yield (
+                of_segment(segment, told, wire.QUANTITIES),
+                until.get(segment.ordinal, math.inf),
+            )
+        rest = [s for s in segments if s.ordinal in split]
+        yield from self.of(project, run, entries, rest, wire.QUANTITIES)
+
+    def _decoded(
+        self,
+        project: str,
+        run: str,
+        items: Sequence[LogEntry | Segment],
+        columns: tuple[str, ...],
+    ) -> Iterator[tuple[Piece, float]]:
+        """Pieces page by page, those in memory as they are."""
+        until = self.until(project, run)
+        for start in range(0, len(items), _PAGE):
+            page = items[start : start + _PAGE]
+            found = self._logged(
+                project, run, [i for i in page if isinstance(i, LogEntry)], columns
+            )
+            spines = dict(self._log.segments.spines([i for i in page if isinstance(i, Segment)]))
+            for item in page:
+                end = until.get(item.ordinal, math.inf)
+                if isinstance(item, Segment):
+                    if item in spines:
+                        yield self._segment(item, spines[item], columns), end
+                elif item.position in found:
+                    yield found[item.position], end
+
+    def _logged(
+        self, project: str, run: str, entries: Sequence[LogEntry], columns: tuple[str, ...]
+    ) -> Mapping[int, Piece]:
+        found: dict[int, Piece] = {}
+        for entry in entries:
+            piece = self._cache.get(_key(project, run, entry, columns))
+            if piece is not None:
+                found[entry.position] = piece
+        missing = [e.position for e in entries if e.position not in found]
+        for entry in self._log.bodies(project, run, missing):
+            piece = decode(entry, columns)
+            found[entry.position] = piece
+            self._cache.keep(_key(project, run, entry, columns), piece, piece.size)
+        return found
+
+    def _segment(self, segment: Segment, told: Spine, columns: tuple[str, ...]) -> Piece:
+        key = ("segment", segment.id, columns)
+        piece: Piece | None = self._cache.get(key)
+        if piece is None:
+            matrix = None
+            if not set(columns).isdisjoint(told.columns):
+                matrix = self._log.segments.matrices(segment, told, columns)
+            piece = of_segment(segment, told, columns, matrix)
+            self._cache.keep(key, piece, piece.size)
+        return piece
+
+
+def _key(project: str, run: str, entry: LogEntry, columns: tuple[str, ...]) -> tuple[object, ...]:
+    # A run may be deleted and made again under its name: its positions begin anew then.
+    return "piece", project, run, entry.position, entry.received_ns, columns
+
+
+def _at(item: LogEntry | Segment) -> int:
+    return item.position0 if isinstance(item, Segment) else item.position

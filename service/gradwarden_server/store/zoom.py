@@ -1,0 +1,116 @@
+"""Heatmaps from roll-ups, where these say exactly what the steps themselves would."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from gradwarden import wire
+from gradwarden_server.store import rollup
+from gradwarden_server.store.curves import Buckets, Doubles, Ints
+from gradwarden_server.store.entries import LogEntry
+from gradwarden_server.store.heat import Canvas
+from gradwarden_server.store.pieces import RMS, Quantity
+from gradwarden_server.store.segments import Segment, SegmentReader
+from gradwarden_server.store.spine import Spine
+
+Placed = Callable[[str], tuple[Ints, Doubles | None]]
+"""Of a layout's hash: which rows of the picture its rows are, and their factors."""
+
+
+class Zoom:
+    """Which segments a picture takes from roll-ups; ``rest`` are to be read step by step.
+
+    A segment is rolled up as a whole: one that reaches beyond the picture's steps or into what
+    a later attempt redid is read by step, and so is one beside which another rank of its group
+    told matrices too, since what both told must not count twice.
+    """
+
+    def __init__(
+        self,
+        grid: Buckets,
+        until: Mapping[int, float],
+        entries: Sequence[LogEntry],
+        segments: Sequence[Segment],
+    ) -> None:
+        fitting = [width for width in rollup.WIDTHS if width <= grid.width]
+        self.width = max(fitting, default=0)
+        self._grid = grid
+        beside = _Beside(entries, segments)
+        self.rolled: list[Segment] = []
+        self.rest: list[Segment] = []
+        for segment in segments:
+            last = min(grid.last, until.get(segment.ordinal, math.inf))
+            inside = grid.first <= segment.step0 and segment.step1 <= last
+            whole = inside and segment.shards == 1 and not beside.others(segment)
+            if not segment.matrices:
+                continue
+            (self.rolled if self.width and whole else self.rest).append(segment)
+
+    def paint(
+        self, canvas: Canvas, quantity: Quantity, reader: SegmentReader, placed: Placed
+    ) -> None:
+        """Add what the rolled-up segments hold.
+
+        Raises:
+            Damaged: a roll-up is.
+        """
+        told = list(reader.spines([s for s in self.rolled if self._holds(s)]))
+        spines = {segment.id: spine for segment, spine in told}
+        column = "l2" if quantity.name == RMS else quantity.name
+        shown = "last" if quantity.columns == wire.SLOW else "max"
+        wanted = (shown, "nonfinite") if quantity.columns == wire.SLOW else (shown,)
+        for segment, numbers, found in reader.rollups(told, self.width, column, wanted):
+            rows, scale = placed(segment.layout)
+            values = found[shown]
+            if scale is not None:
+                values = (values * scale[:, None]).astype(np.float32)
+            canvas.add_rolled(rows, self._columns(numbers), values, numbers, found.get("nonfinite"))
+            canvas.mark_times(*_first_times(spines[segment.id], column, self._grid))
+        for kind, name in enumerate(("nan", "inf")):
+            bad = [(s, p) for s, p in told if p.constants.get(name) != 0]
+            found_of = reader.rollups(bad, self.width, name, ("mean", "count"))
+            for segment, numbers, found in found_of:
+                sums = np.rint(np.nan_to_num(found["mean"]).astype(np.float64) * found["count"])
+                if sums.any():
+                    rows, _ = placed(segment.layout)
+                    canvas.add_counts(rows, self._columns(numbers), sums, kind)
+
+    def _holds(self, segment: Segment) -> bool:
+        return segment.held != "coarse" or self.width > rollup.WIDTHS[0]
+
+    def _columns(self, numbers: Ints) -> Ints:
+        return (numbers * self.width - self._grid.origin) // self._grid.width
+
+
+def _first_times(told: Spine, column: str, grid: Buckets) -> tuple[Ints, Ints]:
+    """Columns of the picture and the time of the first frame in each."""
+    at = told.frames_of(column)
+    steps, times = told.steps[at], told.series_times_ns()[at]
+    columns = (steps - grid.origin) // grid.width
+    found, first = np.unique(columns, return_index=True)
+    return found, times[first]
+
+
+class _Beside:
+    """Who else of a group told matrices, and of which steps."""
+
+    def __init__(self, entries: Sequence[LogEntry], segments: Sequence[Segment]) -> None:
+        self._told: dict[tuple[int, int], list[tuple[int, int, int]]] = defaultdict(list)
+        for entry in entries:
+            if entry.layout:
+                key = entry.ordinal, entry.group
+                self._told[key].append((entry.rank, entry.step0, entry.step1))
+        for segment in segments:
+            if segment.matrices:
+                key = segment.ordinal, segment.group
+                self._told[key].append((segment.rank, segment.step0, segment.step1))
+
+    def others(self, segment: Segment) -> bool:
+        return any(
+            rank != segment.rank and step0 <= segment.step1 and step1 >= segment.step0
+            for rank, step0, step1 in self._told[segment.ordinal, segment.group]
+        )
