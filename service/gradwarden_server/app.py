@@ -19,6 +19,7 @@ from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor
 from starlette.concurrency import run_in_threadpool
 
 from gradwarden_server import assets, telemetry
+from gradwarden_server.alerting.commit import Registrar
 from gradwarden_server.alerting.evaluator import Evaluator
 from gradwarden_server.alerting.watch import Rooms
 from gradwarden_server.api import (
@@ -72,6 +73,7 @@ from gradwarden_server.store.retention import RetentionStore
 from gradwarden_server.store.runs import RunStore
 from gradwarden_server.store.timespan import TimeSpans
 from gradwarden_server.store.tokens import TokenStore
+from gradwarden_server.store.watched import WatchedRuns
 from gradwarden_server.telemetry import RunGauges, Snapshot, Telemetry, span
 
 log = logging.getLogger(__name__)
@@ -126,14 +128,15 @@ class House:
             for name, sender in registry.connect(receivers).items()
         }
         self.courier = Courier(_Urgent(database), self.outbox, senders, time.time_ns)
+        evaluation = EvaluationStore(database)
         rooms = Rooms(
             database=database,
             runs=run_store,
             log=reader,
-            evaluation=EvaluationStore(database),
-            commands=commands,
+            evaluation=evaluation,
+            watched=WatchedRuns(database),
+            registrar=Registrar(database, evaluation, ledger, self.recorded, commands),
             ledger=ledger,
-            recorded=self.recorded,
             rules=rules,
             pipeline=pipeline.build(receivers, settings.url),
             external_url=settings.url,

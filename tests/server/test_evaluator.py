@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from gradwarden import wire
 from gradwarden_server import assets
+from gradwarden_server.alerting.commit import Registrar
 from gradwarden_server.alerting.evaluator import Evaluator
 from gradwarden_server.alerting.watch import BACKFILL_NS, Rooms, RunWatch
 from gradwarden_server.detect import registry
@@ -23,6 +24,7 @@ from gradwarden_server.rules.spec import load
 from gradwarden_server.store.commands import CommandStore
 from gradwarden_server.store.ledger import AlertLedger
 from gradwarden_server.store.outbox import Outbox
+from gradwarden_server.store.watched import WatchedRuns
 from tests.server.test_store import LAYOUT, NOW, PROJECT, Store, batch
 
 SECOND = 1_000_000_000
@@ -70,9 +72,15 @@ class Bench:
             runs=self.store.runs,
             log=self.store.log,
             evaluation=self.store.evaluation,
-            commands=self.commands,
+            watched=WatchedRuns(self.store.database),
+            registrar=Registrar(
+                self.store.database,
+                self.store.evaluation,
+                self.ledger,
+                self.store.recorded,
+                self.commands,
+            ),
             ledger=self.ledger,
-            recorded=self.store.recorded,
             rules=self.rules,
             pipeline=pipeline.build(RECEIVERS, "http://gw.example"),
             external_url="http://gw.example",

@@ -1,34 +1,36 @@
 """One run under evaluation: from log entries past the cursor to alerts, in one transaction.
 
-Alert changes, their messages, derived series and the cursor commit together, so a crash at
-any moment replays from the log and loses nothing. Steps that were judged before a restart
-are advanced over again in silence, since the detectors must remember them.
+Alert changes, their messages and the cursor commit together, so a crash at any moment replays
+from the log and loses nothing. Steps that were judged before a restart are advanced over again
+in silence, since the detectors must remember them. Derived points are kept back for some
+seconds, and no longer than the next snapshot: those that a crash takes are derived again.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 
 from gradwarden import wire
-from gradwarden_server.alerting import lifecycle
+from gradwarden_server.alerting import lifecycle, translate
+from gradwarden_server.alerting.commit import Alerts, Judgement, Registrar
 from gradwarden_server.detect.assembler import Assembler
-from gradwarden_server.detect.base import Liveness, RankLiveness, Request
+from gradwarden_server.detect.base import Liveness, Request
 from gradwarden_server.detect.engine import DerivedPoint, RunDetectors, Verdict
 from gradwarden_server.detect.state import pack, unpack
 from gradwarden_server.detect.steps import Step
-from gradwarden_server.model import Alert, Change, Condition, RunFacts, run_path
+from gradwarden_server.model import Alert, Change, Condition
 from gradwarden_server.notify.pipeline import Pipeline
 from gradwarden_server.rules.spec import RuleSet
-from gradwarden_server.store.commands import CommandStore
-from gradwarden_server.store.database import Database, Priority, Transaction
+from gradwarden_server.store.database import Database
 from gradwarden_server.store.entries import LogEntry, LogReader
 from gradwarden_server.store.evaluation import Cursor, EvaluationStore, Lease, Snapshot
 from gradwarden_server.store.ledger import AlertLedger
-from gradwarden_server.store.recorded import RecordedSeries
-from gradwarden_server.store.records import AttemptRecord, RunRecord, StreamRecord
+from gradwarden_server.store.records import RunRecord
 from gradwarden_server.store.runs import RunStore
+from gradwarden_server.store.watched import BATCHES, Watched, WatchedRuns
 
 log = logging.getLogger(__name__)
 
@@ -36,8 +38,9 @@ BACKFILL_NS = 600 * 1_000_000_000
 """Findings on data older than this are history and a note, never a page."""
 _SNAPSHOT_STEPS = 256
 _SNAPSHOT_NS = 30 * 1_000_000_000
-_ENTRIES = 64  # held in memory at once; a batch of a large model is some megabytes
-_ACTOR = "gradwarden"
+_POINTS_NS = 10 * 1_000_000_000
+_POINTS = 512  # of all series of a run together
+_LATEST = 64
 _ENDINGS = {"finished": lifecycle.RUN_FINISHED, "cancelled": lifecycle.RUN_CANCELLED}
 
 Outcome = tuple[int, Sequence[Condition]]
@@ -51,13 +54,24 @@ class Rooms:
     runs: RunStore
     log: LogReader
     evaluation: EvaluationStore
-    commands: CommandStore
+    watched: WatchedRuns
+    registrar: Registrar
     ledger: AlertLedger
-    recorded: RecordedSeries
     rules: RuleSet
     pipeline: Pipeline
     external_url: str
     service_started_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Pending:
+    """What is so as soon as the judgement under way is durable."""
+
+    cursor: Cursor
+    settled: Alerts
+    flushed: bool
+    snapshot: bool
+    now_ns: int
 
 
 class RunWatch:
@@ -73,7 +87,7 @@ class RunWatch:
         self._rooms = rooms
         self._project = project
         self._run = run
-        self._facts = self._facts_of(run)
+        self._facts = translate.facts(run, self._rooms.external_url)
         self._cursor, snapshot = rooms.evaluation.resume(project, run.id, lease.epoch)
         self._open: dict[str, Alert] = {}
         with rooms.database.read() as connection:
@@ -95,7 +109,11 @@ class RunWatch:
         self._late_outcomes: list[Outcome] = []
         self._points: list[DerivedPoint] = []
         self._requests: list[tuple[int, Request]] = []
-        self._behind_ns: int | None = None
+        self._points_ns = 0
+        self._oldest_ns: int | None = None
+        self._pending: _Pending | None = None
+        self.latest: dict[str, float | str] = {}
+        """Newest values by name; non-finite ones as text."""
         self._judged = dict(self._cursor.judged)
         self._labels = {rule.alert: rule.labels for rule in rooms.rules.detectors}
         self._replay(start)
@@ -112,44 +130,61 @@ class RunWatch:
         return self._cursor.position
 
     def lag_seconds(self, now_ns: int) -> float:
-        """Age of the oldest batch that was read too late to be judged in the last round."""
-        return 0.0 if self._behind_ns is None else max(0, now_ns - self._behind_ns) / 1e9
+        """Age of the oldest batch that the last evaluation judged."""
+        return 0.0 if self._oldest_ns is None else max(0, now_ns - self._oldest_ns) / 1e9
 
     @property
     def deadline_ns(self) -> int | None:
         """When a step has waited long enough for its missing ranks."""
         return self._assembler.deadline_ns
 
-    def evaluate(self, run: RunRecord, now_ns: int, tick: bool) -> bool:
-        """Judge what arrived and, on a tick, what only time can tell; whether more waits.
+    def evaluate(
+        self, watched: Watched, entries: Sequence[LogEntry], now_ns: int, tick: bool
+    ) -> Future[Alerts] | None:
+        """Judge what arrived and, on a tick, what only time can tell.
 
-        Raises:
-            Fenced: another process holds the lease now; this object must be dropped.
+        Args:
+            watched: The run as it is now, on a tick with the signs of life of its ranks.
+            entries: The next batches past :attr:`position`; as many as ``BATCHES`` say that
+                more may wait.
+            now_ns: By our clock.
+            tick: Whether to ask what time tells.
+
+        Returns:
+            What is being written, to be waited for and told to :meth:`settle`; None where
+            nothing changed.
         """
-        self._run = run
-        self._facts = self._facts_of(run)
-        attempts = self._rooms.runs.attempts(self._project, run.run)
-        self._assembler.start(attempts[-1].ordinal if attempts else 0, run.world_size)
+        run = self._run = watched.run
+        self._facts = translate.facts(run, self._rooms.external_url)
+        self._assembler.start(watched.ordinal or 0, run.world_size)
         self._detectors.start(run.world_size)
-        entries: list[LogEntry] = []
-        if run.position > self.position:
-            entries = self._rooms.log.after(self._project, run.run, self.position, _ENTRIES)
         outcomes, self._late_outcomes = self._late_outcomes, []
         judged = dict(self._judged)
         for entry in entries:
             self._take(entry)
             outcomes += self._judge(self._assembler.release(entry.received_ns), judged, now_ns)
-        more = len(entries) == _ENTRIES
+        more = len(entries) == BATCHES
         if not more:
             outcomes += self._judge(self._assembler.release(now_ns), judged, now_ns)
         for verdict in self._detectors.peek(self._assembler.urgent()):
             outcomes.append(self._outcome(verdict, now_ns))
-        if tick and attempts and not more:
-            outcomes.append((now_ns, self._dress(self._tick(attempts[-1], now_ns))))
+        if tick and watched.ordinal is not None and not more:
+            outcomes.append((now_ns, self._dress(self._tick(watched, now_ns))))
         position = entries[-1].position if entries else self._cursor.position
-        self._commit(Cursor(position, judged), outcomes, now_ns, drained=not more)
-        self._behind_ns = entries[-1].received_ns if more else None
-        return more
+        self._oldest_ns = entries[0].received_ns if entries else None
+        return self._commit(position, judged, outcomes, now_ns, drained=not more)
+
+    def settle(self, touched: Alerts) -> None:
+        """What :meth:`evaluate` began to write is durable."""
+        pending, self._pending = self._pending, None
+        assert pending is not None
+        self._open = {key: touched.get(key, alert) for key, alert in pending.settled.items()}
+        self._cursor, self._judged = pending.cursor, dict(pending.cursor.judged)
+        self._requests = []
+        if pending.flushed:
+            self._points, self._points_ns = [], pending.now_ns
+        if pending.snapshot:
+            self._snapshot_ns, self._steps_since = pending.now_ns, 0
 
     def _fresh(self) -> tuple[Assembler, RunDetectors]:
         detectors = RunDetectors(
@@ -167,7 +202,7 @@ class RunWatch:
     def _replay(self, start: int) -> None:
         """Advance over what was judged before, keeping only what was not said yet."""
         while start < self._cursor.position:
-            entries = self._rooms.log.after(self._project, self._run.run, start, _ENTRIES)
+            entries = self._rooms.log.after(self._project, self._run.run, start, BATCHES)
             entries = [e for e in entries if e.position <= self._cursor.position]
             if not entries:
                 return
@@ -197,77 +232,100 @@ class RunWatch:
     def _judge(self, steps: Sequence[Step], judged: dict[int, int], now_ns: int) -> list[Outcome]:
         outcomes = []
         self._steps_since += len(steps)
+        recorded = self._cursor.recorded
         for verdict in self._detectors.advance(steps):
+            if verdict.step > recorded.get(verdict.attempt, -1):
+                self._points += verdict.points
             last = judged.get(verdict.attempt, -1)
             # A carrier of events may share its number with a step, so it moves nothing.
             if verdict.step < last or (verdict.step == last and not verdict.eventful):
                 continue  # said before a restart
             if not verdict.eventful:
                 judged[verdict.attempt] = verdict.step
-            self._points += verdict.points
             self._requests += [(verdict.time_ns, request) for request in verdict.requests]
             outcomes.append(self._outcome(verdict, now_ns))
+        newest = next((step for step in reversed(steps) if not step.eventful), None)
+        if newest is not None:
+            self._note(newest)
         return outcomes
+
+    def _note(self, step: Step) -> None:
+        """Keep what a list of runs shows of the newest step."""
+        names = {name for said in step.ranks.values() for name in said.scalars}
+        values = {name: step.scalar(name) for name in sorted(names)[:_LATEST]}
+        if step.groups:
+            values["grad_norm"] = self._detectors.norm
+        self.latest |= {
+            name: translate.told(value) for name, value in values.items() if value is not None
+        }
 
     def _outcome(self, verdict: Verdict, now_ns: int) -> Outcome:
         conditions: Sequence[Condition] = verdict.conditions
         if verdict.time_ns < now_ns - BACKFILL_NS:
-            conditions = [_as_history(c) for c in conditions]
+            conditions = [translate.as_history(c) for c in conditions]
         return min(verdict.time_ns, now_ns), self._dress(conditions)
 
     def _dress(self, conditions: Sequence[Condition]) -> list[Condition]:
         """Add the links that every alert carries."""
         dressed = []
         for condition in conditions:
+            if not condition.active:
+                dressed.append(
+                    replace(condition, annotations={}) if condition.annotations else condition
+                )
+                continue
             slug = self._runbook(condition.alertname)
             links = {"dashboard_url": self._facts.dashboard_url}
             if slug:
                 links["runbook_url"] = f"{self._rooms.external_url}/runbooks/{slug}"
-            words = {**links, **condition.annotations} if condition.active else {}
-            dressed.append(replace(condition, annotations=words))
+            dressed.append(replace(condition, annotations={**links, **condition.annotations}))
         return dressed
 
     def _runbook(self, alertname: str) -> str | None:
         return next((r.runbook for r in self._rooms.rules.detectors if r.alert == alertname), None)
 
     def _commit(
-        self, cursor: Cursor, outcomes: Sequence[Outcome], now_ns: int, drained: bool
-    ) -> None:
+        self,
+        position: int,
+        judged: dict[int, int],
+        outcomes: Sequence[Outcome],
+        now_ns: int,
+        drained: bool,
+    ) -> Future[Alerts] | None:
         changes, settled = self._changes(outcomes, now_ns, drained)
-        snapshot = self._snapshot(cursor, now_ns)
+        snapshot = self._snapshot(position, now_ns)
+        # A snapshot is where a restart begins, so no point from before it may be owed.
+        flushed = snapshot is not None or self._flushes(now_ns)
+        cursor = Cursor(position, judged, judged if flushed else self._cursor.recorded)
         if cursor == self._cursor and not changes and snapshot is None:
-            return
-        notifications = self._rooms.pipeline.run(self._open, changes)
-        points = _by_series(self._points)
+            return None
         requests: list[Request] = []
         if self._run.status == "running":  # and nothing is asked about the past
             requests = [r for at_ns, r in self._requests if at_ns >= now_ns - BACKFILL_NS]
+        self._pending = _Pending(cursor, settled, flushed, snapshot is not None, now_ns)
+        return self._rooms.registrar.submit(
+            Judgement(
+                project=self._project,
+                row=self._run.id,
+                run=self._run.run,
+                epoch=self.lease.epoch,
+                old=self._cursor,
+                new=cursor,
+                changes=changes,
+                notifications=self._rooms.pipeline.run(self._open, changes) if changes else (),
+                derived=translate.by_series(self._run.id, self._points) if flushed else (),
+                requests=requests,
+                snapshot=snapshot,
+                now_ns=now_ns,
+            )
+        )
 
-        def job(connection: Transaction) -> dict[str, Alert]:
-            rooms, project, row = self._rooms, self._project, self._run.id
-            rooms.evaluation.move(project, connection, row, self.lease.epoch, self._cursor, cursor)
-            touched = rooms.ledger.apply(project, connection, row, changes, notifications, now_ns)
-            for (name, labels), values in points.items():
-                rooms.recorded.append(project, connection, row, name, dict(labels), values)
-            self._ask(connection, requests, now_ns)
-            if snapshot is not None:
-                rooms.evaluation.snapshot(project, connection, row, snapshot)
-            return touched
-
-        touched = self._rooms.database.write(job, Priority.ALERT).result()
-        if requests:
-            self._rooms.commands.forget(self._project)
-        self._open = {key: touched.get(key, alert) for key, alert in settled.items()}
-        self._cursor, self._judged = cursor, dict(cursor.judged)
-        self._points, self._requests = [], []
-        if snapshot is not None:
-            self._snapshot_ns, self._steps_since = now_ns, 0
-
-    def _ask(self, connection: Transaction, requests: Iterable[Request], now_ns: int) -> None:
-        where = (self._project, connection, self._run.id, self._run.run)
-        for request in requests:
-            what = (request.rank, request.kind, request.args)
-            self._rooms.commands.add(*where, *what, now_ns=now_ns, actor=_ACTOR)
+    def _flushes(self, now_ns: int) -> bool:
+        """Whether derived points are to be stored now."""
+        if not self._points:
+            return False
+        late = now_ns - self._points_ns >= _POINTS_NS or len(self._points) >= _POINTS
+        return late or self._run.status != "running"
 
     def _changes(
         self, outcomes: Sequence[Outcome], now_ns: int, drained: bool
@@ -277,7 +335,12 @@ class RunWatch:
         moment = 0
         for at_ns, conditions in outcomes:
             moment = max(moment, at_ns)
-            new = lifecycle.advance(settled, self._facts, conditions, moment, labels=self._labels)
+            # All clear where nothing stands changes nothing, which is how most steps are.
+            standing = {alert.alertname for alert in settled.values()}
+            heard = [c for c in conditions if c.active or c.alertname in standing]
+            if not heard:
+                continue
+            new = lifecycle.advance(settled, self._facts, heard, moment, labels=self._labels)
             settled = lifecycle.settle(settled, new)
             changes += new
         ending = _ENDINGS.get(self._run.status)
@@ -287,7 +350,7 @@ class RunWatch:
             changes += new
         return changes, settled
 
-    def _snapshot(self, cursor: Cursor, now_ns: int) -> Snapshot | None:
+    def _snapshot(self, position: int, now_ns: int) -> Snapshot | None:
         due = self._steps_since >= _SNAPSHOT_STEPS or (
             self._steps_since and now_ns - self._snapshot_ns > _SNAPSHOT_NS
         )
@@ -297,67 +360,17 @@ class RunWatch:
             "assembler": self._assembler.state(),
             "detectors": self._detectors.state(),
         }
-        return Snapshot(cursor.position, pack(state))
+        return Snapshot(position, pack(state))
 
-    def _facts_of(self, run: RunRecord) -> RunFacts:
-        return RunFacts(
-            row=run.id,
-            project=run.project,
-            run=run.run,
-            name=run.name,
-            status=run.status,
-            environment="prod" if run.page else run.environment,
-            world_size=run.world_size,
-            labels=run.labels,
-            dashboard_url=self._rooms.external_url + run_path(run.project, run.run),
-            started_ns=run.started_ns,
-            last_seen_ns=run.last_seen_ns,
-            last_step=run.last_step,
-            ended_ns=run.ended_ns,
-        )
-
-    def _tick(self, newest: AttemptRecord, now_ns: int) -> Sequence[Condition]:
-        streams = self._rooms.runs.streams(self._project, self._run.run)
-        ranks = [s for s in streams if s.ordinal == newest.ordinal]
+    def _tick(self, watched: Watched, now_ns: int) -> Sequence[Condition]:
         liveness = Liveness(
-            attempt=newest.ordinal,
-            attempt_started_ns=newest.started_ns,
+            attempt=watched.ordinal or 0,
+            attempt_started_ns=watched.started_ns,
             service_started_ns=self._rooms.service_started_ns,
-            ranks=tuple(map(_alive, ranks)),
+            ranks=tuple(map(translate.alive, watched.signs)),
         )
         conditions = self._detectors.tick(now_ns, self._facts, liveness)
-        if all(s.heartbeat_ns is None for s in ranks):
+        if all(sign.heartbeat_ns is None for sign in watched.signs):
             # Known from a spool alone: however it ended, it ended before we heard of it.
-            return [_as_history(c) for c in conditions]
+            return [translate.as_history(c) for c in conditions]
         return conditions
-
-
-def _alive(stream: StreamRecord) -> RankLiveness:
-    return RankLiveness(
-        rank=stream.rank,
-        last_seen_ns=stream.last_seen_ns,
-        last_step=stream.last_step,
-        last_step_ns=stream.last_step_ns,
-        phase=stream.phase,
-        # A spool sent later is no sign of life: such a stream is not waited for.
-        ended=stream.ended or stream.heartbeat_ns is None,
-        host=stream.host,
-    )
-
-
-def _as_history(condition: Condition) -> Condition:
-    """A finding on old data: it stands in the history and wakes nobody."""
-    if not condition.active or condition.severity == "note":
-        return condition
-    words = {**condition.annotations, "backfill": f"found late; was a {condition.severity}"}
-    return replace(condition, severity="note", annotations=words)
-
-
-def _by_series(
-    points: Iterable[DerivedPoint],
-) -> Mapping[tuple[str, tuple[tuple[str, str], ...]], list[tuple[int, float]]]:
-    series: dict[tuple[str, tuple[tuple[str, str], ...]], list[tuple[int, float]]] = {}
-    for point in points:
-        key = (point.name, tuple(sorted(point.labels.items())))
-        series.setdefault(key, []).append((point.time_ns, point.value))
-    return series

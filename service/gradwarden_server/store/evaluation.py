@@ -7,10 +7,12 @@ process took over while this one slept, and everything computed under the lease 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
-from sqlalchemy import Connection, delete, exists, func, insert, select, update
+from sqlalchemy import Connection, delete, exists, func, insert, select, text, update
 
 from gradwarden_server.store import tables as t
 from gradwarden_server.store.database import Database, Priority, clock_ns
@@ -30,10 +32,25 @@ class Lease:
 
 @dataclass(frozen=True, slots=True)
 class Cursor:
-    """How far a run was evaluated: log position, and last judged step by attempt ordinal."""
+    """How far a run was evaluated: log position, and last judged step by attempt ordinal.
+
+    ``recorded`` is the last step of each attempt whose derived points are stored; those after
+    it are derived from the log again when they are needed.
+    """
 
     position: int
     judged: Mapping[int, int]
+    recorded: Mapping[int, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """A cursor to be moved by whoever holds the run's lease."""
+
+    run_row: int
+    epoch: int
+    old: Cursor
+    new: Cursor
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,14 +62,6 @@ class Snapshot:
 
 
 @dataclass(frozen=True, slots=True)
-class Due:
-    """A run that the evaluator must look at: unread batches, or alive and watched by time."""
-
-    run: str
-    position: int
-
-
-@dataclass(frozen=True, slots=True)
 class Forgotten:
     """A deleted run of which alerts still stand."""
 
@@ -60,32 +69,42 @@ class Forgotten:
     run: str
 
 
+_MOVED = "cursor.run_id = new.run_id AND cursor.epoch = new.epoch AND cursor.position = new.old"
+_MOVE = {
+    "sqlite": text(
+        "UPDATE cursor SET position = new.position, judged = new.judged FROM (SELECT "
+        "json_extract(value, '$.run_id') AS run_id, json_extract(value, '$.epoch') AS epoch, "
+        "json_extract(value, '$.old') AS old, json_extract(value, '$.new') AS position, "
+        f"json_extract(value, '$.judged') AS judged FROM json_each(:rows)) AS new WHERE {_MOVED}"
+    ),
+    "postgresql": text(
+        'UPDATE cursor SET position = new."new", judged = new.judged '
+        "FROM json_to_recordset(CAST(:rows AS json)) AS "
+        'new(run_id bigint, epoch bigint, old bigint, "new" bigint, judged json) '
+        f"WHERE {_MOVED}"
+    ),
+}
+_TELL = {
+    "sqlite": text(
+        "UPDATE run SET latest = new.latest FROM (SELECT json_extract(value, '$.id') AS id, "
+        "json_extract(value, '$.latest') AS latest FROM json_each(:rows)) AS new "
+        "WHERE run.id = new.id AND run.project = :project"
+    ),
+    "postgresql": text(
+        "WITH new AS (SELECT * FROM json_to_recordset(CAST(:rows AS json)) "
+        "AS new(id bigint, latest json)), free AS (SELECT run.id FROM run "
+        "WHERE run.id IN (SELECT new.id FROM new) FOR NO KEY UPDATE SKIP LOCKED) "
+        "UPDATE run SET latest = new.latest FROM new JOIN free ON free.id = new.id "
+        "WHERE run.id = new.id AND run.project = :project"
+    ),
+}
+
+
 class EvaluationStore:
     """Leases, cursors and snapshots of the runs of a project."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
-
-    def due(self, project: str, active_since_ns: int, forsaken_ns: int = 0) -> list[Due]:
-        """Runs with batches past their cursor, or active since ``active_since_ns``.
-
-        A run that did not end stays due until nobody heard it since ``forsaken_ns``.
-        """
-        statement = (
-            select(t.run.c.run, t.run.c.position)
-            .outerjoin(t.cursor, t.cursor.c.run_id == t.run.c.id)
-            .where(
-                t.run.c.project == project,
-                t.run.c.deleted_ns.is_(None),
-                (t.cursor.c.position.is_(None))
-                | (t.cursor.c.position < t.run.c.position)
-                | ((t.run.c.status == "running") & (t.run.c.last_seen_ns > forsaken_ns))
-                | (t.run.c.last_seen_ns > active_since_ns),
-            )
-        )
-        with self._database.read() as connection:
-            rows = connection.execute(statement).all()
-        return [Due(row.run, row.position) for row in rows]
 
     def forgotten(self, project: str) -> list[Forgotten]:
         """Deleted runs whose alerts nobody resolved yet."""
@@ -110,31 +129,50 @@ class EvaluationStore:
 
     def acquire(self, project: str, scope: str, holder: str, ttl_ns: int) -> Lease | None:
         """Take or renew the lease; None while another holder's has not expired."""
-        name = f"{project}/{scope}"
+        return self.acquire_all(project, [scope], holder, ttl_ns).get(scope)
 
-        def job(connection: Connection) -> Lease | None:
+    def acquire_all(
+        self, project: str, scopes: Collection[str], holder: str, ttl_ns: int
+    ) -> dict[str, Lease]:
+        """Take or renew many leases; those of others that have not expired are left out."""
+        names = {f"{project}/{scope}": scope for scope in sorted(scopes)}
+
+        def job(connection: Connection) -> dict[str, Lease]:
             now = clock_ns(connection)
             expires = now + ttl_ns
-            row = connection.execute(
-                select(t.lease).where(t.lease.c.scope == name).with_for_update()
-            ).one_or_none()
-            if row is None:
+            found = connection.execute(
+                select(t.lease)
+                .where(t.lease.c.scope.in_(names))
+                .order_by(t.lease.c.scope)
+                .with_for_update()
+            ).all()
+            leases: dict[str, Lease] = {}
+            kept = [row for row in found if row.holder == holder and row.expires_ns > now]
+            for row in kept:
+                leases[names[row.scope]] = Lease(names[row.scope], holder, row.epoch, expires)
+            if kept:
+                renewed = [row.scope for row in kept]
+                connection.execute(
+                    update(t.lease).where(t.lease.c.scope.in_(renewed)).values(expires_ns=expires)
+                )
+            for row in found:
+                if row.expires_ns <= now:
+                    connection.execute(
+                        update(t.lease)
+                        .where(t.lease.c.scope == row.scope)
+                        .values(holder=holder, epoch=row.epoch + 1, expires_ns=expires)
+                    )
+                    scope = names[row.scope]
+                    leases[scope] = Lease(scope, holder, row.epoch + 1, expires)
+            for name in names.keys() - {row.scope for row in found}:
                 made = connection.execute(
                     insert_or_ignore(connection, t.lease)
                     .values(scope=name, holder=holder, epoch=1, expires_ns=expires)
                     .returning(t.lease.c.epoch)
                 ).scalar_one_or_none()
-                return None if made is None else Lease(scope, holder, 1, expires)
-            if row.holder != holder and row.expires_ns > now:
-                return None
-            kept = row.holder == holder and row.expires_ns > now
-            epoch = row.epoch if kept else row.epoch + 1
-            connection.execute(
-                update(t.lease)
-                .where(t.lease.c.scope == name)
-                .values(holder=holder, epoch=epoch, expires_ns=expires)
-            )
-            return Lease(scope, holder, epoch, expires)
+                if made is not None:
+                    leases[names[name]] = Lease(names[name], holder, 1, expires)
+            return leases
 
         return self._database.write(job, Priority.ALERT).result()
 
@@ -174,9 +212,8 @@ class EvaluationStore:
             state = connection.execute(
                 select(t.detector_state).where(t.detector_state.c.run_id == run_row)
             ).one_or_none()
-            judged = {int(ordinal): step for ordinal, step in cursor.judged.items()}
             snapshot = None if state is None else Snapshot(state.position, state.body)
-            return Cursor(cursor.position, judged), snapshot
+            return Cursor(cursor.position, *_unpacked(cursor.judged)), snapshot
 
         return self._database.write(job, Priority.ALERT).result()
 
@@ -194,20 +231,40 @@ class EvaluationStore:
         Raises:
             Fenced: another process evaluates this run now; the caller's work is undone.
         """
-        moved = connection.execute(
-            update(t.cursor)
-            .where(
-                t.cursor.c.run_id == run_row,
-                t.cursor.c.epoch == epoch,
-                t.cursor.c.position == old.position,
-            )
-            .values(
-                position=new.position,
-                judged={str(ordinal): step for ordinal, step in new.judged.items()},
-            )
-        )
-        if moved.rowcount != 1:
-            raise Fenced(f"the cursor of run row {run_row} of {project} has moved on")
+        self.move_all(project, connection, [Move(run_row, epoch, old, new)])
+
+    def move_all(self, project: str, connection: Connection, moves: Sequence[Move]) -> None:
+        """Move the cursors of many runs within the caller's transaction.
+
+        Raises:
+            Fenced: another process evaluates one of them now; the caller's work is undone.
+        """
+        rows = [
+            {
+                "run_id": move.run_row,
+                "epoch": move.epoch,
+                "old": move.old.position,
+                "new": move.new.position,
+                "judged": _packed(move.new),
+            }
+            for move in moves
+        ]
+        moved = connection.execute(_MOVE[connection.dialect.name], {"rows": json.dumps(rows)})
+        if moved.rowcount != len(moves):
+            which = ", ".join(str(move.run_row) for move in moves)
+            raise Fenced(f"the cursor of run row {which} of {project} has moved on")
+
+    def tell_latest(
+        self, project: str, connection: Connection, latest: Mapping[int, Mapping[str, Any]]
+    ) -> None:
+        """Keep newest values by name, by run row, for lists of runs.
+
+        On PostgreSQL a run whose row is being written waits for its next values: what is
+        shown must not wait, with rows of other runs in hand, for what is stored.
+        """
+        rows = [{"id": row, "latest": values} for row, values in sorted(latest.items())]
+        asked = {"rows": json.dumps(rows), "project": project}
+        connection.execute(_TELL[connection.dialect.name], asked)
 
     def snapshot(
         self, project: str, connection: Connection, run_row: int, snapshot: Snapshot
@@ -219,3 +276,22 @@ class EvaluationStore:
                 run_id=run_row, position=snapshot.position, body=snapshot.body
             )
         )
+
+
+def _packed(cursor: Cursor) -> dict[str, list[int | None]]:
+    """Judged and recorded step, by attempt ordinal."""
+    return {
+        str(ordinal): [step, cursor.recorded.get(ordinal)]
+        for ordinal, step in cursor.judged.items()
+    }
+
+
+def _unpacked(held: Mapping[str, Any]) -> tuple[dict[int, int], dict[int, int]]:
+    """Before points were kept back a moment, all that was judged was recorded."""
+    pairs = {
+        int(ordinal): steps if isinstance(steps, list) else [steps, steps]
+        for ordinal, steps in held.items()
+    }
+    judged = {ordinal: steps[0] for ordinal, steps in pairs.items()}
+    recorded = {o: steps[1] for o, steps in pairs.items() if steps[1] is not None}
+    return judged, recorded

@@ -30,6 +30,16 @@ class Sampled:
     points: Sequence[Point]
 
 
+@dataclass(frozen=True, slots=True)
+class Derived:
+    """Points of one series of a run, to be stored as a chunk; at least one."""
+
+    run_row: int
+    name: str
+    labels: Mapping[str, str]
+    points: Sequence[Point]
+
+
 class RecordedSeries:
     """Append within the evaluation commit; read the newest points of many series."""
 
@@ -46,19 +56,40 @@ class RecordedSeries:
         points: Sequence[Point],
     ) -> None:
         """Store points of one series of a run in the caller's transaction."""
-        if not points:
+        if points:
+            self.append_all(project, connection, [Derived(run_row, name, labels, points)])
+
+    def append_all(self, project: str, connection: Connection, chunks: Sequence[Derived]) -> None:
+        """Store points of many series, of one run or several, in the caller's transaction."""
+        if not chunks:
             return
-        body = np.array([p[0] for p in points], dtype="<i8").tobytes()
-        body += np.array([p[1] for p in points], dtype="<f8").tobytes()
-        connection.execute(
-            insert(t.sample_chunk).values(
-                series_id=_series_id(project, connection, run_row, name, labels),
-                t0_ns=min(p[0] for p in points),
-                t1_ns=max(p[0] for p in points),
-                codec="i8f8-deflate",
-                body=zlib.compress(body, 1),
-            )
-        )
+        digests = [_digest(chunk) for chunk in chunks]
+        known = _series_ids(project, connection, digests)
+        lacking = {d: c for d, c in zip(digests, chunks, strict=True) if d not in known}
+        if lacking:
+            made = [
+                {
+                    "project": project,
+                    "run_id": chunk.run_row,
+                    "name": chunk.name,
+                    "labels": dict(chunk.labels),
+                    "fingerprint": digest,
+                }
+                for digest, chunk in sorted(lacking.items())
+            ]
+            connection.execute(insert_or_ignore(connection, t.series), made)
+            known |= _series_ids(project, connection, list(lacking))
+        rows = [
+            {
+                "series_id": known[digest],
+                "t0_ns": min(p[0] for p in chunk.points),
+                "t1_ns": max(p[0] for p in chunk.points),
+                "codec": "i8f8-deflate",
+                "body": _packed(chunk.points),
+            }
+            for digest, chunk in zip(digests, chunks, strict=True)
+        ]
+        connection.execute(insert(t.sample_chunk), rows)
 
     def newest(
         self, project: str, run_row: int, names: Sequence[str], points: int
@@ -96,27 +127,22 @@ def _tail(connection: Connection, series_id: int, points: int) -> list[Point]:
     return found[-points:]
 
 
-def _series_id(
-    project: str, connection: Connection, run_row: int, name: str, labels: Mapping[str, str]
-) -> int:
-    digest = _fingerprint(name, {**labels, "run_row": str(run_row)})
-    connection.execute(
-        insert_or_ignore(connection, t.series).values(
-            project=project,
-            run_id=run_row,
-            name=name,
-            labels=dict(labels),
-            fingerprint=digest,
-        )
+def _digest(chunk: Derived) -> str:
+    labels = {**chunk.labels, "run_row": str(chunk.run_row), "__name__": chunk.name}
+    return fingerprint(labels)
+
+
+def _series_ids(project: str, connection: Connection, digests: Sequence[str]) -> dict[str, int]:
+    """The series that exist, by fingerprint."""
+    statement = select(t.series.c.fingerprint, t.series.c.id).where(
+        t.series.c.project == project, t.series.c.fingerprint.in_(digests)
     )
-    row = connection.execute(
-        select(t.series.c.id).where(t.series.c.project == project, t.series.c.fingerprint == digest)
-    ).scalar_one()
-    return int(row)
+    return {row.fingerprint: row.id for row in connection.execute(statement)}
 
 
-def _fingerprint(name: str, labels: Mapping[str, str]) -> str:
-    return fingerprint({**labels, "__name__": name})
+def _packed(points: Sequence[Point]) -> bytes:
+    body = np.array([p[0] for p in points], dtype="<i8").tobytes()
+    return zlib.compress(body + np.array([p[1] for p in points], dtype="<f8").tobytes(), 1)
 
 
 def unpacked(body: bytes) -> list[Point]:
