@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from gradwarden import wire
 from gradwarden_server.store.compaction import Compaction, Due, LostClaim
-from gradwarden_server.store.errors import Unavailable
+from gradwarden_server.store.errors import StoreError, Unavailable
 
 log = logging.getLogger(__name__)
 
@@ -115,7 +115,7 @@ class Compactor:
         while not self._stopping.is_set():
             try:
                 made = self.round()
-            except Unavailable as error:
+            except StoreError as error:
                 log.warning("compaction waits for the database: %s", error)
                 made = 0
             except Exception:
