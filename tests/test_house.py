@@ -104,6 +104,7 @@ WITHOUT_PROJECT = {
     "SegmentReader.rollups": "takes segments, which were found in a project",
     "SegmentReader.spines": "takes segments, which were found in a project",
     "SegmentReader.words": "takes a segment, which was found in a project",
+    "Zoom": "arithmetic over segments, which were found in a project",
     "TokenStore.any_live": "whether the service may listen beyond loopback at all",
     "TokenStore.authenticate": "a token is what tells the project",
 }

@@ -12,7 +12,6 @@ import pytest
 from numpy.typing import NDArray
 
 from gradwarden import wire
-from gradwarden_server.store.history import History
 from gradwarden_server.store.pieces import READABLE
 from tests.server.test_store import NOW, PROJECT, Store
 from tests.server.traffic import FRAMES, start_body
@@ -210,14 +209,13 @@ def test_reading_norms_keeps_no_more_in_memory_than_norms(store: Store, tmp_path
         narrow.runs.put_layout(PROJECT, layout()).result()
         narrow.start()
         narrow.send(batch(values, wire.QUANTITIES))
-        few, many = (History(s.log, s.runs) for s in (narrow, store))
-        for history in (few, many):
-            history.heatmap(PROJECT, "r", "l2", None, None, 100)
-        assert many._cached_bytes == few._cached_bytes
-        before = many._cached_bytes
-        many.heatmap(PROJECT, "r", "hist_0", None, None, 100)
+        for one in (narrow, store):
+            one.history.heatmap(PROJECT, "r", "l2", None, None, 100)
+        assert store.log.cache.bytes == narrow.log.cache.bytes
+        before = store.log.cache.bytes
+        store.history.heatmap(PROJECT, "r", "hist_0", None, None, 100)
         tenth = STEPS // 10 * ROWS * 16 * 4
-        assert many._cached_bytes - before == pytest.approx(tenth, abs=5000)
+        assert store.log.cache.bytes - before == pytest.approx(tenth, abs=5000)
     finally:
         narrow.database.close()
 

@@ -13,8 +13,10 @@ from pathlib import Path
 import pytest
 
 from gradwarden import wire
-from gradwarden_server.store import history as history_module
 from gradwarden_server.store import runs as runs_module
+from gradwarden_server.store import telling
+from gradwarden_server.store.cache import Cache
+from gradwarden_server.store.entries import LogReader
 from gradwarden_server.store.history import History
 from gradwarden_server.store.runs import RunStore
 from tests.server.test_store import LAYOUT, PROJECT, Store, batch, frame
@@ -90,13 +92,13 @@ def test_the_cache_counts_each_batch_once_however_many_decode_it(
     store.send(batch(*(frame(n) for n in range(1, 9))))
     readers = 4
     together = threading.Barrier(readers)
-    decode = history_module.decode
+    decode = telling.decode
 
     def at_once(*args: object) -> object:
         together.wait(20)
         return decode(*args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(history_module, "decode", at_once)
+    monkeypatch.setattr(telling, "decode", at_once)
     history = History(store.log, store.runs)
     with ThreadPoolExecutor(readers) as pool:
         asked = [
@@ -104,21 +106,19 @@ def test_the_cache_counts_each_batch_once_however_many_decode_it(
         ]
         cells = {picture.cells for one in asked if (picture := one.result(20)) is not None}
     assert len(cells) == 1
-    (held,) = history._cache.values()
-    assert history._cached_bytes == held.size
+    ((held, size),) = store.log.cache._held.values()
+    assert store.log.cache.bytes == size == held.size
 
 
-def test_a_run_larger_than_the_cache_is_read_page_by_page(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_larger_than_the_cache_is_read_page_by_page(store: Store) -> None:
     store.start()
     for n in range(1, 151):
         store.send(batch(frame(n, value=float(n), scalars={"loss": float(n)})))
     whole = store.history.heatmap(PROJECT, "r", "l2", None, None, 1000)
-    monkeypatch.setattr(history_module, "_CACHE_BYTES", 10_000)
-    small = History(store.log, store.runs)
+    reader = LogReader(store.database, Cache(10_000))
+    small = History(reader, store.runs)
     assert small.heatmap(PROJECT, "r", "l2", None, None, 1000) == whole
-    assert 0 < small._cached_bytes <= 10_000
+    assert 0 < reader.cache.bytes <= 10_000
     losses = small.series(PROJECT, "r", ["loss"], None, None, 1000).keys["loss"]["last"]
     assert losses == [float(n) for n in range(1, 151)]
 

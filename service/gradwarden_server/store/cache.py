@@ -13,7 +13,8 @@ class Cache:
 
     def __init__(self, most_bytes: int) -> None:
         self._most_bytes = most_bytes
-        self._bytes = 0
+        self.bytes = 0
+        """About how much is held."""
         self._held: OrderedDict[Hashable, tuple[Any, int]] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -32,7 +33,7 @@ class Cache:
             if key in self._held or size > self._most_bytes:
                 return
             self._held[key] = value, size
-            self._bytes += size
-            while self._bytes > self._most_bytes:
+            self.bytes += size
+            while self.bytes > self._most_bytes:
                 _, (_, freed) = self._held.popitem(last=False)
-                self._bytes -= freed
+                self.bytes -= freed
