@@ -25,6 +25,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -145,9 +146,9 @@ class Bench:
                 self._miss(name, missing)
         self._time_series()
         patience = self._options.patience
-        for name, call in (("mlflow", trackers.mlflow), ("trackio", trackers.trackio)):
+        for name, measure in (("mlflow", trackers.mlflow), ("trackio", trackers.trackio)):
             if name in self._options.only:
-                self._peer(name, lambda f, c=call: c(f, self._streams, patience))
+                self._peer(name, partial(measure, streams=self._streams, seconds=patience))
 
     def _database(self, name: str) -> None:
         ours = self.ours.setdefault(name, {})
@@ -156,20 +157,22 @@ class Bench:
             ours[mode] = figures
             show(f"{name} {mode.replace('_', ' ')}", figures)
 
-        keep("flat_out", modes.flat_out(name, self._streams, self._new()))
+        flat_out = partial(modes.flat_out, name, patience=5.0 if self._options.quick else 120.0)
+        keep("flat_out", flat_out(self._streams, self._new()))
         show_quantities(ours["flat_out"])
-        keep("sustained", modes.sustained(name, self._enough(ours["flat_out"]), self._new()))
-        keep("precision_12_bits", modes.flat_out(name, self._streams, self._new(), bits=12))
+        many, seconds = self._enough(ours["flat_out"]), self._options.seconds
+        keep("sustained", modes.sustained(name, many, self._new(), seconds=seconds))
+        keep("precision_12_bits", flat_out(self._streams, self._new(), bits=12))
         judged = self._streams[:RANKS]
-        keep("with_evaluation", modes.flat_out(name, judged, self._new(), evaluate=True))
+        keep("with_evaluation", flat_out(judged, self._new(), evaluate=True))
 
     def _enough(self, flat_out: Figures) -> list[Stream]:
         """Streams that last about as long as the sustained mode should."""
         if self._options.quick:
             return list(self._streams)
-        rate = flat_out["samples"] / flat_out["seconds_until_settled"]
         each = flat_out["samples"] / len(self._streams)
-        wanted = round(rate * self._options.seconds / each / RANKS) * RANKS
+        lasting = self._options.seconds / (1 - modes.WARM_UP)
+        wanted = round(flat_out["samples_per_second"] * lasting / each / RANKS) * RANKS
         count = min(max(wanted, len(self._streams)), MOST_STREAMS)
         return recording.streams(self._networks, count, time.time_ns())
 
@@ -185,17 +188,17 @@ class Bench:
             return
         prepared = client.lanes(written)
         if "prometheus" in asked:
-            self._peer("prometheus", lambda f: databases.prometheus(f, prepared))
+            self._peer("prometheus", partial(databases.prometheus, prepared=prepared))
         if "victoria-metrics" in asked:
-            self._peer("victoria-metrics", lambda f: databases.victoria_metrics(f, prepared))
+            victoria = databases.victoria_metrics
+            self._peer("victoria-metrics", partial(victoria, prepared=prepared))
             # JSON is bulky and slower to make: a quarter of the streams is enough to see.
             few = self._streams[: max(1, len(self._streams) // 4)]
             lines = client.lanes(remote_write.lines(few))
-            path, headers = "/api/v1/import", ("Content-Type: application/json",)
-            self._peer(
-                "victoria-metrics import",
-                lambda f: databases.victoria_metrics(f, lines, path, headers),
+            measure = partial(
+                victoria, prepared=lines, path="/api/v1/import", headers=databases.IMPORT
             )
+            self._peer("victoria-metrics import", measure)
 
     def _peer(self, name: str, measure: Callable[[Path], Figures]) -> None:
         try:
@@ -218,7 +221,7 @@ def show(name: str, figures: Figures) -> None:
     """One line: the rate, the processor in seconds a million samples, the disk."""
     parts = [
         f"{figures['samples_per_second'] / 1e6:9.4f} M samples/s",
-        f"{figures['cpu_us_per_sample']:9.3f} CPU s/M",
+        f"{figures['cpu_us_per_sample'] or 0:9.3f} CPU s/M",
     ]
     if "bytes_per_sample" in figures:
         parts.append(f"{figures['bytes_per_sample']:8.3f} bytes/sample")
@@ -233,7 +236,7 @@ def show(name: str, figures: Figures) -> None:
 def show_quantities(figures: Figures) -> None:
     """What one value of each quantity weighs in chunks and roll-ups; histograms together."""
     if figures["samples_counted_by_service"] != figures["samples"]:
-        print(f"    not all was compacted: {figures['backlog_frames_when_settled']} frames wait")
+        print(f"    not all was compacted: {figures['logged_frames_when_settled']} frames wait")
     for name, size in figures["bytes_per_sample_of"].items():
         if not name.startswith("hist_"):
             print(f"    {name:14} {size:7.3f} bytes/sample")

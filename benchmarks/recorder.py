@@ -21,6 +21,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning threads would take both cores
 
@@ -48,9 +49,9 @@ class Recipe:
     images: int = 32
     blocks: int = 16
     convolutions: int = 20
-    preset: str = "standard"
+    preset: Literal["light", "standard", "full"] = "standard"
     source: str = ""
-    """Digest of the code that trains, with the version of the wire."""
+    """Digest of this file, with the versions of torch and of the wire."""
 
     @property
     def digest(self) -> str:

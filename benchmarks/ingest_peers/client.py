@@ -64,14 +64,14 @@ def send(
     *,
     seconds: float | None = None,
     gate: Gate | None = None,
-    beside: Callable[[], Awaitable[None]] | None = None,
+    beside: Callable[[Sent], Awaitable[None]] | None = None,
 ) -> Sent:
     """Post the lanes side by side, each body after the answer to the one before it.
 
     Args:
         seconds: stop after this long, whatever is left.
         gate: waited for before each request; it holds the pace.
-        beside: runs as long as the lanes do.
+        beside: runs as long as the lanes do, and sees what was acknowledged so far.
     """
     gc.collect()
     gc.freeze()  # the prepared bodies are no garbage; looking at them again would be our CPU
@@ -88,11 +88,11 @@ async def _send(
     prepared: Sequence[Sequence[Body]],
     seconds: float | None,
     gate: Gate | None,
-    beside: Callable[[], Awaitable[None]] | None,
+    beside: Callable[[Sent], Awaitable[None]] | None,
 ) -> Sent:
     sent = Sent()
     connections = [await Connection.open(address) for _ in prepared]
-    helper = asyncio.ensure_future(beside()) if beside is not None else None
+    helper = asyncio.ensure_future(beside(sent)) if beside is not None else None
     began = time.perf_counter()
     until = began + seconds if seconds is not None else float("inf")
 

@@ -17,6 +17,9 @@ REMOTE_WRITE = (
     "X-Prometheus-Remote-Write-Version: 0.1.0",
 )
 
+IMPORT = ("Content-Type: application/json",)
+SETTLE_SECONDS, QUIET_SECONDS = 60.0, 5.0
+
 Figures = dict[str, Any]
 
 
@@ -64,7 +67,8 @@ def victoria_metrics(
     path: str = "/api/v1/write",
     headers: Sequence[str] = REMOTE_WRITE,
 ) -> Figures:
-    """Remote write or import; its time, its processor and its disk include the flush.
+    """Remote write or import; its processor time includes the flush, its disk is what a merge and
+    an orderly stop leave.
 
     Raises:
         programs.Missing: it is not installed.
@@ -86,8 +90,8 @@ def victoria_metrics(
         spent = programs.cpu_seconds(pid) - began
         _check("victoria-metrics", sent, _rows_added(port))
         programs.get(port, "/internal/force_merge")
-        disk = _smallest(folder / "data")
-    return _figures(sent, spent, disk)
+        _settle(folder / "data")
+    return _figures(sent, spent, programs.disk_bytes(folder / "data"))
 
 
 def _rows_added(port: int) -> int:
@@ -102,17 +106,15 @@ def _check(name: str, sent: client.Sent, stored: int) -> None:
         raise SystemExit(f"{name}: {sent.samples} samples were acknowledged, {stored} are stored")
 
 
-def _smallest(folder: Path, quiet_seconds: float = 5.0) -> int:
-    """The size of a folder once merges have ended: the least that it came down to."""
-    sizes = [programs.disk_bytes(folder)]
-    since = time.monotonic()
-    while time.monotonic() - since < quiet_seconds and len(sizes) < 120:
+def _settle(folder: Path) -> None:
+    """Wait until merges have ended: until the folder's size has not moved for a while."""
+    deadline = time.monotonic() + SETTLE_SECONDS
+    last, since = programs.disk_bytes(folder), time.monotonic()
+    while time.monotonic() < min(deadline, since + QUIET_SECONDS):
         time.sleep(0.5)
         size = programs.disk_bytes(folder)
-        if size != sizes[-1]:
-            since = time.monotonic()
-        sizes.append(size)
-    return min(sizes)
+        if size != last:
+            last, since = size, time.monotonic()
 
 
 def _figures(sent: client.Sent, cpu: float, disk: int) -> Figures:

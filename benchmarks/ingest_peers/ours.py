@@ -9,7 +9,7 @@ import re
 import struct
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,10 +21,8 @@ from gradwarden import wire
 from ingest_peers import client, programs
 from ingest_peers.recording import WINDOW, Stream, Window
 
-BACKLOG = "gradwarden_compaction_backlog_frames"
 LAG = "gradwarden_evaluator_lag_seconds"
 FAILURES = "gradwarden_compaction_failures_total"
-SETTLE_SECONDS = 120.0
 POLL_SECONDS = 0.25
 HEADERS = (f"Content-Type: {wire.MEDIA_TYPE}",)
 _PRELUDE = struct.Struct("<4sI")
@@ -36,7 +34,8 @@ class House:
     """A running service."""
 
     port: int
-    db: str
+    engine: sa.Engine
+    """For reading its database beside it."""
     pids: tuple[int, ...]
     """The service, and the database's own processes."""
 
@@ -52,16 +51,18 @@ class House:
     def cpu_seconds(self) -> float:
         return programs.cpu_seconds(*self.pids)
 
-    def settle(self, metric: str) -> float | None:
-        """Wait until a metric is 0 or moves no more; its last value."""
-        deadline = time.monotonic() + SETTLE_SECONDS
-        last, since = self.metric(metric), time.monotonic()
-        while last and time.monotonic() < deadline and time.monotonic() - since < 20:
+    def logged_frames(self) -> int:
+        """Frames that no segment holds yet."""
+        with self.engine.connect() as connection:
+            statement = sa.text("SELECT COALESCE(SUM(logged_frames), 0) FROM stream")
+            return int(connection.execute(statement).scalar_one())
+
+    def settle(self, waiting: Callable[[], float | None], patience: float) -> float | None:
+        """Wait until nothing waits, for so many seconds at most; what waits then."""
+        deadline = time.monotonic() + patience
+        while (left := waiting()) and time.monotonic() < deadline:
             time.sleep(POLL_SECONDS)
-            now = self.metric(metric)
-            if now != last:
-                last, since = now, time.monotonic()
-        return last
+        return left
 
 
 @contextmanager
@@ -88,9 +89,12 @@ def serving(
             "GRADWARDEN_PRECISION_BITS": str(precision_bits),
         }
         started = programs.running(
-            [*command, "--db", db], folder / "log", env=env, ready=(port, "/healthz")
+            [*command, "--db", db], folder / "log", env=env, ready=(port, "/-/ready")
         )
-        yield House(port, db, (stack.enter_context(started), *others))
+        pid = stack.enter_context(started)
+        engine = sa.create_engine(db)
+        stack.callback(engine.dispose)
+        yield House(port, engine, (pid, *others))
 
 
 def bodies(streams: Sequence[Stream]) -> list[list[client.Body]]:
@@ -210,7 +214,7 @@ class Held:
 
 def held(house: House) -> Held:
     """Read the database itself, after its free pages were given up."""
-    engine = sa.create_engine(house.db)
+    engine = house.engine
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
 
         def one(statement: str) -> int:
@@ -227,7 +231,7 @@ def held(house: House) -> Held:
             used *= one("PRAGMA page_size")
         else:
             connection.execute(sa.text("VACUUM"))
-            used = one("SELECT pg_database_size(current_database())") - house_empty(connection)
+            used = one("SELECT pg_database_size(current_database())") - _catalogues(connection)
         matrices = by_quantity("chunk")
         for name, size in by_quantity("rollup").items():
             matrices[name] = matrices.get(name, 0) + size
@@ -238,11 +242,10 @@ def held(house: House) -> Held:
             logged=one("SELECT SUM(LENGTH(body)) FROM frame_batch"),
             samples=one("SELECT SUM(samples) FROM segment WHERE sealed"),
         )
-    engine.dispose()
     return found
 
 
-def house_empty(connection: sa.Connection) -> int:
+def _catalogues(connection: sa.Connection) -> int:
     """What PostgreSQL's own catalogues weigh, which an empty database has too."""
     return int(
         connection.execute(

@@ -146,6 +146,18 @@ def test_rates_and_waits_come_from_the_counts() -> None:
     }
 
 
+def test_a_debt_of_compaction_is_taken_off_the_sustained_rate() -> None:
+    first = modes.Mark(10.0, samples=1000, frames=100, logged=50, cpu=1.0)
+    kept_up = modes.between(first, modes.Mark(12.0, 5000, 500, logged=40, cpu=1.004))
+    assert kept_up["samples_per_second"] == 2000
+    assert kept_up["cpu_us_per_sample"] == 1.0
+    behind = modes.between(first, modes.Mark(12.0, 5000, 500, logged=250, cpu=1.004))
+    assert behind["samples_in_these_seconds"] == 2000
+    assert behind["samples_per_second"] == 1000
+    still = modes.between(first, first)
+    assert (still["samples_per_second"], still["cpu_us_per_sample"]) == (0, None)
+
+
 def test_the_processor_time_of_a_process_holds_that_of_its_ended_children() -> None:
     burn = "import time\nwhile time.process_time() < 0.3: pass"
     parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {burn!r}])"
