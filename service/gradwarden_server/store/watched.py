@@ -143,7 +143,7 @@ _SIGNS = _Read(
     .order_by(t.stream.c.run_id, t.stream.c.rank)
 )
 _OF_ENTRY = {"ordinal": t.attempt.c.ordinal} | {
-    name: t.stream.c[name] for name in ("rank", "shard", "shards")
+    name: t.stream.c[name] for name in ("rank", "group", "shard", "shards")
 }
 _FRESH = _Read(
     select(
