@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 
+from gradwarden_server.alerting.commit import Alerts
 from gradwarden_server.alerting.farewell import close_alerts
 from gradwarden_server.alerting.watch import Rooms, RunWatch
 from gradwarden_server.detect.base import Coverage
@@ -16,9 +18,11 @@ from gradwarden_server.model import Notification
 from gradwarden_server.notify.spec import Receiver
 from gradwarden_server.notify.watchdog import watchdog, watchdogs
 from gradwarden_server.store.database import Priority, Transaction
+from gradwarden_server.store.entries import LogEntry
 from gradwarden_server.store.errors import Fenced, StoreError, Unavailable
-from gradwarden_server.store.evaluation import Due, Lease
+from gradwarden_server.store.evaluation import Lease
 from gradwarden_server.store.outbox import Outbox
+from gradwarden_server.store.watched import BATCHES, Due, Watched
 from gradwarden_server.telemetry import span
 
 log = logging.getLogger(__name__)
@@ -26,6 +30,8 @@ log = logging.getLogger(__name__)
 SECOND_NS = 1_000_000_000
 LEASE_NS = 15 * SECOND_NS
 TICK_NS = 1 * SECOND_NS
+_LATE_NS = SECOND_NS // 4
+"""How much later than its pace what is sent each second may come."""
 # Appends wake it, here and in other processes, so time alone makes it look around.
 _POLL_SECONDS = 1.0
 _PAUSE_SECONDS = 0.05
@@ -38,12 +44,26 @@ _RETRY_MOST_SECONDS = 60
 _RETRY_AWAY_SECONDS = 2
 _SYSTEM = "gradwarden"
 
+_Key = tuple[str, str]
+"""A run by its project and identifier."""
+
 
 @dataclass(slots=True)
 class _Held:
     watch: RunWatch
     renew_ns: int
     tick_ns: int = 0
+    fed_ns: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Turn:
+    """A run in this round, how many batches it is behind, and whether to ask what time tells."""
+
+    due: Due
+    held: _Held
+    behind: int
+    tick: bool
 
 
 @dataclass(slots=True)
@@ -73,8 +93,8 @@ class Evaluator:
         self._holder = holder
         self._clock = clock
         self._changed = changed
-        self._held: dict[tuple[str, str], _Held] = {}
-        self._failing: dict[tuple[str, str], _Failing] = {}
+        self._held: dict[_Key, _Held] = {}
+        self._failing: dict[_Key, _Failing] = {}
         self._beats: dict[str, int] = {}
         self._wake = threading.Event()
         self._stopping = False
@@ -151,37 +171,15 @@ class Evaluator:
     def round(self, now_ns: int) -> None:
         """Evaluate every due run once."""
         lag = 0.0
-        due_now: set[tuple[str, str]] = set()
+        due_now: set[_Key] = set()
         listening_ns = now_ns - self._rooms.service_started_ns
         forsaken_ns = now_ns - _FORSAKEN_NS if listening_ns > _FORSAKEN_NS else 0
         for project in self._rooms.runs.projects():
-            for due in self._rooms.evaluation.due(project, now_ns - _ACTIVE_NS, forsaken_ns):
-                due_now.add((project, due.run))
-                failing = self._failing.get((project, due.run))
-                if failing is not None and now_ns < failing.retry_ns:
-                    continue
-                try:
-                    self._run(project, due, now_ns)
-                    self._failing.pop((project, due.run), None)
-                except Fenced as error:
-                    log.info("run %s: %s", due.run, error)
-                    self._drop(project, due.run)
-                except Unavailable as error:
-                    self.errors += 1
-                    log.error("run %s: evaluation is tried again: %s", due.run, error)
-                    self._drop(project, due.run)
-                    self._put_off(project, due.run, now_ns, _RETRY_AWAY_SECONDS)
-                except Exception:
-                    # What was half done in memory is rebuilt from the last commit.
-                    self.errors += 1
-                    log.exception("run %s: evaluation failed and is tried again", due.run)
-                    self._drop(project, due.run)
-                    self._put_off(project, due.run, now_ns, _RETRY_MOST_SECONDS)
-                behind = self._held.get((project, due.run))
-                if behind is not None:
-                    lag = max(lag, behind.watch.lag_seconds(now_ns))
-        for project, run in [key for key in self._held if key not in due_now]:
-            self._drop(project, run)
+            due = self._rooms.watched.due(project, now_ns - _ACTIVE_NS, forsaken_ns)
+            due_now |= {(project, one.run) for one in due}
+            lag = max(lag, self._project(project, due, now_ns))
+        for key in [key for key in self._held if key not in due_now]:
+            self._drop(key)
         self._part(now_ns)
         self._failing = {key: held for key, held in self._failing.items() if key in due_now}
         self._beat(now_ns)
@@ -200,53 +198,140 @@ class Evaluator:
     def _lease(self, project: str, run: str) -> Lease | None:
         return self._rooms.evaluation.acquire(project, f"run:{run}", self._holder, LEASE_NS)
 
-    def _run(self, project: str, due: Due, now_ns: int) -> None:
-        held = self._held.get((project, due.run))
-        if held is None or now_ns >= held.renew_ns:
-            held = self._acquire(project, due, held, now_ns)
-        if held is None:
-            return
-        tick = now_ns - held.tick_ns >= TICK_NS
+    def _project(self, project: str, due: Sequence[Due], now_ns: int) -> float:
+        """Evaluate the due runs of a project; how old the oldest batch was when judged."""
+        healthy = []
+        for one in due:
+            failing = self._failing.get((project, one.run))
+            if failing is None or now_ns >= failing.retry_ns:
+                healthy.append(one)
+        self._lease_all(project, healthy, now_ns)
+        turns = {}
+        for one in healthy:
+            held = self._held.get((project, one.run))
+            turn = None if held is None else self._turn(one, held, now_ns)
+            if turn is not None:
+                turns[one.row] = turn
+        if not turns:
+            return 0.0
+        ticking = [row for row, turn in turns.items() if turn.tick]
+        watched = self._rooms.watched.runs(project, turns, ticking)
+        behind = {row: turn.behind for row, turn in turns.items() if turn.behind > 0}
+        fresh = self._rooms.watched.fresh(project, behind)
+        under_way = []
+        for row, turn in turns.items():
+            if row in watched:
+                with self._guarded((project, turn.due.run), now_ns):
+                    entries = self._entries(project, turn, fresh.pop(row, []))
+                    future = self._evaluate(turn, watched[row], entries, now_ns)
+                    under_way.append((turn, future))
+        lag = 0.0
+        latest: dict[int, Mapping[str, object]] = {}
+        for turn, future in under_way:
+            watch = turn.held.watch
+            with self._guarded((project, turn.due.run), now_ns):
+                if future is not None:
+                    watch.settle(future.result())
+                    lag = max(lag, watch.lag_seconds(self._clock()))
+                    latest[turn.due.row] = watch.latest
+                self._failing.pop((project, turn.due.run), None)
+        if latest:
+            self._rooms.registrar.latest(project, latest).result()
+        return lag
+
+    def _turn(self, due: Due, held: _Held, now_ns: int) -> _Turn | None:
+        """What is to be done of a run, if anything."""
+        behind = due.position - held.watch.position
         waiting = held.watch.deadline_ns
         overdue = waiting is not None and waiting <= now_ns
-        if not (tick or overdue or due.position > held.watch.position):
-            return
-        run = self._rooms.runs.get(project, due.run)
-        if run is None:
-            return
+        # What sends each second is asked together with what it sent, not in between as well.
+        flowing = now_ns - held.fed_ns < TICK_NS + _LATE_NS
+        since_ns = now_ns - held.tick_ns
+        tick = since_ns >= TICK_NS - _LATE_NS if behind > 0 else not flowing and since_ns >= TICK_NS
+        if not (tick or overdue or behind > 0):
+            return None
         if tick:
             held.tick_ns = now_ns
-        batches = due.position - held.watch.position
-        with span("evaluate", run=due.run, batches=batches) if batches else nullcontext():
-            more = held.watch.evaluate(run, now_ns, tick)
-        if more:
+        if behind > 0:
+            held.fed_ns = now_ns
+        return _Turn(due, held, behind, tick)
+
+    def _entries(self, project: str, turn: _Turn, fresh: list[LogEntry]) -> list[LogEntry]:
+        """The next batches of a run; where the log has gaps, segments hold what is missing."""
+        if turn.behind <= 0:
+            return []
+        position = turn.held.watch.position
+        whole = bool(fresh) and fresh[0].position == position + 1
+        if whole and fresh[-1].position == position + len(fresh):
+            return fresh
+        return self._rooms.log.after(project, turn.due.run, position, BATCHES)
+
+    def _evaluate(
+        self, turn: _Turn, watched: Watched, entries: list[LogEntry], now_ns: int
+    ) -> Future[Alerts] | None:
+        traced = span("evaluate", run=turn.due.run, batches=len(entries))
+        with traced if entries else nullcontext():
+            future = turn.held.watch.evaluate(watched, entries, now_ns, turn.tick)
+        if len(entries) == BATCHES:
             self._wake.set()
+        return future
 
-    def _acquire(self, project: str, due: Due, held: _Held | None, now_ns: int) -> _Held | None:
-        lease = self._rooms.evaluation.acquire(project, f"run:{due.run}", self._holder, LEASE_NS)
-        if lease is None or (held is not None and held.watch.lease.epoch != lease.epoch):
-            self._drop(project, due.run)
-            held = None
-        if lease is None:
-            return None
-        renew_ns = now_ns + LEASE_NS // 2
-        if held is not None:
-            held.renew_ns = renew_ns
-            return held
-        run = self._rooms.runs.get(project, due.run)
-        if run is None:
-            return None
-        held = _Held(RunWatch(self._rooms, project, run, lease), renew_ns)
+    @contextmanager
+    def _guarded(self, key: _Key, now_ns: int) -> Iterator[None]:
+        """What goes wrong with one run is its own; its memory is rebuilt from the last commit."""
+        try:
+            yield
+        except Fenced as error:
+            log.info("run %s: %s", key[1], error)
+            self._drop(key)
+        except Unavailable as error:
+            self.errors += 1
+            log.error("run %s: evaluation is tried again: %s", key[1], error)
+            self._drop(key)
+            self._put_off(key, now_ns, _RETRY_AWAY_SECONDS)
+        except Exception:
+            self.errors += 1
+            log.exception("run %s: evaluation failed and is tried again", key[1])
+            self._drop(key)
+            self._put_off(key, now_ns, _RETRY_MOST_SECONDS)
+
+    def _lease_all(self, project: str, due: Sequence[Due], now_ns: int) -> None:
+        """Take what is free, renew what is held, let go of what another process took."""
+        wanted = {}
+        for one in due:
+            held = self._held.get((project, one.run))
+            if held is None or now_ns >= held.renew_ns:
+                wanted[f"run:{one.run}"] = one
+        if not wanted:
+            return
+        leases = self._rooms.evaluation.acquire_all(project, wanted, self._holder, LEASE_NS)
+        lacking = []
+        for scope, one in wanted.items():
+            key = project, one.run
+            held, lease = self._held.get(key), leases.get(scope)
+            if held is not None and (lease is None or held.watch.lease.epoch != lease.epoch):
+                self._drop(key)
+                held = None
+            if held is not None:
+                held.renew_ns = now_ns + LEASE_NS // 2
+            elif lease is not None:
+                lacking.append((one, lease))
+        if not lacking:
+            return
+        runs = self._rooms.watched.runs(project, [one.row for one, _ in lacking], ())
+        for one, lease in lacking:
+            if one.row in runs:
+                with self._guarded((project, one.run), now_ns):
+                    watch = RunWatch(self._rooms, project, runs[one.row].run, lease)
+                    with self._lock:
+                        self._held[project, one.run] = _Held(watch, now_ns + LEASE_NS // 2)
+
+    def _drop(self, key: _Key) -> None:
         with self._lock:
-            self._held[project, due.run] = held
-        return held
+            self._held.pop(key, None)
 
-    def _drop(self, project: str, run: str) -> None:
-        with self._lock:
-            self._held.pop((project, run), None)
-
-    def _put_off(self, project: str, run: str, now_ns: int, most_seconds: int) -> None:
-        failing = self._failing.setdefault((project, run), _Failing())
+    def _put_off(self, key: _Key, now_ns: int, most_seconds: int) -> None:
+        failing = self._failing.setdefault(key, _Failing())
         failing.retry_ns = now_ns + min(2**failing.times, most_seconds) * SECOND_NS
         failing.times = min(failing.times + 1, 10)
 
