@@ -158,6 +158,35 @@ def test_a_stream_full_of_holes_is_refused_before_it_costs(tmp_path: Path) -> No
     store.database.close()
 
 
+def test_after_a_crowd_a_single_write_is_not_kept_waiting_for_another(database: Database) -> None:
+    done: list[int] = []
+    for crowd in (3, 1, 2, 1):
+        gate = Gate(database)
+        gate.wait()
+        writes = [database.write(lambda c, n=n: done.append(n)) for n in range(crowd)]
+        gate.open()
+        for write in writes:
+            write.result(PATIENCE)
+    assert done == [0, 1, 2, 0, 0, 1, 0]
+
+
+def test_writes_of_each_priority_are_committed_apart_where_others_lock_rows_too(
+    postgres_url: str,
+) -> None:
+    """A lock taken for an alert is let go before an ack waits for one."""
+    database = Database(postgres_url)
+    transaction = text("SELECT pg_current_xact_id()::text")
+    gate = Gate(database)
+    gate.wait()
+    ack, alert, other = (
+        database.write(lambda c: c.execute(transaction).scalar_one(), priority)
+        for priority in (Priority.ACK, Priority.ALERT, Priority.ACK)
+    )
+    gate.open()
+    assert ack.result(PATIENCE) == other.result(PATIENCE) != alert.result(PATIENCE)
+    database.close()
+
+
 def test_items_that_wait_together_are_taken_in_one_call_and_refused_one_by_one(
     database: Database,
 ) -> None:
