@@ -40,6 +40,13 @@ _PRELUDE = struct.Struct("<4sI")
 _ROOTS = 8 * ROOT_WORDS
 
 
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"bare {name} is not JSON; non-finite numbers are strings")
+
+
+_HEADER = json.JSONDecoder(parse_constant=_refuse_constant)
+
+
 def encode(batch: Batch, codec: Codec = "deflate") -> bytes:
     """Encode a batch; ``codec`` is ``deflate`` (zlib level 1) or ``zstd`` where importable.
 
@@ -176,7 +183,7 @@ def _split(data: bytes, limits: Limits) -> tuple[dict[str, Any], memoryview]:
     if len(data) < end:
         raise Malformed("header", f"{len(data)} of {end} bytes", "the message is truncated")
     try:
-        header = json.loads(data[_PRELUDE.size : end], parse_constant=_refuse_constant)
+        header = _HEADER.decode(str(data[_PRELUDE.size : end], "utf-8"))
     except (ValueError, RecursionError) as error:
         raise Malformed("header", error, "the header is JSON in UTF-8") from None
     if not isinstance(header, dict):
@@ -246,7 +253,3 @@ def _deal(data: bytes, flags: list[int], size: int) -> list[bytes]:
         shares.append(data[at:end])
         at = end
     return shares
-
-
-def _refuse_constant(name: str) -> float:
-    raise ValueError(f"bare {name} is not JSON; non-finite numbers are strings")

@@ -212,9 +212,10 @@ def _nonfinite(message: wire.Message) -> int:
     """NaN and Inf values that a batch reports; a row that was not observed counts none."""
     count = 0
     for name in ("nan", "inf"):
-        planes = np.frombuffer(message.column(name), dtype=np.uint8)
-        if planes.any():
-            counts = np.ascontiguousarray(planes.reshape(4, -1).T).view("<f4")
+        column = message.column(name)
+        if column.count(0) < len(column):
+            planes = np.frombuffer(column, dtype=np.uint8).reshape(4, -1)
+            counts = np.ascontiguousarray(planes.T).view("<f4")
             count += int(counts[np.isfinite(counts) & (counts > 0)].sum(dtype=np.float64))
     return count
 
