@@ -55,14 +55,19 @@ class Service:
         host: str = "127.0.0.1",
         env: Mapping[str, str] | None = None,
         token: str | None = None,
+        program: str = "gradwarden_server.cli",
     ) -> None:
-        """``receivers`` is the YAML text of the receivers file; ``token`` goes on every call."""
+        """``receivers`` is the YAML text of the receivers file; ``token`` goes on every call.
+
+        ``program`` is the module that is run with ``serve``.
+        """
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "gradwarden.sqlite"
         self.db = db or f"sqlite:///{self.path}"
         self.host = host
         self.token = token
+        self.program = program
         self.env = dict(env or {})
         self.log = folder / "service.log"
         self.url = ""
@@ -80,7 +85,7 @@ class Service:
         Raises:
             AssertionError: it ended instead; the text is its log.
         """
-        command = [sys.executable, "-m", "gradwarden_server.cli", "serve"]
+        command = [sys.executable, "-m", self.program, "serve"]
         command += ["--host", self.host, "--port", str(self._port), "--db", self.db]
         if self._receivers is not None:
             command += ["--receivers", str(self._receivers)]

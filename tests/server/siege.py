@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import random
 import struct
 import threading
@@ -14,7 +16,7 @@ import httpx
 from gradwarden import wire
 from gradwarden_server.store.database import Database
 from gradwarden_server.store.entries import LogReader
-from tests.server.pager import PATIENCE
+from tests.server.pager import PATIENCE, LocalReceiver
 from tests.server.traffic import FRAMES, frame, start_body
 from tests.service import Service
 
@@ -26,16 +28,22 @@ LAYOUT = wire.Layout(
     )
 )
 PER_BATCH = 4
+SICK_EVERY = 200
 _PAUSE_SECONDS = 0.05
 
 
 def values(run: str, seq: int) -> bytes:
-    """The matrix of one frame: no two alike, and hardly any of it can be compressed away."""
+    """The matrix of one frame: no two alike, and hardly any of it can be compressed away.
+
+    A run whose name begins with "sick" meets NaN now and then.
+    """
     chance = random.Random(f"{run} {seq}")
-    rows = (
+    rows = [
         struct.pack("<6f", 1 + chance.random(), 1 + chance.random(), 0, 0, 1, chance.random())
         for _ in range(ROWS)
-    )
+    ]
+    if run.startswith("sick") and seq % SICK_EVERY == SICK_EVERY // 2:
+        rows[1] = struct.pack("<6f", math.nan, math.nan, 64, 0, 0, 0)
     return b"".join(rows)
 
 
@@ -104,6 +112,36 @@ def until(done: Callable[[], bool], why: str, patience: float = PATIENCE) -> Non
     while not done():
         assert time.monotonic() < deadline, why
         time.sleep(0.02)
+
+
+def told(pager: LocalReceiver) -> Counter[str]:
+    """How many incidents of each fingerprint the pager was told of."""
+    incidents = {
+        (alert["fingerprint"], alert["startsAt"])
+        for request in list(pager.requests)
+        for alert in json.loads(request.body)["alerts"]
+        if alert["status"] == "firing"
+    }
+    return Counter(fingerprint for fingerprint, _ in incidents)
+
+
+def check_told(service: Service, pager: LocalReceiver, runs: Iterable[str]) -> None:
+    """All is judged, every incident was told of, and none became two."""
+    runs = list(runs)
+    until(
+        lambda: not any(service.get(f"/v1/runs/{run}")["unjudged"] for run in runs),
+        "it is not judged to its end",
+    )
+    fired: Counter[str] = Counter()
+    for run in runs:
+        alerts = service.get("/v1/alerts", params={"run": run, "limit": "500"})["items"]
+        fired.update(
+            a["fingerprint"]
+            for a in alerts
+            if a["fired_at"] and a["severity"] in ("page", "ticket")
+        )
+    assert fired, "nobody fell ill"
+    until(lambda: told(pager) == fired, f"told {told(pager)} of {fired}")
 
 
 def check_kept(url: str, acked: dict[str, int]) -> None:

@@ -1,0 +1,17 @@
+"""``gradwarden`` whose compactor is always busy: a few frames make a segment, in many commits."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from gradwarden_server import app, cli
+from gradwarden_server.store import compaction
+
+FRAMES = 32
+
+if __name__ == "__main__":
+    compaction._WRITE_BYTES, compaction._SWEEP_ROWS = 4000, 2
+    # One that is only slow is taken for dead too, and must find out.
+    compaction.ABANDONED_NS = 3_000_000_000
+    app.Compaction = partial(app.Compaction, frames=FRAMES)  # type: ignore[assignment, misc]
+    raise SystemExit(cli.main())
