@@ -171,6 +171,7 @@ class House:
             telemetry=self.telemetry,
             doorman=Doorman(self.tokens, settings),
             throttle=Throttle(settings.rate_per_second, settings.max_in_flight),
+            backlog=self.compactor.wait_seconds,
             receivers=receivers,
             messenger=self.courier,
             judge=self.evaluator,

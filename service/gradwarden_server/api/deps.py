@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Annotated, Literal, Protocol, TypeVar
@@ -93,6 +93,8 @@ class Parts:
     telemetry: Telemetry
     doorman: Doorman
     throttle: Throttle
+    # Seconds for which no more frames can be taken in, or None where they can.
+    backlog: Callable[[], float | None]
     receivers: tuple[ReceiverFace, ...]
     messenger: Messenger
     judge: Judge

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from dataclasses import replace
 from typing import Any
@@ -86,6 +87,14 @@ async def ingest(request: Request, who: Ingester, parts: PartsDep) -> schemas.In
 
 async def take_in(request: Request, who: Principal, parts: Parts) -> schemas.IngestAnswer:
     """Check one message and make it durable."""
+    wait = parts.backlog()
+    if wait is not None:
+        raise Problem(
+            "backlogged",
+            "frames came faster than they can be compacted; nothing of this message is stored, "
+            f"send it again in {math.ceil(wait)} s",
+            {"Retry-After": str(math.ceil(wait))},
+        )
     as_json = _check_media_type(request)
     raw = await request.body()
     if len(raw) > _INLINE_BYTES:

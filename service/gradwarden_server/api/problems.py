@@ -43,6 +43,7 @@ PROBLEMS: Mapping[str, tuple[int, str]] = {
     "invalid-arguments": (422, "The command cannot be given with these arguments"),
     "unsupported-version": (422, "The wire version is not known here"),
     "rate-limited": (429, "Too many requests"),
+    "backlogged": (429, "Too many frames wait for compaction"),
     "damaged": (500, "Stored data is damaged"),
     "internal": (500, "The service met an error of its own"),
     "not-installed": (501, "The service was installed without this"),
