@@ -7,7 +7,9 @@ from pathlib import Path
 
 import psycopg
 
-from tests.server.pager import PATIENCE
+from tests.conftest import PostgresServer
+from tests.server.pager import PATIENCE, local_receiver
+from tests.server.siege import SICK_EVERY, Trainer, announce, check_kept, check_told, until
 from tests.server.traffic import batch, begin, frame, problem, send
 from tests.service import Service
 
@@ -43,3 +45,39 @@ def _cut(admin: psycopg.Connection[tuple[object, ...]], name: str) -> None:
     admin.execute(
         "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = %s", [name]
     )
+
+
+def test_postgres_restarts_in_the_middle_of_writing(
+    own_postgres: PostgresServer, tmp_path: Path
+) -> None:
+    db = own_postgres.create()
+    with local_receiver() as pager:
+        receivers = (
+            f"receivers:\n  - name: pager\n    type: webhook\n    url: {pager.url}\n"
+            "    allow_private: true\n"
+        )
+        service = Service(tmp_path, db=db, receivers=receivers)
+        runs = ["sick-0", "well-1"]
+        trainers = [Trainer([service], run) for run in runs]
+        try:
+            for trainer in trainers:
+                announce(service, trainer.run_name)
+                trainer.start()
+            for _ in range(3):
+                trainers[0].more(SICK_EVERY // 2)
+                own_postgres.stop("immediate")  # a crash: no goodbye, no checkpoint
+                refused = trainers[0].refusals[503]
+                until(lambda n=refused: trainers[0].refusals[503] > n + 1, "nobody is refused")
+                own_postgres.start()
+            for trainer in trainers:
+                trainer.more(SICK_EVERY)
+                trainer.finish()
+                assert set(trainer.refusals) == {503}, "a way to say: later"
+            check_told(service, pager, runs)
+            assert service.process is not None
+            assert service.process.poll() is None, "and all that in one process"
+        finally:
+            for trainer in trainers:
+                trainer.finish()
+            service.close()
+        check_kept(db, {trainer.run_name: trainer.acked for trainer in trainers})
