@@ -49,6 +49,7 @@ class Link(asyncio.Protocol):
         self._tally = tally
         self._waiting: deque[Request] = deque()
         self._flying: Request | None = None
+        self._paused = False
         self._began = 0.0
         self._answer = b""
         self._transport: asyncio.WriteTransport | None = None
@@ -73,11 +74,11 @@ class Link(asyncio.Protocol):
     def put(self, request: Request) -> None:
         """Send after all that was put before."""
         self._waiting.append(request)
-        if self._flying is None:
-            self._next()
+        self._next()
 
     def _next(self) -> None:
-        if self._waiting and self._transport is not None:
+        free = self._flying is None and not self._paused
+        if free and self._waiting and self._transport is not None:
             self._flying = self._waiting.popleft()
             if self._flying.sent is not None:
                 self._flying.sent(time.time_ns())
@@ -99,7 +100,9 @@ class Link(asyncio.Protocol):
 
     def _settle(self, status: int, head: bytes, body: bytes) -> None:
         request, self._flying = self._flying, None
-        assert request is not None
+        if request is None:
+            self._tally.failed.append(f"an answer to nothing: {status} {body[:200]!r}")
+            return
         if status in (429, 503):
             self._tally.refused += 1
             at = head.find(b"retry-after:")
@@ -107,6 +110,7 @@ class Link(asyncio.Protocol):
             self._waiting.appendleft(
                 Request(request.wire, request.measured, None, request.answered)
             )
+            self._paused = True
             asyncio.get_running_loop().call_later(pause, self._resume)
             return
         if not 200 <= status < 300:
@@ -119,8 +123,8 @@ class Link(asyncio.Protocol):
         self._next()
 
     def _resume(self) -> None:
-        if self._flying is None:
-            self._next()
+        self._paused = False
+        self._next()
 
 
 class Pager:

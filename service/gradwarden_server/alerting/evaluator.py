@@ -35,6 +35,8 @@ _LATE_NS = SECOND_NS // 4
 # Appends wake it, here and in other processes, so time alone makes it look around.
 _POLL_SECONDS = 1.0
 _PAUSE_SECONDS = 0.05
+# Ranks of many runs wake it all the time; what comes within this is judged together.
+_GATHER_SECONDS = 0.1
 _ACTIVE_NS = 3600 * SECOND_NS
 # A run that never said its end, and that nobody heard for so long while we listened, has
 # been told of; its alerts stand, and it is looked at again when it speaks.
@@ -96,8 +98,9 @@ class Evaluator:
         self._held: dict[_Key, _Held] = {}
         self._failing: dict[_Key, _Failing] = {}
         self._beats: dict[str, int] = {}
+        self._parted_ns = 0
         self._wake = threading.Event()
-        self._stopping = False
+        self._stopped = threading.Event()
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._loop, name="evaluator", daemon=True)
         self.errors = 0
@@ -120,7 +123,7 @@ class Evaluator:
 
     def stop(self) -> None:
         """Finish the round under way and give the leases back."""
-        self._stopping = True
+        self._stopped.set()
         self._wake.set()
         if self._thread.is_alive():
             self._thread.join()
@@ -147,7 +150,7 @@ class Evaluator:
         return self._rooms.evaluation.unjudged(project, run)
 
     def _loop(self) -> None:
-        while not self._stopping:
+        while not self._stopped.is_set():
             self._wake.wait(self._patience())
             self._wake.clear()
             try:
@@ -158,6 +161,7 @@ class Evaluator:
             except Exception:
                 self.errors += 1
                 log.exception("evaluation round failed; the log is kept and read again")
+            self._stopped.wait(_GATHER_SECONDS)
 
     def _patience(self) -> float:
         """Seconds until something may be due by time alone."""
@@ -180,7 +184,8 @@ class Evaluator:
             lag = max(lag, self._project(project, due, now_ns))
         for key in [key for key in self._held if key not in due_now]:
             self._drop(key)
-        self._part(now_ns)
+        if now_ns - self._parted_ns >= TICK_NS:
+            self._part(now_ns)
         self._failing = {key: held for key, held in self._failing.items() if key in due_now}
         self._beat(now_ns)
         self.lag_seconds = lag
@@ -189,6 +194,7 @@ class Evaluator:
 
     def _part(self, now_ns: int) -> None:
         """Let nobody stay paged for a run that was deleted."""
+        self._parted_ns = now_ns
         for project in self._rooms.runs.projects():
             try:
                 close_alerts(self._rooms, project, partial(self._lease, project), now_ns)
