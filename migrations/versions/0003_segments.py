@@ -5,12 +5,25 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
+from gradwarden_server.store.uncompact import give_back
+
 revision = "0003"
 down_revision = "0002"
 branch_labels = None
 depends_on = None
 
 _ROW_ID = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+_OF_A_RUN = (
+    "frame_batch",
+    "event",
+    "command",
+    "cursor",
+    "detector_state",
+    "alert",
+    "series",
+    "stream",
+    "attempt",
+)
 _INFLATED = 4096  # of a frame that was logged before its bytes were counted
 
 
@@ -114,13 +127,25 @@ def upgrade() -> None:
             op.execute(f"ALTER TABLE {table} ALTER COLUMN body SET STORAGE EXTERNAL")
 
 
-def downgrade() -> None:
-    held = op.get_bind().execute(sa.text("SELECT count(*) FROM segment")).scalar_one()
-    if held:
-        raise RuntimeError(
-            f"{held} segments hold frames that the older schema cannot; "
-            "take a backup made before the upgrade, or delete these runs first"
+def _erase_deleted() -> None:
+    """The older schema would show them again, and their trainers would go on."""
+    deleted = "(SELECT id FROM run WHERE deleted_ns IS NOT NULL)"
+    for table, reference, parent in (
+        ("alert_transition", "alert_id", "alert"),
+        ("sample_chunk", "series_id", "series"),
+    ):
+        op.execute(
+            f"DELETE FROM {table} WHERE {reference} IN "
+            f"(SELECT id FROM {parent} WHERE run_id IN {deleted})"
         )
+    for table in _OF_A_RUN:
+        op.execute(f"DELETE FROM {table} WHERE run_id IN {deleted}")
+    op.execute("DELETE FROM run WHERE deleted_ns IS NOT NULL")
+
+
+def downgrade() -> None:
+    give_back(op.get_bind())
+    _erase_deleted()
     for name in ("retention", "rollup", "chunk", "segment"):
         op.drop_table(name)
     with op.batch_alter_table("event", schema=None) as batch_op:
