@@ -1,7 +1,7 @@
 """Deletion of a run: out of sight at once, and out of the database a little at a time.
 
-The run's row goes last. Until then it keeps the name: a trainer that still lives is told that
-its run was deleted, and does not begin it anew.
+The run's row and those of its streams go last. Until then they keep the name: a trainer that
+still lives is told that its run was deleted, and does not begin it anew.
 """
 
 from __future__ import annotations
@@ -93,10 +93,11 @@ def remove(broom: Broom, run: Doomed, now_ns: int) -> Left:
         if connection.execute(select(exists(mine))).scalar_one():
             return "alerts"
     broom.sweep(lambda c: _parents(c, row, t.alert, t.alert_transition.c.alert_id))
-    for table in (t.stream, t.attempt, t.detector_state, t.cursor):
-        broom.sweep(deleting(table, table.c.run_id == row))
+    broom.sweep(deleting(t.detector_state, t.detector_state.c.run_id == row))
     if now_ns < run.gone_ns:
         return "name"
+    for table in (t.stream, t.attempt, t.cursor):
+        broom.sweep(deleting(table, table.c.run_id == row))
     broom.once(lambda connection: _last(connection, run))
     return "nothing"
 
