@@ -237,6 +237,7 @@ def show_quantities(figures: Figures) -> None:
     """What one value of each quantity weighs in chunks and roll-ups; histograms together."""
     if figures["samples_counted_by_service"] != figures["samples"]:
         print(f"    not all was compacted: {figures['logged_frames_when_settled']} frames wait")
+        return
     for name, size in figures["bytes_per_sample_of"].items():
         if not name.startswith("hist_"):
             print(f"    {name:14} {size:7.3f} bytes/sample")

@@ -116,9 +116,9 @@ def sustained(database: str, streams: Sequence[Stream], folder: Path, *, seconds
             gate=gate,
             beside=watch,
         )
-        if not marks:
-            raise SystemExit(f"{sent.requests} batches in {sent.seconds:.0f} s: nothing to measure")
         mark(sent)
+        if not marks:
+            raise SystemExit(f"{sent.requests} batches in {sent.seconds:.0f} s: too few to measure")
         after = marks[-1:]
         while after[-1].logged > marks[0].logged and _moves(after):
             time.sleep(ours.POLL_SECONDS)
