@@ -53,7 +53,7 @@ DEFAULT_LIMITS = Limits()
 
 
 def member(data: object, name: str, kind: type) -> Any:
-    if not isinstance(data, Mapping):
+    if type(data) is not dict and not isinstance(data, Mapping):
         raise Malformed(name, type(data).__name__, "expected a JSON object around it")
     value = data.get(name)
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
