@@ -170,6 +170,8 @@ def test_a_series_comes_whole_and_unjoined(service: Service) -> None:
     assert (told[1999]["loss"], told[1999]["layer:2:l2"]) == (None, None)
     some = lines(service, "long", **{"keys": "loss", "from": 2000, "to": 2002})
     assert [x["step"] for x in some] == [2000, 2001, 2002]
+    (odd,) = lines(service, "long", keys='a{b}"c', to=0)
+    assert odd == {"step": 0, "time_ns": made[0].time_ns, 'a{b}"c': None}
     begin(service, "mute")
     assert lines(service, "mute", keys="loss") == []
     for query, field in (({"keys": "layer:99:l2"}, "keys"), ({}, "keys"), ({"keys": ""}, "keys")):
