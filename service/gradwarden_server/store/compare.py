@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradwarden import wire
-from gradwarden_server.store.codec import BLOCK_ROWS
 from gradwarden_server.store.curves import Doubles, Ints
 from gradwarden_server.store.entries import LogReader
 from gradwarden_server.store.history import History
@@ -144,10 +143,10 @@ class Comparison:
         steps = told.steps[told.frames_of(columns[layer.quantity.index])]
         matrix = np.full((steps.size, len(columns)), np.nan, np.float32)
         for column in wanted:
-            blocks = list(self._log.segments.block([(segment, told)], column, row))
+            blocks = list(self._log.segments.row([(segment, told)], column, row))
             if not blocks:
                 return  # retention took it
-            matrix[:, columns.index(column)] = blocks[0][2][row % BLOCK_ROWS]
+            matrix[:, columns.index(column)] = blocks[0][2]
         values, measured = layer.quantity.of(matrix, scale)
         yield segment.ordinal, segment.rank, steps[measured], values[measured]
 

@@ -64,7 +64,8 @@ class Canvas:
         self._quantity = quantity
         self._grid = grid
         self._newest = quantity.columns == wire.SLOW
-        shape = (rows, grid.count)
+        # Columns first: what comes in is step by step, each with all rows side by side.
+        shape = (grid.count, rows)
         self._values = np.full(shape, -np.inf, dtype=np.float32)
         self._bad = np.zeros(shape, dtype=np.bool_)
         self._nan = np.zeros(shape, dtype=np.int64)
@@ -83,14 +84,14 @@ class Canvas:
             kept = kept[np.lexsort((part.steps[kept], columns))]
         block = part.matrix[kept]
         starts = np.flatnonzero(np.diff(columns, prepend=-1))
-        cell = np.ix_(rows, columns[starts])
+        cell = np.ix_(columns[starts], rows)
         values, measured = self._quantity.of(block, scale)
         if self._newest:
             self._keep_newest(cell, part.steps[kept], starts, values, measured)
         else:
             seen = np.isfinite(values) & measured
             highest = np.maximum.reduceat(np.where(seen, values, -np.inf), starts, axis=0)
-            self._values[cell] = np.maximum(self._values[cell], highest.T)
+            self._values[cell] = np.maximum(self._values[cell], highest)
         if self._quantity.columns == wire.QUANTITIES:
             self._count(cell, starts, block[:, :, NAN : INF + 1])
         first_times = part.times_ns[kept][starts]
@@ -100,33 +101,32 @@ class Canvas:
     def add_rolled(
         self, rows: Ints, columns: Ints, values: Matrix, order: Ints, bad: Matrix | None
     ) -> None:
-        """Take [rows, buckets] of roll-ups that lie in these columns, NaN where nothing was.
+        """Take [buckets, rows] of roll-ups that lie in these columns, NaN where nothing was.
 
         ``order`` tells which bucket is newer, ``bad`` where columns that show the newest value
         had a non-finite one.
         """
         starts = np.flatnonzero(np.diff(columns, prepend=-1))
-        cell = np.ix_(rows, columns[starts])
+        cell = np.ix_(columns[starts], rows)
         if self._newest:
-            at = np.maximum.reduceat(
-                np.where(np.isnan(values), -1, np.arange(order.size)), starts, axis=1
-            )
+            order_of = np.where(np.isnan(values), -1, np.arange(order.size)[:, None])
+            at = np.maximum.reduceat(order_of, starts, axis=0)
             newest = np.where(at >= 0, order[at], -1)
             taken = (at >= 0) & (newest >= self._steps[cell])
-            found = np.take_along_axis(values, np.maximum(at, 0), axis=1)
+            found = np.take_along_axis(values, np.maximum(at, 0), axis=0)
             self._values[cell] = np.where(taken, found, self._values[cell])
             self._steps[cell] = np.where(taken, newest, self._steps[cell])
         else:
-            found = np.fmax.reduceat(values, starts, axis=1)
+            found = np.fmax.reduceat(values, starts, axis=0)
             self._values[cell] = np.fmax(self._values[cell], found)
         if bad is not None and bad.any():
-            self._bad[cell] |= np.add.reduceat(bad, starts, axis=1) > 0
+            self._bad[cell] |= np.add.reduceat(bad, starts, axis=0) > 0
 
     def add_counts(self, rows: Ints, columns: Ints, sums: Doubles, kind: int) -> None:
-        """Take [rows, buckets] sums of NaN (``kind`` 0) or Inf (1) counts."""
+        """Take [buckets, rows] sums of NaN (``kind`` 0) or Inf (1) counts."""
         starts = np.flatnonzero(np.diff(columns, prepend=-1))
-        counts = np.add.reduceat(sums, starts, axis=1).astype(np.int64)
-        (self._inf if kind else self._nan)[np.ix_(rows, columns[starts])] += counts
+        counts = np.add.reduceat(sums, starts, axis=0).astype(np.int64)
+        (self._inf if kind else self._nan)[np.ix_(columns[starts], rows)] += counts
 
     def mark_times(self, columns: Ints, times_ns: Ints) -> None:
         """Note when the first frame of each of these columns was."""
@@ -139,23 +139,23 @@ class Canvas:
         if kept.size:
             starts = np.flatnonzero(np.diff(columns, prepend=-1))
             counts = part.matrix[kept, :, NAN : INF + 1]
-            self._count(np.ix_(rows, columns[starts]), starts, counts)
+            self._count(np.ix_(columns[starts], rows), starts, counts)
 
     def _count(self, cell: Any, starts: Ints, counts: Matrix) -> None:
         if not (counts > 0).any():
             return
         summed = np.add.reduceat(np.nan_to_num(counts).astype(np.int64), starts, axis=0)
-        self._nan[cell] += summed[:, :, 0].T
-        self._inf[cell] += summed[:, :, 1].T
+        self._nan[cell] += summed[:, :, 0]
+        self._inf[cell] += summed[:, :, 1]
 
     def _keep_newest(
         self, cell: Any, steps: Ints, starts: Ints, values: Matrix, measured: Flags
     ) -> None:
         order = np.arange(steps.size)[:, None]
-        at = np.maximum.reduceat(np.where(measured, order, -1), starts, axis=0).T
+        at = np.maximum.reduceat(np.where(measured, order, -1), starts, axis=0)
         newest = np.where(at >= 0, steps[at], -1)
         taken = (at >= 0) & (newest >= self._steps[cell])
-        found = values[at, np.arange(values.shape[1])[:, None]]
+        found = np.take_along_axis(values, np.maximum(at, 0), axis=0)
         self._bad[cell] = np.where(taken, np.isinf(found), self._bad[cell])
         found = np.where(np.isinf(found), -np.inf, found)
         self._values[cell] = np.where(taken, found, self._values[cell])
@@ -163,9 +163,9 @@ class Canvas:
 
     def painted(self) -> Heatmap:
         """What was added so far."""
-        grid, nan, inf = self._grid, self._nan, self._inf
-        bad = self._bad | (nan > 0) | (inf > 0)
-        cells, lo, hi = _shades(self._values)
+        grid, nan, inf = self._grid, self._nan.T, self._inf.T
+        bad = np.ascontiguousarray((self._bad | (self._nan > 0) | (self._inf > 0)).T)
+        cells, lo, hi = _shades(np.ascontiguousarray(self._values.T))
         cells[bad] = 255
         rows, columns = np.nonzero(bad)
         starts = grid.starts()

@@ -156,8 +156,12 @@ class History:
     def _layers(self, project: str, run: str, grid: Buckets, layers: Sequence[Layer]) -> None:
         """Fill the curves of single parameters."""
 
+        rows_of: dict[str, dict[str, int]] = {}
+
         def placed(digest: str, layer: Layer) -> tuple[int, float] | None:
-            row = self._rows(project, digest).get(layer.name)
+            if digest not in rows_of:
+                rows_of[digest] = self._rows(project, digest)
+            row = rows_of[digest].get(layer.name)
             if row is None:
                 return None
             scale = self._scale(project, digest, layer.quantity)

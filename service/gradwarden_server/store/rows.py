@@ -7,13 +7,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
-from gradwarden_server.joins import Matrix
-from gradwarden_server.store import codec, rollup
+from gradwarden_server.store import rollup
 from gradwarden_server.store.curves import Curve
 from gradwarden_server.store.pieces import RMS, Piece, Quantity
 from gradwarden_server.store.segments import RAW, Segment, SegmentReader
 from gradwarden_server.store.spine import Spine
+
+Row = NDArray[np.float32]
 
 _NORMS = ("l2", "absmax")
 
@@ -56,13 +58,12 @@ def fill_from_segments(
         for row, which in of_row.items():
             some = [told[i] for i in which if told[i][0].held == RAW]
             _fill_from_rollups(layer, reader, [told[i] for i in which], row, scales, until)
-            counts: dict[int, Matrix] = {}
+            counts: dict[int, Row] = {}
             if column in _NORMS:  # their NaN may be the value itself
-                counts = {s.id: block for s, _, block in reader.block(some, "nan", row)}
-            for segment, spine, block in reader.block(some, column, row):
-                at = row % codec.BLOCK_ROWS
-                values = block[at] * np.float32(scales[segment.id])
-                witness = counts[segment.id][at] if segment.id in counts else block[at]
+                counts = {s.id: found for s, _, found in reader.row(some, "nan", row)}
+            for segment, spine, found in reader.row(some, column, row):
+                values = found * np.float32(scales[segment.id])
+                witness = counts.get(segment.id, found)
                 kept = ~np.isnan(witness)
                 steps = spine.steps[spine.frames_of(column)][kept]
                 end = until.get(segment.ordinal, math.inf)
@@ -86,7 +87,7 @@ def _fill_from_rollups(
         for segment, numbers, found in reader.rollups(some, width, column, shown):
             end = until.get(segment.ordinal, math.inf)
             for i, name in enumerate(shown):
-                values = found[name][row] * np.float32(scales[segment.id])
+                values = found[name][:, row] * np.float32(scales[segment.id])
                 if name == "nonfinite":
                     values = np.where(values > 0, np.float32(np.nan), np.float32(0))
                     kept = np.isnan(values)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -112,10 +113,10 @@ class SegmentReader:
                 if spine_of is not None:
                     yield segment, spine_of
 
-    def block(
+    def row(
         self, told: Sequence[tuple[Segment, Spine]], quantity: str, row: int
-    ) -> Iterator[tuple[Segment, Spine, Matrix]]:
-        """[r, m] of the block of rows that ``row`` is in, over the matrices that measured it.
+    ) -> Iterator[tuple[Segment, Spine, NDArray[np.float32]]]:
+        """[m] values of one row over the matrices that measured the column.
 
         Segments that have no such column, row or chunks any more are left out.
 
@@ -135,12 +136,12 @@ class SegmentReader:
             bodies = self._bodies(chunked, statement)
             for segment, held in page:
                 if quantity in held.constants:
-                    rows = min(codec.BLOCK_ROWS, held.parameters - block * codec.BLOCK_ROWS)
                     steps = held.measured[held.columns[quantity]].size
-                    yield segment, held, codec.filled(rows, steps, held.constants[quantity])
+                    yield segment, held, codec.filled(1, steps, held.constants[quantity])[0]
                 elif segment in bodies:
                     what = f"{quantity} of rows {block * codec.BLOCK_ROWS} and on"
-                    yield segment, held, _checked(segment, what, bodies[segment], codec.unpack)
+                    one = partial(codec.unpack_row, row=row % codec.BLOCK_ROWS)
+                    yield segment, held, _checked(segment, what, bodies[segment], one)
 
     def matrices(self, segment: Segment, held: Spine, columns: Sequence[str]) -> Matrix:
         """[m, L, K] of these columns over the segment's matrices; NaN where not measured.
@@ -165,6 +166,20 @@ class SegmentReader:
                 rows = _checked(segment, what, body, codec.unpack)
                 found[at, row : row + len(rows), k] = rows.T
         return found
+
+    def column(self, segment: Segment, held: Spine, column: str) -> Matrix:
+        """[m, L] of one column over the matrices that measured it.
+
+        Raises:
+            Damaged: a chunk is.
+        """
+        key = ("column", segment.id, column)
+        kept: Matrix | None = self._cache.get(key)
+        if kept is None:
+            at = held.measured[held.columns[column]]
+            kept = np.ascontiguousarray(self.matrices(segment, held, [column])[at, :, 0])
+            self._cache.keep(key, kept, kept.nbytes)
+        return kept
 
     def words(self, segment: Segment, name: str) -> NDArray[np.uint64]:
         """[n, W] 64-bit words that were kept under this name; none where there were none.
@@ -197,7 +212,7 @@ class SegmentReader:
         quantity: str,
         aggregates: Sequence[str],
     ) -> Iterator[tuple[Segment, Ints, Mapping[str, Matrix]]]:
-        """Each segment with its bucket numbers and [rows, buckets] of each aggregate.
+        """Each segment with its bucket numbers and [buckets, rows] of each aggregate.
 
         Segments that do not have the column are left out.
 
@@ -229,7 +244,7 @@ class SegmentReader:
                 segment = by_id[row.segment_id]
                 what = f"{row.aggregate} of {quantity} over {width} steps"
                 body = row.crc32, row.body
-                found = _checked(segment, what, body, codec.unpack)
+                found = np.ascontiguousarray(_checked(segment, what, body, codec.unpack).T)
                 fresh.setdefault(row.segment_id, {})[row.aggregate] = found
             for number, arrays in fresh.items():
                 held[number] = {**held[number], **arrays}
@@ -277,8 +292,8 @@ def _rolled(
     """The buckets of a segment; what is not stored follows from its steps or its constant."""
     steps = np.sort(told.steps[told.frames_of(quantity)])
     numbers, starts = rollup.buckets(steps, width)
-    sizes = np.diff(np.append(starts, steps.size)).astype(np.float32)
-    shape = (told.parameters, numbers.size)
+    sizes = np.diff(np.append(starts, steps.size)).astype(np.float32)[:, None]
+    shape = (numbers.size, told.parameters)
     found: dict[str, Matrix] = {}
     for name in aggregates:
         if name in held:

@@ -74,10 +74,11 @@ class Telling:
         split |= {s.ordinal for s in segments if s.shards > 1}
         whole = [s for s in segments if s.ordinal not in split]
         for segment, told in self._log.segments.spines(whole):
-            yield (
-                of_segment(segment, told, wire.QUANTITIES),
-                until.get(segment.ordinal, math.inf),
-            )
+            piece: Piece | None = self._cache.get(("light", segment.id))
+            if piece is None:
+                piece = of_segment(segment, told, wire.QUANTITIES)
+                self._cache.keep(("light", segment.id), piece, piece.size)
+            yield piece, until.get(segment.ordinal, math.inf)
         rest = [s for s in segments if s.ordinal in split]
         yield from self.of(project, run, entries, rest, wire.QUANTITIES)
 

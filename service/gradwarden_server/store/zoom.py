@@ -1,4 +1,4 @@
-"""Heatmaps from roll-ups, where these say exactly what the steps themselves would."""
+"""Heatmaps straight from columns: roll-ups where they say what the steps would, else steps."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gradwarden_server.store.curves import Buckets, Doubles, Ints
 from gradwarden_server.store.entries import LogEntry
 from gradwarden_server.store.heat import Canvas
 from gradwarden_server.store.pieces import RMS, Quantity
-from gradwarden_server.store.segments import Segment, SegmentReader
+from gradwarden_server.store.segments import RAW, Segment, SegmentReader
 from gradwarden_server.store.spine import Spine
 
 Placed = Callable[[str], tuple[Ints, Doubles | None]]
@@ -22,11 +22,11 @@ Placed = Callable[[str], tuple[Ints, Doubles | None]]
 
 
 class Zoom:
-    """Which segments a picture takes from roll-ups; ``rest`` are to be read step by step.
+    """Which segments a picture takes from columns alone; ``rest`` need whole matrices.
 
-    A segment is rolled up as a whole: one that reaches beyond the picture's steps or into what
-    a later attempt redid is read by step, and so is one beside which another rank of its group
-    told matrices too, since what both told must not count twice.
+    A segment is rolled up as a whole: of one that reaches beyond the picture's steps, or into
+    what a later attempt redid, the steps are read. Shards have to be joined, and what another
+    rank of the group told beside a segment must not count twice: these are the rest.
     """
 
     def __init__(
@@ -40,25 +40,38 @@ class Zoom:
         self.width = max(fitting, default=0)
         self._grid = grid
         beside = _Beside(entries, segments)
-        self.rolled: list[Segment] = []
+        self._until = until
+        self._rolled: list[Segment] = []
+        self._stepped: list[Segment] = []
         self.rest: list[Segment] = []
         for segment in segments:
-            last = min(grid.last, until.get(segment.ordinal, math.inf))
-            inside = grid.first <= segment.step0 and segment.step1 <= last
-            whole = inside and segment.shards == 1 and not beside.others(segment)
             if not segment.matrices:
                 continue
-            (self.rolled if self.width and whole else self.rest).append(segment)
+            last = min(grid.last, until.get(segment.ordinal, math.inf))
+            inside = grid.first <= segment.step0 and segment.step1 <= last
+            if segment.shards > 1 or beside.others(segment):
+                self.rest.append(segment)
+            elif self.width and (inside or segment.held != RAW):
+                self._rolled.append(segment)
+            else:
+                self._stepped.append(segment)
 
     def paint(
         self, canvas: Canvas, quantity: Quantity, reader: SegmentReader, placed: Placed
     ) -> None:
-        """Add what the rolled-up segments hold.
+        """Add what these segments hold.
 
         Raises:
-            Damaged: a roll-up is.
+            Damaged: one of them is.
         """
-        told = list(reader.spines([s for s in self.rolled if self._holds(s)]))
+        self._paint_rolled(canvas, quantity, reader, placed)
+        for segment, told in reader.spines([s for s in self._stepped if s.held == RAW]):
+            self._paint_steps(canvas, quantity, reader, segment, told, placed)
+
+    def _paint_rolled(
+        self, canvas: Canvas, quantity: Quantity, reader: SegmentReader, placed: Placed
+    ) -> None:
+        told = list(reader.spines([s for s in self._rolled if self._holds(s)]))
         spines = {segment.id: spine for segment, spine in told}
         column = "l2" if quantity.name == RMS else quantity.name
         shown = "last" if quantity.columns == wire.SLOW else "max"
@@ -67,7 +80,7 @@ class Zoom:
             rows, scale = placed(segment.layout)
             values = found[shown]
             if scale is not None:
-                values = (values * scale[:, None]).astype(np.float32)
+                values = (values * scale).astype(np.float32)
             canvas.add_rolled(rows, self._columns(numbers), values, numbers, found.get("nonfinite"))
             canvas.mark_times(*_first_times(spines[segment.id], column, self._grid))
         for kind, name in enumerate(("nan", "inf")):
@@ -78,6 +91,59 @@ class Zoom:
                 if sums.any():
                     rows, _ = placed(segment.layout)
                     canvas.add_counts(rows, self._columns(numbers), sums, kind)
+
+    def _paint_steps(
+        self,
+        canvas: Canvas,
+        quantity: Quantity,
+        reader: SegmentReader,
+        segment: Segment,
+        told: Spine,
+        placed: Placed,
+    ) -> None:
+        """The same from the values of each step."""
+        column = "l2" if quantity.name == RMS else quantity.name
+        if column not in told.columns:
+            return
+        rows, scale = placed(segment.layout)
+        frames = told.frames_of(column)
+        order = np.argsort(told.steps[frames], kind="stable")
+        steps = told.steps[frames][order]
+        until = self._until.get(segment.ordinal, math.inf)
+        kept, columns = self._grid.columns(steps, until)
+        if not kept.size:
+            return
+        values = reader.column(segment, told, column)[order[kept]]
+        if scale is not None:
+            values = (values * scale).astype(np.float32)
+        bad = np.isinf(values)
+        values = np.where(bad, np.float32(np.nan), values)
+        newest = quantity.columns == wire.SLOW
+        canvas.add_rolled(rows, columns, values, steps[kept], bad if newest else None)
+        times = told.series_times_ns()[frames][order[kept]]
+        found, first = np.unique(columns, return_index=True)
+        canvas.mark_times(found, times[first])
+        for kind, name in enumerate(("nan", "inf")):
+            if told.constants.get(name) != 0 and name in told.columns:
+                self._count_steps(canvas, reader, segment, told, name, kind, rows, until)
+
+    def _count_steps(
+        self,
+        canvas: Canvas,
+        reader: SegmentReader,
+        segment: Segment,
+        told: Spine,
+        name: str,
+        kind: int,
+        rows: Ints,
+        until: float,
+    ) -> None:
+        steps = told.steps[told.frames_of(name)]
+        order = np.argsort(steps, kind="stable")
+        kept, columns = self._grid.columns(steps[order], until)
+        if kept.size:
+            counts = np.nan_to_num(reader.column(segment, told, name)[order[kept]])
+            canvas.add_counts(rows, columns, counts.astype(np.float64), kind)
 
     def _holds(self, segment: Segment) -> bool:
         return segment.held != "coarse" or self.width > rollup.WIDTHS[0]
