@@ -17,12 +17,13 @@ from tests.server.traffic import FRAMES, problem
 from tests.service import Service
 
 BALLAST_BYTES = 2 << 20
+SPARE_BYTES = 512 << 10
 FRAMES_SENT = 48
 
 
 @contextmanager
 def small_disk(at: Path, size: str) -> Iterator[Path]:
-    """A file system of its own at ``at``, with a ballast file that can be thrown out."""
+    """A file system of its own at ``at``, with two files that can be thrown out for room."""
     at.mkdir()
     words = ["mount", "-t", "tmpfs", "-o", f"size={size}", "gradwarden-test", str(at)]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
@@ -33,6 +34,7 @@ def small_disk(at: Path, size: str) -> Iterator[Path]:
         )
     try:
         (at / "ballast").write_bytes(os.urandom(BALLAST_BYTES))
+        (at / "spare").write_bytes(os.urandom(SPARE_BYTES))
         yield at
     finally:
         subprocess.run(["umount", "--lazy", str(at)], check=True)
@@ -75,7 +77,7 @@ def _fill_and_recover(service: Service, small: Path) -> int:
 
 
 def test_sqlite_on_a_full_disk(tmp_path: Path) -> None:
-    with small_disk(tmp_path / "small", "5m") as small:
+    with small_disk(tmp_path / "small", "6m") as small:
         db = f"sqlite:///{small}/gw.sqlite"
         service = Service(tmp_path / "service", db=db)
         try:
@@ -84,12 +86,13 @@ def test_sqlite_on_a_full_disk(tmp_path: Path) -> None:
             assert "Traceback" not in service.log_text()
         finally:
             service.close()
+        (small / "spare").unlink()  # it may be full again, and even opening takes some room
         check_kept(db, {"r": acked})
 
 
 def test_postgres_on_a_full_disk(own_postgres: PostgresServer, tmp_path: Path) -> None:
     # Beside the server's own folder, since its user cannot enter ours.
-    with small_disk(own_postgres.folder / "small", "12m") as small:
+    with small_disk(own_postgres.folder / "small", "13m") as small:
         own_postgres.own(small)
         own_postgres.run(f"CREATE TABLESPACE small LOCATION '{small}'")
         db = own_postgres.create("TABLESPACE small")

@@ -9,11 +9,10 @@ from contextlib import contextmanager
 import psycopg
 from sqlalchemy import Connection, text
 
-from gradwarden import wire
 from gradwarden_server.store.database import Database
 from gradwarden_server.store.notices import CHANNEL, Listener, Topic, announce
 from tests.server.pager import PATIENCE
-from tests.server.test_store import LAYOUT, NOW, PROJECT, Store, batch, frame
+from tests.server.test_store import LAYOUT, PROJECT, Store, batch, frame
 
 Calls = queue.SimpleQueue[Topic]
 
@@ -61,11 +60,11 @@ def test_one_notice_a_commit_however_many_batches_it_holds(postgres_url: str) ->
         opened = queue.SimpleQueue[None]()
         gate = store.database.write(lambda connection: opened.get(timeout=PATIENCE))
         sent = [batch(frame(seq)) for seq in range(1, 9)]
-        appends = [store.frames.append(PROJECT, b, wire.encode(b), NOW) for b in sent]
+        appends = [store.append(b) for b in sent]
         opened.put(None)
         gate.result(PATIENCE)
         assert [append.result(PATIENCE).stored for append in appends] == [1] * 8
-        again = store.frames.append(PROJECT, sent[0], wire.encode(sent[0]), NOW)
+        again = store.append(sent[0])
         assert again.result(PATIENCE).stored == 0, "and what is stored already tells nothing"
         ear.execute(f"NOTIFY {CHANNEL}, 'end'")
         heard = [n.payload for n in ear.notifies(timeout=PATIENCE, stop_after=2)]
