@@ -59,7 +59,7 @@ def read(path: Path) -> tuple[Head, Iterator[wire.Batch]]:
 
 
 def _frame(text: io.StringIO, head: Head, batch: wire.Batch, frame: wire.Frame) -> None:
-    rows = csv.DictWriter(text, table.COLUMNS, lineterminator="\n")
+    rows = csv.DictWriter(_Lines(text), table.COLUMNS, lineterminator="\r\n")
     key = batch.stream
     keys: dict[str, Any] = {"attempt": key.attempt, "rank": key.rank, "group": key.group}
     keys |= {"step": frame.step, "time_ns": frame.time_ns, "seq": frame.seq}
@@ -96,6 +96,16 @@ def _frame(text: io.StringIO, head: Head, batch: wire.Batch, frame: wire.Frame) 
             more = _more(batch, values, words, at)
             row["more"] = json.dumps(more) if more else ""
         rows.writerow(row)
+
+
+class _Lines:
+    """Lines that end as Unix does; the writer quotes only what its own line end is made of."""
+
+    def __init__(self, text: io.StringIO) -> None:
+        self._text = text
+
+    def write(self, line: str) -> int:
+        return self._text.write(line.removesuffix("\r\n") + "\n")
 
 
 def _more(batch: wire.Batch, values: numbers.Singles, words: Any, at: int) -> dict[str, Any]:

@@ -25,6 +25,9 @@ def texts(values: Singles) -> list[str]:
     found = (" ".join(["%.9g"] * flat.size) % tuple(flat.tolist())).split(" ") if flat.size else []
     for i in np.flatnonzero(~np.isfinite(flat)).tolist():
         found[i] = "NaN" if np.isnan(flat[i]) else "Infinity" if flat[i] > 0 else "-Infinity"
+    # JSON reads -0 as a whole number, which has no sign.
+    for i in np.flatnonzero((flat == 0) & np.signbit(flat)).tolist():
+        found[i] = "-0.0"
     return found
 
 

@@ -43,7 +43,8 @@ class Source:
             where = f"{self.label}, frame {count}"
             if streams.get(key) != batch.stream.group:
                 remedy = "list each stream with its group in the head of the file"
-                raise Unreadable(where, "attempt, rank, group", (*key, batch.stream.group), remedy)
+                told = f"attempt {key[0]}, rank {key[1]}, group {batch.stream.group}"
+                raise Unreadable(where, "stream", told, remedy)
             if seq <= last.get(key, -1):
                 remedy = f"frames of a stream rise; seq {last[key]} came before"
                 raise Unreadable(where, "seq", seq, remedy)

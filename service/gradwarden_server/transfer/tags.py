@@ -82,7 +82,7 @@ def roles(tags: Iterable[str], histograms: Iterable[str] = ()) -> Roles:
 def layer(tag: str) -> str | None:
     """The parameter whose gradient's norm a tag is, or None."""
     found = _PREFIXED.match(tag) or _SUFFIXED.match(tag)
-    if found is None or _NO_NORM.search(found["name"]):
+    if found is None:
         return None
     name = _TAIL.sub("", found["name"], count=1).strip("/.")
     return None if not name or _NO_NORM.search(name) else name[:1024]
