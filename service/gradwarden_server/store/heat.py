@@ -106,6 +106,8 @@ class Canvas:
         ``order`` tells which bucket is newer, ``bad`` where columns that show the newest value
         had a non-finite one.
         """
+        if not columns.size:
+            return
         starts = np.flatnonzero(np.diff(columns, prepend=-1))
         cell = np.ix_(columns[starts], rows)
         if self._newest:
@@ -124,6 +126,8 @@ class Canvas:
 
     def add_counts(self, rows: Ints, columns: Ints, sums: Doubles, kind: int) -> None:
         """Take [buckets, rows] sums of NaN (``kind`` 0) or Inf (1) counts."""
+        if not sums.any():
+            return
         starts = np.flatnonzero(np.diff(columns, prepend=-1))
         counts = np.add.reduceat(sums, starts, axis=0).astype(np.int64)
         (self._inf if kind else self._nan)[np.ix_(columns[starts], rows)] += counts

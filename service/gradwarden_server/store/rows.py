@@ -82,8 +82,13 @@ def _fill_from_rollups(
     as its least, greatest and last value, and one that is not finite if there was any."""
     column = "l2" if layer.quantity.name == RMS else layer.quantity.name
     shown = ("min", "max", "last", "nonfinite")
-    for held, width in (("rollup", rollup.WIDTHS[0]), ("coarse", rollup.WIDTHS[1])):
-        some = [(s, p) for s, p in told if s.held == held]
+    of_width: dict[int, list[tuple[Segment, Spine]]] = {}
+    for segment, spine in told:
+        if segment.held != RAW:
+            width = spine.width_of(column, rollup.WIDTHS[segment.held == "coarse"])
+            if width is not None:
+                of_width.setdefault(width, []).append((segment, spine))
+    for width, some in of_width.items():
         for segment, numbers, found in reader.rollups(some, width, column, shown):
             end = until.get(segment.ordinal, math.inf)
             for i, name in enumerate(shown):

@@ -62,7 +62,8 @@ class Spine:
     ``capture`` indexes :data:`CAPTURES`; ``stepped`` is 1, 0, or -1 for unknown. ``matrix``,
     ``rooted`` and ``worded`` flag the frames that hold a matrix, roots, 64-bit columns.
     ``measured`` names, for each group of columns, which of the matrices (as indices into those)
-    hold it. A column of ``constants`` has no chunks: all its values have these bits.
+    hold it. A column of ``constants`` has no chunks: all its values have these bits. ``rolled``
+    is the narrowest width that a column is rolled up to; one that is left out is not at all.
     ``squares`` are the sums over observed rows of squared norms, one a matrix.
     """
 
@@ -83,6 +84,7 @@ class Spine:
     measured: Mapping[str, Ints] = field(default_factory=dict)
     columns: Mapping[str, str] = field(default_factory=dict)
     constants: Mapping[str, int] = field(default_factory=dict)
+    rolled: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def matrix_frames(self) -> Ints:
@@ -104,6 +106,13 @@ class Spine:
         if group is None:
             return np.zeros(0, np.int64)
         return self.matrix_frames[self.measured[group]]
+
+    def width_of(self, column: str, width: int) -> int | None:
+        """The narrowest width at or above ``width`` that a column is rolled up to."""
+        if column in self.constants:  # known at every width
+            return width
+        narrowest = self.rolled.get(column)
+        return None if narrowest is None else max(width, narrowest)
 
     @property
     def size(self) -> int:
@@ -141,6 +150,7 @@ def pack(spine: Spine) -> bytes:
         "groups": groups,
         "columns": dict(spine.columns),
         "constants": dict(spine.constants),
+        "rolled": dict(spine.rolled),
         "events": [[at, dict(event)] for at, event in spine.events],
         "arrays": [
             [kind, array.size, _base(array)] for (kind, _), array in zip(coded, arrays, strict=True)
@@ -193,6 +203,7 @@ def _spine(header: Mapping[str, Any], arrays: list[NDArray[Any]]) -> Spine:
         measured={group: next(rest) for group in header["groups"]},
         columns=header["columns"],
         constants=header["constants"],
+        rolled=header["rolled"],
         **frames,
     )
 

@@ -51,10 +51,8 @@ class Zoom:
             inside = grid.first <= segment.step0 and segment.step1 <= last
             if segment.shards > 1 or beside.others(segment):
                 self.rest.append(segment)
-            elif self.width and (inside or segment.held != RAW):
-                self._rolled.append(segment)
             else:
-                self._stepped.append(segment)
+                (self._rolled if self.width and inside else self._stepped).append(segment)
 
     def paint(
         self, canvas: Canvas, quantity: Quantity, reader: SegmentReader, placed: Placed
@@ -64,33 +62,51 @@ class Zoom:
         Raises:
             Damaged: one of them is.
         """
-        self._paint_rolled(canvas, quantity, reader, placed)
-        for segment, told in reader.spines([s for s in self._stepped if s.held == RAW]):
-            self._paint_steps(canvas, quantity, reader, segment, told, placed)
+        column = "l2" if quantity.name == RMS else quantity.name
+        whole = {segment.id for segment in self._rolled}
+        rolled: dict[int, list[tuple[Segment, Spine]]] = defaultdict(list)
+        for segment, told in reader.spines([*self._rolled, *self._stepped]):
+            least = rollup.WIDTHS[segment.held == "coarse"]
+            width = told.width_of(column, max(self.width, least))
+            fits = segment.id in whole and width == self.width
+            if width and (fits or segment.held != RAW):
+                rolled[width].append((segment, told))
+            elif segment.held == RAW:
+                self._paint_steps(canvas, quantity, reader, segment, told, placed)
+        for width, some in rolled.items():
+            self._paint_rolled(canvas, quantity, reader, width, some, placed)
 
     def _paint_rolled(
-        self, canvas: Canvas, quantity: Quantity, reader: SegmentReader, placed: Placed
+        self,
+        canvas: Canvas,
+        quantity: Quantity,
+        reader: SegmentReader,
+        width: int,
+        told: Sequence[tuple[Segment, Spine]],
+        placed: Placed,
     ) -> None:
-        told = list(reader.spines([s for s in self._rolled if self._holds(s)]))
         spines = {segment.id: spine for segment, spine in told}
         column = "l2" if quantity.name == RMS else quantity.name
-        shown = "last" if quantity.columns == wire.SLOW else "max"
-        wanted = (shown, "nonfinite") if quantity.columns == wire.SLOW else (shown,)
-        for segment, numbers, found in reader.rollups(told, self.width, column, wanted):
+        newest = quantity.columns == wire.SLOW
+        shown = "last" if newest else "max"
+        wanted = (shown, "nonfinite") if newest else (shown,)
+        for segment, numbers, found in reader.rollups(told, width, column, wanted):
             rows, scale = placed(segment.layout)
-            values = found[shown]
+            kept, columns = self._within(numbers, width)
+            values = found[shown][kept]
             if scale is not None:
                 values = (values * scale).astype(np.float32)
-            canvas.add_rolled(rows, self._columns(numbers), values, numbers, found.get("nonfinite"))
+            bad = found["nonfinite"][kept] if newest else None
+            canvas.add_rolled(rows, columns, values, numbers[kept] * width, bad)
             canvas.mark_times(*_first_times(spines[segment.id], column, self._grid))
         for kind, name in enumerate(("nan", "inf")):
-            bad = [(s, p) for s, p in told if p.constants.get(name) != 0]
-            found_of = reader.rollups(bad, self.width, name, ("mean", "count"))
-            for segment, numbers, found in found_of:
-                sums = np.rint(np.nan_to_num(found["mean"]).astype(np.float64) * found["count"])
-                if sums.any():
-                    rows, _ = placed(segment.layout)
-                    canvas.add_counts(rows, self._columns(numbers), sums, kind)
+            bad_ones = [(s, p) for s, p in told if p.constants.get(name) != 0]
+            summed = [(s, p) for s, p in bad_ones if p.width_of(name, width) == width]
+            for segment, numbers, found in reader.rollups(summed, width, name, ("mean", "count")):
+                rows, _ = placed(segment.layout)
+                kept, columns = self._within(numbers, width)
+                means = np.nan_to_num(found["mean"][kept]).astype(np.float64)
+                canvas.add_counts(rows, columns, np.rint(means * found["count"][kept]), kind)
 
     def _paint_steps(
         self,
@@ -145,11 +161,11 @@ class Zoom:
             counts = np.nan_to_num(reader.column(segment, told, name)[order[kept]])
             canvas.add_counts(rows, columns, counts.astype(np.float64), kind)
 
-    def _holds(self, segment: Segment) -> bool:
-        return segment.held != "coarse" or self.width > rollup.WIDTHS[0]
-
-    def _columns(self, numbers: Ints) -> Ints:
-        return (numbers * self.width - self._grid.origin) // self._grid.width
+    def _within(self, numbers: Ints, width: int) -> tuple[Ints, Ints]:
+        """Which buckets begin within the picture, and in which columns."""
+        columns = (numbers * width - self._grid.origin) // self._grid.width
+        kept = np.flatnonzero((columns >= 0) & (columns < self._grid.count))
+        return kept, columns[kept]
 
 
 def _first_times(told: Spine, column: str, grid: Buckets) -> tuple[Ints, Ints]:
@@ -157,8 +173,9 @@ def _first_times(told: Spine, column: str, grid: Buckets) -> tuple[Ints, Ints]:
     at = told.frames_of(column)
     steps, times = told.steps[at], told.series_times_ns()[at]
     columns = (steps - grid.origin) // grid.width
-    found, first = np.unique(columns, return_index=True)
-    return found, times[first]
+    inside = (columns >= 0) & (columns < grid.count)
+    found, first = np.unique(columns[inside], return_index=True)
+    return found, times[inside][first]
 
 
 class _Beside:
