@@ -154,6 +154,7 @@ class Database:
                 guard.execute(text("SELECT pg_advisory_xact_lock(7229341)"))
                 command.upgrade(self._alembic(), "head")
         else:
+            self.ping()  # a new file takes its page size from our connection, not from alembic's
             command.upgrade(self._alembic(), "head")
 
     def downgrade(self, revision: str) -> None:
