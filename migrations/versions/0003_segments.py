@@ -14,6 +14,7 @@ depends_on = None
 
 _ROW_ID = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 _OF_A_RUN = (
+    "segment",
     "frame_batch",
     "event",
     "command",
@@ -133,6 +134,8 @@ def _erase_deleted() -> None:
     for table, reference, parent in (
         ("alert_transition", "alert_id", "alert"),
         ("sample_chunk", "series_id", "series"),
+        ("chunk", "segment_id", "segment"),
+        ("rollup", "segment_id", "segment"),
     ):
         op.execute(
             f"DELETE FROM {table} WHERE {reference} IN "
@@ -144,8 +147,8 @@ def _erase_deleted() -> None:
 
 
 def downgrade() -> None:
-    give_back(op.get_bind())
     _erase_deleted()
+    give_back(op.get_bind())
     for name in ("retention", "rollup", "chunk", "segment"):
         op.drop_table(name)
     with op.batch_alter_table("event", schema=None) as batch_op:

@@ -17,7 +17,7 @@ from sqlalchemy.engine import make_url
 from gradwarden_server.store import tables as t
 from gradwarden_server.store.database import Database
 from gradwarden_server.store.errors import StoreError
-from gradwarden_server.store.transfer import Progress, copy, copy_rows, silent, snapshot
+from gradwarden_server.store.transfer import Progress, alone, copy_rows, silent, snapshot
 
 _PAGES = 512
 
@@ -154,9 +154,10 @@ def _into_rows(file: Path, database: Database, force: bool, progress: Progress) 
         try:
             opened.migrate()
             database.migrate()
-            if force:
-                _empty(database)
-            copy(opened, database, progress)
+            with alone(database), snapshot(opened) as reading:
+                if force:
+                    _empty(database)
+                copy_rows(reading, database, progress)
         finally:
             opened.close()
     finally:

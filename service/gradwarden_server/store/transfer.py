@@ -62,7 +62,7 @@ def copy(source: Database, target: Database, progress: Progress = silent) -> dic
     """
     with snapshot(source) as reading:
         refuse_served(reading, "source")
-        with _alone(target):
+        with alone(target):
             return copy_rows(reading, target, progress)
 
 
@@ -92,6 +92,28 @@ def refuse_served(connection: Connection, name: str) -> None:
             f"the {name} is used by {', '.join(found[:3])}; stop every service on it, "
             "wait fifteen seconds where one was killed, and run this again"
         )
+
+
+@contextmanager
+def alone(target: Database) -> Iterator[None]:
+    """Keep other copies away from a PostgreSQL.
+
+    Raises:
+        NotCopied: one is under way, or services are at work there.
+    """
+    if target.kind != "postgresql":
+        yield
+        return
+    guard = target.connect_alone()
+    try:
+        (mine,) = guard.execute(f"SELECT pg_try_advisory_lock({_LOCK})").fetchone()
+        if not mine:
+            raise NotCopied("another copy into this database is under way; let it finish")
+        with snapshot(target) as connection:
+            refuse_served(connection, "target")
+        yield
+    finally:
+        guard.close()
 
 
 def copy_rows(source: Connection, target: Database, progress: Progress) -> dict[str, int]:
@@ -298,21 +320,3 @@ def _number_on(target: Database) -> None:
                         f"coalesce((SELECT max(id) FROM {table.name}), 0) + 1, false)"
                     )
                 )
-
-
-@contextmanager
-def _alone(target: Database) -> Iterator[None]:
-    """Keep other copies away from a PostgreSQL, and refuse one with services on it."""
-    if target.kind != "postgresql":
-        yield
-        return
-    guard = target.connect_alone()
-    try:
-        (mine,) = guard.execute(f"SELECT pg_try_advisory_lock({_LOCK})").fetchone()
-        if not mine:
-            raise NotCopied("another copy into this database is under way; let it finish")
-        with snapshot(target) as connection:
-            refuse_served(connection, "target")
-        yield
-    finally:
-        guard.close()

@@ -15,7 +15,7 @@ from gradwarden_server.store import recall
 from gradwarden_server.store import tables as t
 from gradwarden_server.store.cache import Cache
 from gradwarden_server.store.database import Database
-from gradwarden_server.store.segments import Segment, SegmentReader
+from gradwarden_server.store.segments import RAW, Segment, SegmentReader
 from gradwarden_server.store.spine import Spine
 from gradwarden_server.store.streams import insert_or_ignore
 
@@ -46,35 +46,18 @@ def give_back(connection: Connection) -> int:
         gradwarden_server.store.errors.Damaged: one is, and cannot be.
     """
     reader = SegmentReader(cast(Database, _One(connection)), Cache(0))
-    numbers = connection.execute(select(t.segment.c.id).where(t.segment.c.sealed)).scalars().all()
-    for number in numbers:
-        segment = _segment(connection, number)
-        ((_, told),) = reader.spines([segment])
-        if segment.held != "raw":
-            told = _without_values(told)
-        for row in _rows(reader, segment, told, _owner(connection, number)):
-            connection.execute(insert_or_ignore(connection, t.frame_batch).values(row))
+    given = 0
+    for run in connection.execute(select(t.run.c.id, t.run.c.project, t.run.c.run)).all():
+        for segment in reader.index(run.project, run.run, 0, 2**62):
+            ((_, told),) = reader.spines([segment])
+            if segment.held != RAW:
+                told = _without_values(told)
+            for row in _rows(reader, segment, told, run.id):
+                connection.execute(insert_or_ignore(connection, t.frame_batch).values(row))
+            given += 1
     for table in (t.chunk, t.rollup, t.segment):
         connection.execute(delete(table))
-    return len(numbers)
-
-
-def _segment(connection: Connection, number: int) -> Segment:
-    columns = [t.segment.c[name] for name in Segment.__dataclass_fields__ if name in t.segment.c]
-    row = connection.execute(
-        select(*columns, t.run.c.run, t.attempt.c.attempt, t.attempt.c.ordinal)
-        .add_columns(*(t.stream.c[name] for name in ("rank", "group", "shard", "shards")))
-        .join(t.stream, t.stream.c.id == t.segment.c.stream_id)
-        .join(t.attempt, t.attempt.c.id == t.stream.c.attempt_id)
-        .join(t.run, t.run.c.id == t.segment.c.run_id)
-        .where(t.segment.c.id == number)
-    ).one()
-    return Segment(**row._asdict())
-
-
-def _owner(connection: Connection, number: int) -> int:
-    query = select(t.segment.c.run_id).where(t.segment.c.id == number)
-    return int(connection.execute(query).scalar_one())
+    return given
 
 
 def _rows(
