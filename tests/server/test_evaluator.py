@@ -51,8 +51,8 @@ RECEIVERS = parse(
 class Bench:
     """A store, and evaluators that come and go over it."""
 
-    def __init__(self, folder: Path) -> None:
-        self.store = Store(f"sqlite:///{folder}/gw.sqlite")
+    def __init__(self, folder: Path, url: str = "") -> None:
+        self.store = Store(url or f"sqlite:///{folder}/gw.sqlite")
         self.now = NOW
         self.started_ns = NOW
         self.outbox = Outbox(self.store.database.engine)
@@ -95,7 +95,12 @@ class Bench:
         self.evaluator = self.process()
 
     def send(
-        self, first: int, last: int, sick: tuple[int, ...] = (), at: int | None = None
+        self,
+        first: int,
+        last: int,
+        sick: tuple[int, ...] = (),
+        at: int | None = None,
+        run: str = "r",
     ) -> None:
         frames = []
         for step in range(first, last + 1):
@@ -109,7 +114,8 @@ class Bench:
                     step + 1, step, time_ns, {"loss": 1.0}, (), "unclipped", True, False, values
                 )
             )
-        self.store.send(batch(*frames), at=self.now)
+        sent = batch(*frames)
+        self.store.send(replace(sent, stream=replace(sent.stream, run=run)), at=self.now)
 
     def round(self) -> None:
         self.now += SECOND

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -178,24 +178,25 @@ class Evaluator:
         due_now: set[_Key] = set()
         listening_ns = now_ns - self._rooms.service_started_ns
         forsaken_ns = now_ns - _FORSAKEN_NS if listening_ns > _FORSAKEN_NS else 0
-        for project in self._rooms.runs.projects():
+        projects = self._rooms.runs.projects()
+        for project in projects:
             due = self._rooms.watched.due(project, now_ns - _ACTIVE_NS, forsaken_ns)
             due_now |= {(project, one.run) for one in due}
             lag = max(lag, self._project(project, due, now_ns))
         for key in [key for key in self._held if key not in due_now]:
             self._drop(key)
         if now_ns - self._parted_ns >= TICK_NS:
-            self._part(now_ns)
+            self._part(projects, now_ns)
         self._failing = {key: held for key, held in self._failing.items() if key in due_now}
         self._beat(now_ns)
         self.lag_seconds = lag
         self.last_round_ns = now_ns
         self._changed()
 
-    def _part(self, now_ns: int) -> None:
+    def _part(self, projects: Iterable[str], now_ns: int) -> None:
         """Let nobody stay paged for a run that was deleted."""
         self._parted_ns = now_ns
-        for project in self._rooms.runs.projects():
+        for project in projects:
             try:
                 close_alerts(self._rooms, project, partial(self._lease, project), now_ns)
             except Fenced as error:
@@ -242,7 +243,7 @@ class Evaluator:
                     latest[turn.due.row] = watch.latest
                 self._failing.pop((project, turn.due.run), None)
         if latest:
-            self._rooms.registrar.latest(project, latest).result()
+            self._rooms.registrar.latest(project, latest).add_done_callback(_complain)
         return lag
 
     def _turn(self, due: Due, held: _Held, now_ns: int) -> _Turn | None:
@@ -278,6 +279,8 @@ class Evaluator:
         traced = span("evaluate", run=turn.due.run, batches=len(entries))
         with traced if entries else nullcontext():
             future = turn.held.watch.evaluate(watched, entries, now_ns, turn.tick)
+        if future is not None and turn.held.watch.speaks:
+            future.add_done_callback(lambda _: self._changed())
         if len(entries) == BATCHES:
             self._wake.set()
         return future
@@ -361,3 +364,10 @@ class Evaluator:
 
     def _enqueue(self, connection: Transaction, message: Notification, now_ns: int) -> None:
         self._outbox.beat(_SYSTEM, connection, message, now_ns)
+
+
+def _complain(told: Future[None]) -> None:
+    """Newest values are for show: they are told again with the next step."""
+    error = told.exception()
+    if error is not None:
+        log.warning("newest values are not told: %s", error)

@@ -71,6 +71,7 @@ class _Pending:
     settled: Alerts
     flushed: bool
     snapshot: bool
+    news: bool
     now_ns: int
 
 
@@ -128,6 +129,11 @@ class RunWatch:
     def position(self) -> int:
         """How far the log was judged."""
         return self._cursor.position
+
+    @property
+    def speaks(self) -> bool:
+        """Whether what is being written holds messages for somebody."""
+        return self._pending is not None and self._pending.news
 
     def lag_seconds(self, now_ns: int) -> float:
         """Age of the oldest batch that the last evaluation judged."""
@@ -302,7 +308,9 @@ class RunWatch:
         requests: list[Request] = []
         if self._run.status == "running":  # and nothing is asked about the past
             requests = [r for at_ns, r in self._requests if at_ns >= now_ns - BACKFILL_NS]
-        self._pending = _Pending(cursor, settled, flushed, snapshot is not None, now_ns)
+        notifications = self._rooms.pipeline.run(self._open, changes) if changes else []
+        kept = snapshot is not None
+        self._pending = _Pending(cursor, settled, flushed, kept, bool(notifications), now_ns)
         return self._rooms.registrar.submit(
             Judgement(
                 project=self._project,
@@ -312,7 +320,7 @@ class RunWatch:
                 old=self._cursor,
                 new=cursor,
                 changes=changes,
-                notifications=self._rooms.pipeline.run(self._open, changes) if changes else (),
+                notifications=notifications,
                 derived=translate.by_series(self._run.id, self._points) if flushed else (),
                 requests=requests,
                 snapshot=snapshot,

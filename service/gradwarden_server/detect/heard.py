@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,7 +56,7 @@ class Heard:
     @property
     def alarming(self) -> bool:
         """Whether it holds a non-finite fact."""
-        if not np.isfinite(self.frame.scalars.get("loss", 0.0)):
+        if not math.isfinite(self.frame.scalars.get("loss", 0.0)):
             return True
         rows = self.matrix
         return rows is not None and bool(

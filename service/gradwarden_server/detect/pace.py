@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from statistics import median
 from typing import Any
-
-import numpy as np
 
 from gradwarden_server.detect.steps import Step
 
@@ -28,7 +27,7 @@ class Pace:
 
     @property
     def median(self) -> float:
-        return float(np.median(self._intervals)) if self._intervals else 0.0
+        return median(self._intervals) if self._intervals else 0.0
 
     def observe(self, step: Step, longest_good: float) -> None:
         """Learn from a step; a gap above ``longest_good`` seconds was no good gap."""
