@@ -172,20 +172,20 @@ def _bytes(house: ours.House, streams: Sequence[Stream], samples: int) -> Figure
     measured: Counter[str] = Counter()
     for stream in streams:
         measured.update(stream.network.samples_of)
-    bodies = sum(held.matrices.values()) + held.spines + held.logged
+    matrices = Counter(held.chunks) + Counter(held.rollups)
+    rollups = sum(held.rollups.values())
+    bodies = sum(matrices.values()) + held.spines + held.logged
     histograms = [name for name in measured if name.startswith("hist_")]
+    many = max(1, sum(measured[name] for name in histograms))
     return {
         "bytes_per_sample": round(held.used / samples, 3),
         "bytes_per_sample_bodies": round(bodies / samples, 3),
+        "bytes_per_sample_rollups": round(rollups / samples, 3),
         "bytes_per_sample_spines": round(held.spines / samples, 3),
         "bytes_logged_uncompacted": held.logged,
         "samples_counted_by_service": held.samples,
-        "bytes_per_sample_of": per_quantity(held.matrices, measured),
-        "bytes_per_sample_of_histograms": round(
-            sum(held.matrices.get(name, 0) for name in histograms)
-            / max(1, sum(measured[name] for name in histograms)),
-            3,
-        ),
+        "bytes_per_sample_of": per_quantity(matrices, measured),
+        "bytes_per_sample_of_histograms": round(sum(matrices[n] for n in histograms) / many, 3),
     }
 
 

@@ -204,8 +204,9 @@ class Held:
     used: int
     """Pages in use, of all tables and indexes."""
     spines: int
-    matrices: dict[str, int]
-    """Chunks and roll-ups of each quantity."""
+    chunks: dict[str, int]
+    """By quantity."""
+    rollups: dict[str, int]
     logged: int
     """Bodies of batches that no segment holds yet."""
     samples: int
@@ -231,28 +232,16 @@ def held(house: House) -> Held:
             used *= one("PRAGMA page_size")
         else:
             connection.execute(sa.text("VACUUM"))
-            used = one("SELECT pg_database_size(current_database())") - _catalogues(connection)
-        matrices = by_quantity("chunk")
-        for name, size in by_quantity("rollup").items():
-            matrices[name] = matrices.get(name, 0) + size
+            used = one(
+                "SELECT SUM(pg_total_relation_size(c.oid)) FROM pg_class c JOIN pg_namespace n "
+                "ON n.oid = c.relnamespace WHERE n.nspname = 'public' AND c.relkind = 'r'"
+            )
         found = Held(
             used=used,
             spines=one("SELECT SUM(LENGTH(body)) FROM segment WHERE sealed"),
-            matrices=matrices,
+            chunks=by_quantity("chunk"),
+            rollups=by_quantity("rollup"),
             logged=one("SELECT SUM(LENGTH(body)) FROM frame_batch"),
             samples=one("SELECT SUM(samples) FROM segment WHERE sealed"),
         )
     return found
-
-
-def _catalogues(connection: sa.Connection) -> int:
-    """What PostgreSQL's own catalogues weigh, which an empty database has too."""
-    return int(
-        connection.execute(
-            sa.text(
-                "SELECT pg_database_size(current_database()) - COALESCE(SUM("
-                "pg_total_relation_size(c.oid)), 0) FROM pg_class c JOIN pg_namespace n "
-                "ON n.oid = c.relnamespace WHERE n.nspname = 'public' AND c.relkind = 'r'"
-            )
-        ).scalar_one()
-    )
