@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -55,6 +56,51 @@ def test_batches_of_one_stream_that_overlap_in_one_commit_are_stored_once(store:
     assert [e.position for e in store.log.after(PROJECT, "r", 0, 99)] == [1, 2, 3, 4, 5]
     assert logged(store) == (10, 10 * 3 * 6 * 4)
     assert store.send(batch(*(frame(seq) for seq in range(1, 12)))) == (1, 10)
+
+
+def test_whatever_is_sent_at_once_is_stored_once_and_without_holes(store: Store) -> None:
+    chance = random.Random(7)
+    for rank in range(3):
+        store.start(rank=rank)
+    acks, expected = [], set()
+    for _ in range(120):
+        rank, first = chance.randrange(3), chance.randrange(1, 60)
+        seqs = range(first, first + chance.randrange(1, 9))
+        expected |= {(rank, seq) for seq in seqs}
+        acks.append(store.append(batch(*(frame(seq) for seq in seqs), rank=rank)))
+    stored = sum(ack.result(PATIENCE).stored for ack in acks)
+    held = [(rank, seq) for _, rank, seq, _ in store.stored_frames()]
+    assert stored == len(held) == len(expected)
+    assert set(held) == expected
+    positions = [entry.position for entry in store.log.after(PROJECT, "r", 0, 10_000)]
+    assert positions == list(range(1, len(positions) + 1))
+    total = sum(logged(store, rank)[0] for rank in range(3))
+    assert total == len(expected)
+
+
+def test_two_processes_that_write_the_same_runs_do_not_wait_for_each_other_for_ever(
+    postgres_url: str,
+) -> None:
+    one, two = Store(postgres_url), Store(postgres_url)
+    one.runs.put_layout(PROJECT, LAYOUT).result(PATIENCE)
+    names = [f"run-{i}" for i in range(12)]
+    for name in names:
+        one.start(run=name)
+    writes = []
+    for seq in range(1, 16):
+        for mine, order in ((one, names), (two, names[::-1])):
+            for name in order:
+                key = wire.StreamKey(name, "a1", 0, "n-a1-0")
+                beat = Heartbeat(name, "a1", 0, "n-a1-0", seq, None, NOW)
+                writes.append(mine.append(wire.Batch(key, (frame(seq),), LAYOUT.hash, 3)))
+                mine.runs.heartbeat(PROJECT, beat, NOW)
+    acks = [write.result(3 * PATIENCE) for write in writes]
+    assert sum(ack.stored for ack in acks) == sum(ack.duplicate for ack in acks) == 12 * 15
+    for name in names:
+        entries = one.log.after(PROJECT, name, 0, 100)
+        assert [entry.position for entry in entries] == list(range(1, 16))
+    one.database.close()
+    two.database.close()
 
 
 def test_each_refusal_is_its_own_and_changes_nothing(store: Store) -> None:

@@ -165,7 +165,9 @@ def _credential(request: Request) -> tuple[str | None, bool]:
 
 
 def _asked_project(request: Request) -> str | None:
-    asked = request.headers.get(PROJECT_HEADER) or request.query_params.get("project")
+    asked = request.headers.get(PROJECT_HEADER)
+    if not asked and request.scope["query_string"]:
+        asked = request.query_params.get("project")
     if asked is not None and not wire.is_identifier(asked):
         raise Problem(
             "malformed",
