@@ -51,7 +51,7 @@ def house(tmp_path_factory: pytest.TempPathFactory, receiver: LocalReceiver) -> 
 def test_version_and_help_say_what_there_is() -> None:
     assert gradwarden("--version").stdout.startswith("gradwarden 0.")
     text = gradwarden("--help").stdout
-    told = "serve migrate token runs alerts receivers halt command check sync"
+    told = "serve migrate token runs alerts receivers halt command check sync export import"
     for command in told.split():
         assert f"\n    {command}" in text, command
     assert "exit codes:" in text

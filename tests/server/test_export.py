@@ -16,10 +16,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import delete
 
 from gradwarden import wire
+from gradwarden_server.store import tables as t
+from gradwarden_server.store.export import RunExport
 from gradwarden_server.transfer import formats
+from gradwarden_server.transfer.head import AttemptFacts, Head, RunFacts, StreamFacts
 from tests.conftest import free_port
+from tests.server import test_compaction as compaction
+from tests.server.test_store import LAYOUT as LAYERS_OF_STORE
+from tests.server.test_store import PROJECT, Store
 from tests.server.traffic import LAYERS, LAYOUT, batch, begin, frame, problem, send
 from tests.service import Service, gradwarden
 
@@ -158,6 +165,45 @@ def test_the_service_stops_reading_when_the_client_leaves(service: Service, form
     read = counted(service, "gradwarden_export_frames_total") - before
     assert 0 <= read < total
     assert service.get(f"/v1/runs/{run}")["steps"] == [0, 1999]
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
+    """The rooms of the store, on either database."""
+    sqlite = request.param == "sqlite"
+    url = f"sqlite:///{tmp_path}/x" if sqlite else request.getfixturevalue("postgres_url")
+    made = Store(url)
+    made.runs.put_layout(PROJECT, LAYERS_OF_STORE).result()
+    yield made
+    made.database.close()
+
+
+def text_of(store: Store, first: int | None = None, last: int | None = None) -> bytes:
+    """The run of the store as JSON Lines."""
+    batches = RunExport(store.log).batches(PROJECT, "r", 2**31, first, last)
+    layouts = {LAYERS_OF_STORE.hash: LAYERS_OF_STORE}
+    head = Head(RunFacts("r"), [AttemptFacts("a1")], [StreamFacts("a1", 0)], layouts)
+    return b"".join(formats.load("jsonl").write(head, batches))
+
+
+def test_a_compacted_run_is_the_same_file(store: Store) -> None:
+    compaction.send(store, 300)
+    compaction.send(store, 200, size=11, rank=1)
+    whole, part = text_of(store), text_of(store, 90, 240)
+    assert len(whole.splitlines()) == 502
+    steps = {json.loads(line)["step"] for line in part.splitlines()[2:]}
+    assert (min(steps), max(steps)) == (90, 240)
+    assert compaction.compact_all(compaction.compactor(store)) > 2
+    assert text_of(store) == whole
+    assert text_of(store, 90, 240) == part
+
+
+def test_nothing_is_read_ahead(store: Store) -> None:
+    sent = compaction.send(store, 700)
+    reading = RunExport(store.log).batches(PROJECT, "r", 2**31, None, None)
+    assert next(reading).frames == sent[0].frames
+    store.database.write(lambda connection: connection.execute(delete(t.frame_batch))).result()
+    assert len(list(reading)) < len(sent) / 4
 
 
 def counted(service: Service, series: str) -> float:

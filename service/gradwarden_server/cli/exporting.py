@@ -19,7 +19,6 @@ from rich.progress import DownloadColumn, Progress, TextColumn, TimeElapsedColum
 from gradwarden_server.cli.faults import DONE, UNREACHABLE, USAGE, CommandError
 from gradwarden_server.cli.reading import Client
 
-_PIECE = 1 << 16
 _SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".parquet": "parquet"}
 
 
@@ -82,7 +81,7 @@ def _copy(
     with Progress(*columns, console=console, disable=hidden, transient=True) as bar:
         task = bar.add_task(options.run, total=None)
         try:
-            for piece in answer.iter_raw(_PIECE):
+            for piece in answer.iter_raw():
                 file.write(piece)
                 size += len(piece)
                 bar.advance(task, len(piece))

@@ -25,6 +25,8 @@ REST = ("more", "data", "seq", "capture", "stepped", "open", "layout", "roots")
 COLUMNS = (*KEYS, *wire.COLUMNS, *wire.CHECKSUMS, *REST)
 """All of them, always: a program that reads one export reads every other one too."""
 
+_FRAME = ("attempt", "rank", "seq")
+
 
 @dataclass(slots=True)
 class Row:
@@ -70,7 +72,8 @@ def frames(head: Head, rows: Iterable[Row]) -> Iterator[wire.Batch]:
             building = _Building(head, row)
         elif building is None or not building.holds(row):
             remedy = "rows of one frame follow its own row, whose kind is frame"
-            raise Unreadable(row.where, "seq", row.cells.get("seq"), remedy)
+            told = ", ".join(str(row.cells.get(name)) for name in _FRAME)
+            raise Unreadable(row.where, ", ".join(_FRAME), told, remedy)
         else:
             building.add(kind, row)
     if building is not None:
@@ -82,7 +85,7 @@ class _Building:
 
     def __init__(self, head: Head, row: Row) -> None:
         self._head, self._row = head, row
-        self._key = tuple(row.cells.get(name) for name in ("attempt", "rank", "seq"))
+        self._key = tuple(row.cells.get(name) for name in _FRAME)
         self._digest = row.cells.get("layout", "")
         self._layout = head.layouts.get(self._digest)
         self._scalars: dict[str, float] = {}
@@ -93,7 +96,7 @@ class _Building:
         self._words: list[list[int]] = []
 
     def holds(self, row: Row) -> bool:
-        return self._key == tuple(row.cells.get(name) for name in ("attempt", "rank", "seq"))
+        return self._key == tuple(row.cells.get(name) for name in _FRAME)
 
     def add(self, kind: str | None, row: Row) -> None:
         cells = row.cells
