@@ -12,7 +12,7 @@ import pytest
 from gradwarden_server.store.compaction import Compaction
 from gradwarden_server.store.database import Database
 from gradwarden_server.store.entries import LogReader
-from tests.server.siege import announce, message, until
+from tests.server.siege import announce, check_kept, message, until
 from tests.server.traffic import FRAMES, problem
 from tests.service import Service, gradwarden
 
@@ -61,6 +61,12 @@ def _overwrite(service: Service, root_of: str) -> None:
     with service.path.open("r+b") as file:
         file.seek((page - 1) * size)
         file.write(b"\xa5" * size)
+
+
+def _behead(service: Service) -> None:
+    _sql(service, "PRAGMA wal_checkpoint(TRUNCATE)")
+    with service.path.open("r+b") as file:
+        file.write(b"\xa5" * 4096)
 
 
 def test_a_damaged_chunk_names_run_rank_rows_and_steps_and_the_rest_is_read(
@@ -132,9 +138,7 @@ def test_a_database_damaged_where_the_service_must_read_is_refused_at_start(
 
 
 def test_a_file_that_lost_its_head_is_refused_at_start(service: Service) -> None:
-    _sql(service, "PRAGMA wal_checkpoint(TRUNCATE)")
-    with service.path.open("r+b") as file:
-        file.write(b"\xa5" * 4096)
+    _behead(service)
     _check_refused(service)
 
 
@@ -144,3 +148,24 @@ def _check_refused(service: Service) -> None:
     assert "Traceback" not in done.stderr
     assert str(service.path) in done.stderr
     assert "gradwarden db restore" in done.stderr
+
+
+@pytest.mark.parametrize("damaged", ["frame_batch", "head"])
+def test_a_backup_brings_a_damaged_database_back(
+    service: Service, tmp_path: Path, damaged: str
+) -> None:
+    kept = tmp_path / "kept.sqlite"
+    done = gradwarden("db", "backup", str(kept), "--db", service.db)
+    assert done.returncode == 0, done.stderr
+    if damaged == "head":
+        _behead(service)
+    else:
+        _overwrite(service, damaged)
+    checked = gradwarden("db", "check", "--db", service.db)
+    assert checked.returncode in (1, 3), "no, or it cannot even be opened"
+    assert str(service.path) in checked.stdout + checked.stderr
+    assert "Traceback" not in checked.stderr
+    restored = gradwarden("db", "restore", str(kept), "--force", "--db", service.db)
+    assert restored.returncode == 0, restored.stderr
+    assert gradwarden("db", "check", "--db", service.db).returncode == 0
+    check_kept(service.db, {"r": BATCHES * PER})

@@ -13,13 +13,13 @@ from dataclasses import asdict
 from gradwarden_server.cli.bars import Told, bars
 from gradwarden_server.cli.faults import DONE, NO, UNREACHABLE, USAGE, CommandError
 from gradwarden_server.cli.reading import Client, table
-from gradwarden_server.cli.serving import open_database, settings_from
+from gradwarden_server.cli.serving import open_database, settings_from, why
 from gradwarden_server.store import backup as backups
 from gradwarden_server.store import check as checks
 from gradwarden_server.store import stats as weights
 from gradwarden_server.store import transfer, vacuum
 from gradwarden_server.store.database import Database
-from gradwarden_server.store.errors import DatabaseInUse, StoreError, Unavailable
+from gradwarden_server.store.errors import DatabaseInUse, StoreError
 from gradwarden_server.store.maintenance import Janitor
 
 
@@ -151,8 +151,8 @@ def _held(url: str, what: str, migrated: bool = True) -> Iterator[Database]:
         raise CommandError(
             f"{error}: a service or another command is at work on it; {remedy}", UNREACHABLE
         ) from None
-    except Unavailable as error:
-        raise CommandError(f"db: {error.__cause__ or error}", UNREACHABLE) from None
+    except StoreError as error:
+        raise CommandError(why(error), UNREACHABLE) from None
     finally:
         database.close()
 
@@ -176,7 +176,7 @@ def _told(options: argparse.Namespace) -> Iterator[Told]:
     except (backups.NotBackedUp, transfer.NotCopied) as error:
         raise CommandError(str(error), UNREACHABLE) from None
     except (OSError, StoreError) as error:
-        raise CommandError(f"db: {error.__cause__ or error}", UNREACHABLE) from None
+        raise CommandError(why(error), UNREACHABLE) from None
 
 
 def _show(sizes: Sequence[weights.RunSize]) -> None:

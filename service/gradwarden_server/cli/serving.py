@@ -102,7 +102,7 @@ def open_database(url: str, note: str, beside: bool = False) -> Database:
         ) from None
     except (OSError, StoreError) as error:
         database.close()
-        raise CommandError(_why(error), UNREACHABLE) from None
+        raise CommandError(why(error), UNREACHABLE) from None
     return database
 
 
@@ -130,10 +130,10 @@ def _open(house: House) -> None:
         raise CommandError(str(error), USAGE) from None
     except (OSError, StoreError) as error:
         house.stop()
-        raise CommandError(_why(error), UNREACHABLE) from None
+        raise CommandError(why(error), UNREACHABLE) from None
 
 
-def _why(error: OSError | StoreError) -> str:
+def why(error: OSError | StoreError) -> str:
     """Why the database cannot be used; of one that is away the driver knows most."""
     away = type(error) is Unavailable
     return f"db: {(error.__cause__ if away else None) or error}"

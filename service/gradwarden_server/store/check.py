@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 from sqlalchemy import Connection, Row, Select, Table, bindparam, func, select, text
-from sqlalchemy.exc import DatabaseError
 
 from gradwarden import wire
 from gradwarden_server.store import codec, spine
 from gradwarden_server.store import tables as t
 from gradwarden_server.store.database import Database
+from gradwarden_server.store.errors import DatabaseDamaged
 from gradwarden_server.store.transfer import Progress, silent, snapshot
 
 _PAGE = 32
@@ -43,7 +43,7 @@ class Damage:
 
     def __str__(self) -> str:
         parts = [f"project {self.project}" if self.project else "", f"run {self.run or ''}"]
-        parts = [part for part in parts if part.strip() != "run"]
+        parts = [part for part in parts if part.strip() not in ("", "run")]
         parts += [f"rank {self.rank}"] if self.rank is not None else []
         parts += [f"steps {self.steps[0]} to {self.steps[1]}"] if self.steps else []
         parts += [self.layers] if self.layers else []
@@ -67,27 +67,27 @@ def damages(database: Database, progress: Progress = silent) -> Iterator[Damage]
                 detail = fault(row)
                 if detail is not None:
                     yield _placed(what, detail, row)
-        except DatabaseError as error:
-            yield Damage(f"table {table.name}", f"cannot be read: {error.orig}")
+        except DatabaseDamaged as error:
+            yield Damage(f"table {table.name}", f"cannot be read: {error.why}")
     try:
         yield from _positions(database, progress)
-    except DatabaseError as error:
-        yield Damage("positions", f"cannot be read: {error.orig}")
+    except DatabaseDamaged as error:
+        yield Damage("positions", f"cannot be read: {error.why}")
 
 
 def _structure(database: Database) -> Iterator[Damage]:
     """What SQLite says of its own file; PostgreSQL holds references by itself."""
     if database.kind != "sqlite":
         return
-    with database.read() as connection:
-        try:
+    try:
+        with database.read() as connection:
             for (line,) in connection.execute(text(f"PRAGMA integrity_check({_MOST_LISTED})")):
                 if line != "ok":
-                    yield Damage("database file", str(line))
+                    yield Damage("database file", f"{database.place}: {line}")
             for row in connection.execute(text("PRAGMA foreign_key_check")).fetchmany(_MOST_LISTED):
                 yield Damage("orphan row", f"row {row[1]} of {row[0]} has no {row[2]}")
-        except DatabaseError as error:
-            yield Damage("database file", str(error.orig))
+    except DatabaseDamaged as error:
+        yield Damage("database file", f"{database.place}: {error.why}")
 
 
 def _walk(database: Database, table: Table, progress: Progress) -> Iterator[Row[Any]]:
@@ -256,7 +256,7 @@ def _missing_chunks(
     connection: Connection, run: Row[Any], segment: Row[Any], told: spine.Spine
 ) -> Iterator[Damage]:
     """A column that is not one value has a chunk for every block of rows."""
-    if segment.held != "raw":
+    if segment.held != "raw" or segment.shelf:  # a series engine checks what it holds
         return
     query = select(t.chunk.c.quantity, func.count()).group_by(t.chunk.c.quantity)
     counts: dict[str, int] = dict(
