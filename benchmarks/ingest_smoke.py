@@ -108,7 +108,7 @@ async def _measure(
         "p50_ms": round(statistics.median(waits) * 1000, 2),
         "p99_ms": round(waits[int(0.99 * (len(waits) - 1))] * 1000, 2),
         "samples_per_second": round(samples / seconds),
-        "requests_per_server_core": round(len(waits) / cpu),
+        "requests_per_server_core": round(len(waits) / max(cpu, 0.01)),
         "server_cpu_us_per_request": round(cpu * 1e6 / len(waits)),
         "server_cpu_ns_per_sample": round(cpu * 1e9 / samples, 2),
     }
