@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -89,15 +89,25 @@ def compare(step: Step, among_some: Collection[Cell] = ()) -> list[Compared]:
     Of the cells ``among_some`` those ranks are compared that captured the step, whoever else
     reported it: a rank whose capture failed for good must not blind the others.
     """
+    return list(_evenly(step) if not among_some else _compared(step, among_some))
+
+
+@lru_cache(maxsize=1)
+def _evenly(step: Step) -> tuple[Compared, ...]:
+    """Several detectors ask the same of one step after another."""
+    return _compared(step, ())
+
+
+def _compared(step: Step, among_some: Collection[Cell]) -> tuple[Compared, ...]:
     if any(said.bad_gradient or said.bad_loss for said in step.ranks.values()):
-        return []
+        return ()
     found = []
     for cell, ranks in cells(step).items():
         held = {r: said for r, said in ranks.items() if said.roots or cell not in among_some}
         one = _compare(cell, held) if len(held) > 1 else None
         if one is not None:
             found.append(one)
-    return found
+    return tuple(found)
 
 
 def _compare(cell: Cell, held: Mapping[int, RankStep]) -> Compared | None:

@@ -1,4 +1,4 @@
-"""State of detectors as bytes: JSON with arrays inside, deflated. No pickle, so that a
+"""State of detectors as bytes: JSON with arrays inside, compressed. No pickle, so that a
 snapshot from a foreign database can do no more than be refused."""
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import zstandard
 
 
 class BadState(ValueError):
@@ -18,7 +19,8 @@ class BadState(ValueError):
 
 def pack(state: Mapping[str, Any]) -> bytes:
     """Bytes of a tree of mappings (text keys), lists, numbers, text, bytes and arrays."""
-    return zlib.compress(json.dumps(_plain(state), separators=(",", ":")).encode(), 1)
+    text = json.dumps(_plain(state), separators=(",", ":")).encode()
+    return zstandard.ZstdCompressor(level=1).compress(text)
 
 
 def unpack(data: bytes) -> dict[str, Any]:
@@ -28,12 +30,19 @@ def unpack(data: bytes) -> dict[str, Any]:
         BadState: the bytes are not such a tree.
     """
     try:
-        tree = _rich(json.loads(zlib.decompress(data)))
-    except (ValueError, TypeError, KeyError, zlib.error) as error:
+        tree = _rich(json.loads(_inflated(data)))
+    except (ValueError, TypeError, KeyError, zlib.error, zstandard.ZstdError) as error:
         raise BadState(f"unreadable detector state: {error}") from None
     if not isinstance(tree, dict):
         raise BadState("detector state is not a mapping")
     return tree
+
+
+def _inflated(data: bytes) -> bytes:
+    """States were deflated once, and such a snapshot is not thrown away."""
+    if data[:4] == zstandard.FRAME_HEADER:
+        return bytes(zstandard.ZstdDecompressor().decompress(data))
+    return zlib.decompress(data)
 
 
 def _plain(value: Any) -> Any:

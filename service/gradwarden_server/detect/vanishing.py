@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Any, ClassVar
 
 import numpy as np
@@ -168,7 +169,7 @@ def _block_rms(view: GroupView) -> Floats:
 
 def _quarters(log_rms: Floats) -> tuple[float, float]:
     count = max(1, len(log_rms) // 4)
-    return float(np.median(log_rms[:count])), float(np.median(log_rms[-count:]))
+    return median(log_rms[:count].tolist()), median(log_rms[-count:].tolist())
 
 
 def _longest_rise(log_rms: Floats) -> tuple[int, float]:
