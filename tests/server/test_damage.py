@@ -105,6 +105,24 @@ def test_a_damaged_chunk_names_run_rank_rows_and_steps_and_the_rest_is_read(
     assert far.status_code == 200, "and other rows"
 
 
+def test_a_damaged_batch_of_the_log_is_named_and_the_run_is_judged_on(service: Service) -> None:
+    ((body,),) = _sql(service, "SELECT body FROM frame_batch WHERE position = 5")
+    assert isinstance(body, bytes)
+    flipped = body[:-9] + bytes([body[-9] ^ 0x10]) + body[-8:]
+    _sql(service, "UPDATE frame_batch SET body = ? WHERE position = 5", flipped)
+    _sql(service, "UPDATE cursor SET position = 0")
+    _sql(service, "DELETE FROM detector_state")
+    service.start()
+    path = "/v1/runs/r/series"
+    told = problem(service.call("GET", path, params={"keys": "layer:3:l2"}), 500, "damaged")
+    assert told["place"] == "rank 0, steps 32 to 39"
+    assert told["what"] == "the batch at log position 5"
+    whole = {"keys": "layer:3:l2", "from": "40", "to": "127"}
+    assert service.call("GET", path, params=whole).status_code == 200
+    until(lambda: service.get("/v1/runs/r")["unjudged"] == 0, "it is not judged to its end")
+    assert "is judged without this: rank 0, steps 32 to 39" in service.log_text()
+
+
 def test_a_damaged_page_of_the_log_is_told_and_nothing_is_made_up(service: Service) -> None:
     _overwrite(service, "frame_batch")
     service.start()

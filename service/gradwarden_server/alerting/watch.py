@@ -26,6 +26,7 @@ from gradwarden_server.notify.pipeline import Pipeline
 from gradwarden_server.rules.spec import RuleSet
 from gradwarden_server.store.database import Database
 from gradwarden_server.store.entries import LogEntry, LogReader
+from gradwarden_server.store.errors import Damaged
 from gradwarden_server.store.evaluation import Cursor, EvaluationStore, Lease, Snapshot
 from gradwarden_server.store.ledger import AlertLedger
 from gradwarden_server.store.records import RunRecord
@@ -229,8 +230,8 @@ class RunWatch:
     def _take(self, entry: LogEntry) -> None:
         try:
             batch = entry.batch()
-        except wire.WireError as error:
-            log.error("run %s: log position %d: %s", self._run.run, entry.position, error)
+        except Damaged as error:
+            log.error("run %s is judged without this: %s", self._run.run, error)
             return
         cell = entry.shard, entry.shards
         self._assembler.add(batch, entry.ordinal, entry.received_ns, entry.shift_ns, cell)

@@ -19,6 +19,7 @@ from gradwarden_server.store import recall
 from gradwarden_server.store import tables as t
 from gradwarden_server.store.cache import Cache
 from gradwarden_server.store.database import Database
+from gradwarden_server.store.errors import Damaged
 from gradwarden_server.store.segments import Segment, SegmentReader
 from gradwarden_server.store.spine import Spine
 
@@ -51,8 +52,19 @@ class LogEntry:
     recalled: wire.Batch | None = None
 
     def batch(self) -> wire.Batch:
-        """Decode the body."""
-        return wire.decode(self.body) if self.recalled is None else self.recalled
+        """Decode the body.
+
+        Raises:
+            Damaged: it is not as it was received.
+        """
+        if self.recalled is not None:
+            return self.recalled
+        try:
+            return wire.decode(self.body)
+        except wire.WireError as error:
+            place = f"rank {self.rank}, steps {self.step0} to {self.step1}"
+            what = f"the batch at log position {self.position}"
+            raise Damaged(place, what, str(error)) from None
 
 
 _STORED = tuple(name for name in LogEntry.__dataclass_fields__ if name != "recalled")
