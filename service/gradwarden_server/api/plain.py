@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from datetime import datetime, timedelta
+from functools import lru_cache
 from typing import Any, Literal
 
 _EPOCH = datetime(1970, 1, 1)
@@ -23,6 +24,7 @@ def kept_number(value: float | str | None) -> Number | None:
     return None if value is None else number(float(value))
 
 
+@lru_cache(maxsize=8192)  # lists tell the same starts and ends again and again
 def rfc3339(ns: int | None) -> str | None:
     """Nanoseconds since the epoch as UTC text with microseconds."""
     if ns is None:
