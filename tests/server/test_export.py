@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from sqlalchemy import delete
 
@@ -84,7 +85,6 @@ def test_jsonl_says_run_layouts_and_frames_one_a_line(house: Service) -> None:
 
 
 def test_csv_and_parquet_hold_the_same_tidy_table(house: Service, tmp_path: Path) -> None:
-    pq = pytest.importorskip("pyarrow.parquet")
     text = fetch(house, "known", "csv").decode()
     first, rest = text.split("\n", 1)
     assert json.loads(first.removeprefix("# "))["run"] == "known"
