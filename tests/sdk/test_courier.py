@@ -53,7 +53,12 @@ def test_a_service_that_lost_stream_and_layout_gets_them_again(service: FakeServ
 
 @pytest.mark.parametrize(
     ("status", "slug"),
-    [(400, "malformed"), (415, "unsupported-media-type"), (422, "unsupported-version")],
+    [
+        (400, "malformed"),
+        (410, "run-deleted"),
+        (415, "unsupported-media-type"),
+        (422, "unsupported-version"),
+    ],
 )
 def test_a_batch_refused_for_good_is_dropped_and_counted(status: int, slug: str) -> None:
     losses = Losses()

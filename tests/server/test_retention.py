@@ -252,7 +252,7 @@ def test_many_small_chunks_of_a_series_become_few_and_no_point_moves(database: D
 
 def test_a_merge_that_is_stopped_anywhere_loses_and_doubles_nothing(database: Database) -> None:
     run = start(database)
-    add_points(database, run, 0, 6000)
+    add_points(database, run, 0, 2500)
     before = points_of(database, run)
     stopping = threading.Event()
     stopping.set()
@@ -397,14 +397,14 @@ def test_a_service_killed_while_it_deletes_goes_on_after_its_start(
     database: Database, tmp_path: Path
 ) -> None:
     run = start(database)
-    add_segments(database, run, 300, blocks=30)
+    add_segments(database, run, 150, blocks=20)
     start(database, "kept")
     database.write(lambda c: c.execute(t.run.update().values(status="finished"))).result()
     service = Service(tmp_path / "service", db=database.url)
     header = {"Gradwarden-Project": PROJECT}
     try:
         assert service.call("DELETE", "/v1/runs/r", headers=header).status_code == 204
-        until(lambda: count(database, t.segment) < 290)
+        until(lambda: count(database, t.segment) < 140)
         service.kill()
         assert count(database, t.segment) > 0, "it was killed in the middle"
         service.start()
@@ -420,7 +420,7 @@ def test_ingest_goes_on_while_a_large_run_is_deleted(served: Service) -> None:
     database = Database(served.db)
     try:
         run = start(database)
-        add_segments(database, run, 200, blocks=30)
+        add_segments(database, run, 80, blocks=20)
         begin(served, "training")
         header = {"Gradwarden-Project": PROJECT}
         assert served.call("DELETE", "/v1/runs/r", headers=header).status_code == 204
@@ -439,7 +439,7 @@ def test_room_is_given_back_beside_ingest(tmp_path: Path) -> None:
     database = Database(service.db)
     try:
         run = start(database)
-        add_segments(database, run, 200, blocks=30)
+        add_segments(database, run, 80, blocks=20)
         header = {"Gradwarden-Project": PROJECT}
         service.call("DELETE", "/v1/runs/r", headers=header)
         until(lambda: count(database, t.segment) == 0)

@@ -259,9 +259,8 @@ def _missing_chunks(
     if segment.held != "raw" or segment.shelf:  # a series engine checks what it holds
         return
     query = select(t.chunk.c.quantity, func.count()).group_by(t.chunk.c.quantity)
-    counts: dict[str, int] = dict(
-        connection.execute(query.where(t.chunk.c.segment_id == segment.id)).tuples().all()
-    )
+    found = connection.execute(query.where(t.chunk.c.segment_id == segment.id))
+    counts = {row[0]: row[1] for row in found}
     blocks = -(-told.parameters // codec.BLOCK_ROWS)
     for column in set(told.columns) - set(told.constants):
         there = counts.get(column, 0)
