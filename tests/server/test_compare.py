@@ -18,6 +18,8 @@ from sqlalchemy import create_engine, event, text
 from gradwarden_server.api.compare import compared
 from gradwarden_server.store import abandon
 from gradwarden_server.store.compare import Comparison, Told
+from gradwarden_server.store.timespan import TimeSpans
+from tests.server import test_compaction as compacting
 from tests.server.test_latest import store as both_stores
 from tests.server.test_store import LAYOUT as SMALL
 from tests.server.test_store import NOW, PROJECT, Store
@@ -139,6 +141,27 @@ def test_the_newest_attempt_counts_and_old_values_are_found_far_back(store: Stor
     assert found is not None
     assert found[1]["layer:1:l2"] == {0: Told(1, 9.0)}, "step 2 was redone"
     assert found[1]["grad_norm"][0].value == pytest.approx(9 * math.sqrt(3))
+
+
+def test_compaction_changes_no_answer(store: Store) -> None:
+    store.runs.put_layout(PROJECT, SMALL).result()
+    for rank in (0, 1):
+        compacting.send(store, 200, rank=rank)
+    compare = Comparison(store.log, store.runs, store.history)
+    spans = TimeSpans(store.database, store.log.segments)
+    keys = ["loss", "lr", "grad_norm", "layer:1:l2", "layer:2:rms", "layer:0:update_ratio"]
+
+    def answers() -> str:
+        steps = [compare.at(PROJECT, "r", keys, step) for step in (4, 111, 112, 123, 390, 700)]
+        times = [(low * 10**6, high * 10**6) for low, high in ((0, 300), (5, 69), (64, 65))]
+        return repr(
+            [steps, [spans.steps_between(PROJECT, "r", NOW + t0, NOW + t1) for t0, t1 in times]]
+        )
+
+    before = answers()
+    assert "nan" in before, "the frames hold some"
+    assert compacting.compact_all(compacting.compactor(store)) > 4
+    assert answers() == before
 
 
 # -- streams, and readers that leave -----------------------------------------------------------

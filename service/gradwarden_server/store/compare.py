@@ -113,12 +113,12 @@ class Comparison:
     ) -> Iterator[tuple[int, int, Ints, Floats]]:
         """Attempt, rank, steps and measured values, of segments and of the log past them."""
         entries, segments = self._log.holding(project, run, first, last)
-        for segment, told in self._log.segments.spines(segments):
-            if layer is None:
-                norms = np.sqrt(told.squares)
-                yield segment.ordinal, segment.rank, told.steps[told.matrix_frames], norms
-            else:
-                yield from self._row(project, segment, told, layer)
+        told = list(self._log.segments.spines(segments))
+        if layer is None:
+            for segment, of in told:
+                yield segment.ordinal, segment.rank, of.steps[of.matrix_frames], np.sqrt(of.squares)
+        else:
+            yield from self._compacted(project, told, layer)
         columns = wire.QUANTITIES if layer is None else layer.quantity.columns
         for entry in self._log.bodies(project, run, [e.position for e in entries]):
             piece = decode(entry, columns)
@@ -130,25 +130,36 @@ class Comparison:
                 values, measured = layer.quantity.of(piece.matrix[:, row], scale)
                 yield entry.ordinal, entry.rank, piece.matrix_steps[measured], values[measured]
 
-    def _row(
-        self, project: str, segment: Segment, told: Spine, layer: Layer
+    def _compacted(
+        self, project: str, told: Sequence[tuple[Segment, Spine]], layer: Layer
     ) -> Iterator[tuple[int, int, Ints, Floats]]:
-        row, scale = self._place(project, segment.layout, layer)
+        """The same of segments: one column of all of them at a time."""
         columns = layer.quantity.columns
         wanted = {columns[layer.quantity.index]}
         if columns == wire.QUANTITIES:
             wanted.add(columns[NAN])  # tells which rows were observed
-        if row is None or not wanted <= set(told.columns):
-            return
-        steps = told.steps[told.frames_of(columns[layer.quantity.index])]
-        matrix = np.full((steps.size, len(columns)), np.nan, np.float32)
-        for column in wanted:
-            blocks = list(self._log.segments.row([(segment, told)], column, row))
-            if not blocks:
-                return  # retention took it
-            matrix[:, columns.index(column)] = blocks[0][2]
-        values, measured = layer.quantity.of(matrix, scale)
-        yield segment.ordinal, segment.rank, steps[measured], values[measured]
+        places = {
+            segment.layout: self._place(project, segment.layout, layer) for segment, _ in told
+        }
+        for row in {row for row, _ in places.values() if row is not None}:
+            here = [
+                (segment, of)
+                for segment, of in told
+                if places[segment.layout][0] == row and wanted <= set(of.columns)
+            ]
+            found: dict[int, dict[str, Floats]] = {segment.id: {} for segment, _ in here}
+            for column in wanted:
+                for segment, _, values in self._log.segments.row(here, column, row):
+                    found[segment.id][column] = values
+            for segment, of in here:
+                if len(found[segment.id]) < len(wanted):
+                    continue  # retention took it
+                steps = of.steps[of.frames_of(columns[layer.quantity.index])]
+                matrix = np.full((steps.size, len(columns)), np.nan, np.float32)
+                for column, values in found[segment.id].items():
+                    matrix[:, columns.index(column)] = values
+                taken, measured = layer.quantity.of(matrix, places[segment.layout][1])
+                yield segment.ordinal, segment.rank, steps[measured], taken[measured]
 
     def _place(self, project: str, digest: str, layer: Layer) -> tuple[int | None, Doubles | None]:
         """The parameter's row in matrices of this layout, and its scale."""
