@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import os
 import socket
 import struct
 import subprocess
@@ -124,7 +125,8 @@ def test_a_service_without_pyarrow_says_what_to_install(tmp_path: Path) -> None:
     stand_in = tmp_path / "without"
     stand_in.mkdir()
     (stand_in / "pyarrow.py").write_text("raise ImportError('gone')\n")
-    service = Service(tmp_path / "service", env={"PYTHONPATH": str(stand_in)})
+    path = os.pathsep.join([str(stand_in), os.environ.get("PYTHONPATH", "")])
+    service = Service(tmp_path / "service", env={"PYTHONPATH": path})
     try:
         begin(service, "r")
         asked = service.call("GET", "/v1/runs/r/export?format=parquet")
