@@ -6,6 +6,7 @@ Where ``CI`` is set it fails the test: a gate that skips quietly guards nothing.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -59,6 +60,12 @@ def needs(program: str) -> str:
         missing(program, f"apt-get install -y --no-install-recommends {PACKAGES[program]}")
     assert found is not None
     return found
+
+
+def needs_package(name: str) -> None:
+    """Ends the running test unless a package from PyPI can be imported."""
+    if importlib.util.find_spec(name) is None:
+        missing(name, f"pip install {name}")
 
 
 def as_user(user: str) -> list[str]:

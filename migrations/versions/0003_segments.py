@@ -61,6 +61,7 @@ def upgrade() -> None:
         sa.Column("claimed_ns", sa.BigInteger(), nullable=False),
         sa.Column("sealed", sa.Boolean(), nullable=False),
         sa.Column("held", sa.String(length=8), nullable=False),
+        sa.Column("shelf", sa.String(length=16), nullable=False),
         sa.Column("bytes", sa.BigInteger(), nullable=False),
         sa.Column("crc32", sa.BigInteger(), nullable=False),
         sa.Column("body", sa.LargeBinary(), nullable=False),

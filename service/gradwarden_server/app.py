@@ -52,6 +52,8 @@ from gradwarden_server.notify.delivery import Courier
 from gradwarden_server.notify.message import Outcome, Sender, Sent
 from gradwarden_server.rules import spec as rules_spec
 from gradwarden_server.settings import Settings
+from gradwarden_server.store import clickhouse_engines
+from gradwarden_server.store.clickhouse import ClickHouseShelf
 from gradwarden_server.store.commands import CommandStore
 from gradwarden_server.store.compaction import Compaction
 from gradwarden_server.store.compactor import Compactor
@@ -71,6 +73,8 @@ from gradwarden_server.store.recorded import RecordedSeries
 from gradwarden_server.store.removal import RunRemoval
 from gradwarden_server.store.retention import RetentionStore
 from gradwarden_server.store.runs import RunStore
+from gradwarden_server.store.shelf import Shelves
+from gradwarden_server.store.shelf_tables import TableShelf
 from gradwarden_server.store.timespan import TimeSpans
 from gradwarden_server.store.tokens import TokenStore
 from gradwarden_server.store.watched import WatchedRuns
@@ -101,6 +105,7 @@ class House:
 
         Raises:
             ReceiversError, RulesError: a file is wrong; all mistakes are told.
+            ValueError: the database or the series engine is of a kind that there is not.
         """
         self.settings = settings
         now_ns = time.time_ns()
@@ -117,7 +122,8 @@ class House:
         self.recorded = RecordedSeries(database)
         run_store = RunStore(database)
         frames = FrameLog(database, lambda project: self.evaluator.wake())
-        reader = LogReader(database)
+        self.series = _series(settings)
+        reader = LogReader(database, shelves=Shelves(TableShelf(database), self.series))
         ledger = AlertLedger(database.engine)
         fleet = Fleet(database)
         history = History(reader, run_store)
@@ -146,7 +152,7 @@ class House:
         self.evaluator = Evaluator(
             rooms, self.outbox, receivers, holder, time.time_ns, self.courier.wake
         )
-        self.janitor = Janitor(database, holder)
+        self.janitor = Janitor(database, holder, series=self.series)
         self.compaction = Compaction(database, reader, settings.precision_bits)
         self.compactor = Compactor(self.compaction)
         self.listener = Listener(
@@ -240,6 +246,8 @@ class House:
             self.evaluator.stop()
             self.courier.stop()
         self.database.close()
+        if self.series is not None:
+            self.series.close()
         if self._tracing is not None:
             self._tracing()
 
@@ -337,6 +345,12 @@ def _count(numbers: Telemetry) -> Callable[[str, int], None]:
             numbers.ingest_requests.labels(str(status)).inc()
 
     return answered
+
+
+def _series(settings: Settings) -> ClickHouseShelf | None:
+    if not settings.series:
+        return None
+    return ClickHouseShelf(clickhouse_engines.connect(settings.series))
 
 
 def _read_secret(settings: Settings) -> str:

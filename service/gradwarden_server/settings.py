@@ -48,6 +48,9 @@ class Settings(BaseSettings):
     db: str = Field(default_factory=_default_db)
     """The database: sqlite:///FILE, or postgresql+psycopg://USER:PASSWORD@HOST/NAME."""
 
+    series: str = ""
+    """Where values of compacted frames lie: empty for the database, or a ClickHouse URL."""
+
     receivers: Path | None = None
     """The YAML file that says who is told; without it alerts are recorded and nobody is told."""
 

@@ -146,18 +146,17 @@ def test_what_is_written_while_a_segment_is_made_is_kept(store: Store) -> None:
     late = tuple(frames(65, 70, np.random.default_rng(9)))
     more = wire.Batch(key, late, LAYOUT.hash, LAYERS, wire.COLUMNS)
     store.send(more)
-    compaction.fill(claim, made)
-    compaction.seal(claim, made)
+    compaction.seal(claim, made, compaction.fill(claim, made))
     assert told(store) == [*sent, more]
     compaction.sweep(claim.due.stream_id)
     assert told(store) == [*sent, more]
     assert store.send(sent[3]) == (0, 7)  # a retry of what was compacted
 
 
-STEPS: list[Callable[[Compaction, Claim], None]] = [
+STEPS: list[Callable[[Compaction, Claim], object]] = [
     lambda c, claim: None,
     lambda c, claim: c.fill(claim, c.make(claim)),
-    lambda c, claim: c.seal(claim, c.make(claim)),
+    lambda c, claim: c.seal(claim, c.make(claim), 0),
 ]
 
 
@@ -193,7 +192,7 @@ def test_a_process_taken_for_dead_cannot_seal(store: Store) -> None:
         connection.execute(update(t.segment).values(claimed_ns=0))
     assert other.compact(due) is not None
     with pytest.raises(LostClaim):
-        sleeper.seal(claim, made)
+        sleeper.seal(claim, made, 0)
     assert told(store) == sent
 
 
@@ -313,8 +312,7 @@ def test_roots_of_replicas_that_agreed_are_not_kept(store: Store) -> None:
     with store.database.engine.begin() as connection:
         connection.execute(t.cursor.update().values(position=10**6))
     made = compaction.make(claim)
-    compaction.fill(claim, made)
-    compaction.seal(claim, made)
+    compaction.seal(claim, made, compaction.fill(claim, made))
     compaction.sweep(claim.due.stream_id)
     bare = [replace(b, frames=tuple(replace(f, roots=b"") for f in b.frames)) for b in sent]
     assert told(store) == bare

@@ -15,6 +15,7 @@ import pytest
 from sqlalchemy import Connection, event, func, select, update
 
 from gradwarden_server.store import compaction as steps
+from gradwarden_server.store import shelf_tables
 from gradwarden_server.store import tables as t
 from gradwarden_server.store.compaction import ABANDONED_NS, Compaction
 from gradwarden_server.store.database import Database
@@ -33,7 +34,7 @@ _ready.set_forkserver_preload([__name__])
 def _compact_and_die(url: str, commit: int, after: bool) -> None:
     """Compact, and be killed at the ``commit``-th commit: before it, or after it is durable."""
     # Several commits for what one could hold, so that there are more moments to die at.
-    steps._WRITE_BYTES, steps._SWEEP_ROWS = 4000, 4
+    shelf_tables._WRITE_BYTES, steps._SWEEP_ROWS = 4000, 4
     database = Database(url)
     writer = database._writer
     write, seen = writer._commit, 0

@@ -14,6 +14,7 @@ import numpy as np
 from gradwarden import wire
 from gradwarden_server.joins import Flags, Matrix
 from gradwarden_server.store import codec, rollup, spine
+from gradwarden_server.store.built import Built, Chunk, Rollup
 from gradwarden_server.store.entries import LogEntry
 from gradwarden_server.store.opened import Opened
 from gradwarden_server.store.spine import Doubles, Ints, Sent, Spine, Telling
@@ -29,30 +30,9 @@ _ROUNDABLE = ("l2", "absmax", "weight_l2", "update_ratio")
 _WATCHED = ("l2", "absmax")
 """Their NaN may be the value itself; that of the NaN counts tells that nothing was measured."""
 
+_WORTH = 4
+"""Measured values of a bucket, on average, for which a roll-up is worth its bytes."""
 _NONE = np.zeros(0, np.int64)
-
-Chunk = tuple[str, int, bytes]
-Rollup = tuple[int, str, str, bytes]
-
-
-@dataclass(frozen=True, slots=True)
-class Built:
-    """What a segment's rows will hold; ``samples`` counts measured values.
-
-    Chunks are (quantity, block, body), roll-ups (width, quantity, aggregate, body).
-    """
-
-    spine: Spine
-    body: bytes
-    samples: int
-    chunks: Sequence[Chunk]
-    rollups: Sequence[Rollup]
-
-    @property
-    def bytes(self) -> int:
-        """What all bodies weigh together."""
-        bodies = [c[-1] for c in self.chunks] + [r[-1] for r in self.rollups]
-        return len(self.body) + sum(map(len, bodies))
 
 
 def build(
@@ -92,6 +72,7 @@ def build(
         measured=work.measured,
         columns=work.columns,
         constants=work.constants,
+        rolled=work.rolled,
     )
     chunks = [*_roots(made, opened), *_words(opened), *work.chunks]
     return Built(made, spine.pack(made), work.samples, chunks, work.rollups)
@@ -178,6 +159,7 @@ class _Matrices:
         self.measured: dict[str, Ints] = {}
         self.columns: dict[str, str] = {}
         self.constants: dict[str, int] = {}
+        self.rolled: dict[str, int] = {}
         self.squares = np.full(steps.size, np.nan)
         self.samples = 0
         self.chunks: list[Chunk] = []
@@ -212,7 +194,7 @@ class _Matrices:
                 self.constants[name] = bits  # NaN that was measured is told by its roll-ups
                 continue
             self._chunk(name, values)
-            self._roll(name, values, seen, group)
+            self._roll(name, values, seen, group, int(np.count_nonzero(held)))
 
     def _laid(self, name: str, group: _Group) -> Matrix:
         """[m, L] of one column over the group's matrices, holes where it was not sent."""
@@ -230,12 +212,18 @@ class _Matrices:
             body = codec.pack(np.ascontiguousarray(values[:, row : row + codec.BLOCK_ROWS].T))
             self.chunks.append((name, block, body))
 
-    def _roll(self, name: str, values: Matrix, seen: Flags | None, group: _Group) -> None:
+    def _roll(
+        self, name: str, values: Matrix, seen: Flags | None, group: _Group, held: int
+    ) -> None:
         steps = group.steps
         if group.order is not None:
             steps, values = steps[group.order], values[group.order]
             seen = None if seen is None else seen[group.order]
         for width, rolled in rollup.roll(steps, values, seen):
+            cells = rolled.values["count"].size
+            if held < _WORTH * cells:
+                continue  # it would be larger than what it sums up
+            self.rolled.setdefault(name, width)
             for aggregate in rollup.AGGREGATES:
                 if rolled.plain and aggregate in rollup.COUNTS:
                     continue  # they follow from the steps

@@ -1,26 +1,32 @@
 """From the log to segments, one stream at a time, and safe to cut off anywhere.
 
-A segment's unsealed row is the claim on its batches; chunks and roll-ups follow in small
-transactions; then one transaction seals it, and from that moment readers take the segment and
-not the log; its batches are deleted last. What a dead process left unsealed is undone, what it
-left undeleted is deleted: the same batches make the same segment again.
+A segment's unsealed row is the claim on its batches; its values are put on a shelf; then one
+transaction seals it, and from that moment readers take the segment and not the log; its batches
+are deleted last. What a dead process left unsealed is undone, what it left undeleted is
+deleted: the same batches make the same segment again.
 """
 
 from __future__ import annotations
 
-import itertools
+import logging
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, case, delete, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, case, delete, func, or_, select, true, update
 
 from gradwarden_server.store import tables as t
-from gradwarden_server.store.build import Built, build
+from gradwarden_server.store.build import build
+from gradwarden_server.store.built import Built
 from gradwarden_server.store.database import Database, Priority, clock_ns
 from gradwarden_server.store.entries import LogReader
+from gradwarden_server.store.errors import Unavailable
+from gradwarden_server.store.filing import filed
+from gradwarden_server.store.shelf import Filed
 from gradwarden_server.store.streams import insert_or_ignore
+
+log = logging.getLogger(__name__)
 
 FRAMES = 1024
 """Frames of one segment at most."""
@@ -32,10 +38,10 @@ IDLE_NS = 900 * 1_000_000_000
 """A stream that was not heard for so long is compacted whole; an ended one sooner."""
 ENDED_NS = 60 * 1_000_000_000
 
-_WRITE_BYTES = 2 << 20
 _SWEEP_ROWS = 128
 _LISTED = 1024
 _TORN = "ReplicaMismatch"
+_GONE = "gone"  # of an unsealed segment: its values are being dropped
 _SCATTER = 2654435761  # Knuth's multiplier: neighbours fall far apart
 
 
@@ -47,6 +53,7 @@ class Due:
     run_id: int
     project: str
     run: str
+    attempt: str
     rank: int
     frames: int
     bytes: int
@@ -56,7 +63,7 @@ class Due:
 class Claim:
     """A segment in the making, and the batches that it will stand for."""
 
-    segment_id: int
+    filed: Filed
     due: Due
     positions: Sequence[int]
     frames: int
@@ -80,8 +87,13 @@ class Compaction:
         """``precision_bits`` as :func:`gradwarden_server.store.build.build` takes them."""
         self._database = database
         self._log = log
+        self._shelves = log.segments.shelves
         self._bits = precision_bits
         self._frames = frames
+
+    def ready(self) -> None:
+        """Raise Unavailable if what compaction makes cannot be put anywhere now."""
+        self._shelves.current.ready()
 
     def due(self, now_ns: int) -> list[Due]:
         """Streams that hold a segment's worth, or fell silent; the fullest first."""
@@ -96,12 +108,14 @@ class Compaction:
                 t.stream.c.run_id,
                 t.run.c.project,
                 t.run.c.run,
+                t.attempt.c.attempt,
                 t.stream.c.rank,
                 t.stream.c.logged_frames,
                 t.stream.c.logged_bytes,
                 ready.label("ready"),
             )
             .join(t.run, t.run.c.id == t.stream.c.run_id)
+            .join(t.attempt, t.attempt.c.id == t.stream.c.attempt_id)
             .where(
                 t.run.c.deleted_ns.is_(None),
                 t.stream.c.logged_frames > 0,
@@ -112,7 +126,9 @@ class Compaction:
         )
         with self._database.read() as connection:
             rows = connection.execute(statement).all()
-        return [Due(*row[:-1]) for row in rows if row.ready or row[5] >= self.target(row.id)]
+        return [
+            Due(*row[:-1]) for row in rows if row.ready or row.logged_frames >= self.target(row.id)
+        ]
 
     def target(self, stream_id: int) -> int:
         """Frames at which this stream is compacted: ranks in step do not come all at once."""
@@ -143,8 +159,7 @@ class Compaction:
             return None
         try:
             made = self.make(claim)
-            self.fill(claim, made)
-            self.seal(claim, made)
+            self.seal(claim, made, self.fill(claim, made))
         except BaseException:
             self.abandon(claim)
             raise
@@ -183,24 +198,40 @@ class Compaction:
             "layout": max(layouts, default=""),
             "sealed": False,
             "held": "raw",
+            "shelf": self._shelves.current.name,
             "bytes": 0,
             "crc32": 0,
             "body": b"",
         }
 
-        def job(connection: Connection) -> int | None:
+        mine = (t.segment.c.stream_id == due.stream_id) & (
+            t.segment.c.position0 == taken[0].position
+        )
+        self._clear(mine, ABANDONED_NS)
+
+        def job(connection: Connection) -> tuple[int, int] | None:
             now_ns = clock_ns(connection)
-            _undo(connection, due.stream_id, taken[0].position, now_ns - ABANDONED_NS)
+            _drop(connection, mine & (t.segment.c.claimed_ns < now_ns - ABANDONED_NS))
             statement = insert_or_ignore(connection, t.segment).values(
                 values | {"claimed_ns": now_ns}
             )
             number = connection.execute(statement.returning(t.segment.c.id)).scalar_one_or_none()
-            return None if number is None else int(number)
+            return None if number is None else (int(number), now_ns)
 
-        number = self._write(job)
-        if number is None:
+        made = self._write(job)
+        if made is None:
             return None
-        return Claim(number, due, [b.position for b in taken], frames, size)
+        filed = Filed(
+            id=made[0],
+            claimed_ns=made[1],
+            shelf=self._shelves.current.name,
+            run=due.run,
+            attempt=due.attempt,
+            rank=due.rank,
+            step0=values["step0"],
+            step1=values["step1"],
+        )
+        return Claim(filed, due, [b.position for b in taken], frames, size)
 
     def make(self, claim: Claim) -> Built:
         """Read the claimed batches and make the segment of them; writes nothing."""
@@ -219,13 +250,17 @@ class Compaction:
             judged = connection.execute(cursor).scalar_one_or_none() or 0
             return judged < claim.positions[-1] or connection.execute(torn).first() is not None
 
-    def fill(self, claim: Claim, made: Built) -> None:
-        """Store chunks and roll-ups."""
-        for page in _pages(_rows(claim.segment_id, made)):
-            self._write(lambda connection, page=page: _insert(connection, page))
+    def fill(self, claim: Claim, made: Built) -> int:
+        """Put the values on their shelf; what they weigh in the database, in bytes."""
+        return self._shelves.current.put(claim.due.project, claim.filed, made)
 
-    def seal(self, claim: Claim, made: Built) -> None:
+    def seal(self, claim: Claim, made: Built, weight: int) -> None:
         """Let the segment stand for its batches.
+
+        Args:
+            claim: Of the segment.
+            made: What was put on its shelf.
+            weight: As :meth:`fill` told it.
 
         Raises:
             LostClaim: another process undid the claim.
@@ -234,18 +269,23 @@ class Compaction:
         def job(connection: Connection) -> None:
             sealed = connection.execute(
                 update(t.segment)
-                .where(t.segment.c.id == claim.segment_id, t.segment.c.sealed.is_(False))
+                .where(
+                    t.segment.c.id == claim.filed.id,
+                    t.segment.c.claimed_ns == claim.filed.claimed_ns,
+                    t.segment.c.sealed.is_(False),
+                    t.segment.c.held != _GONE,
+                )
                 .values(
                     sealed=True,
                     matrices=int(made.spine.matrix.sum()),
                     samples=made.samples,
-                    bytes=made.bytes,
+                    bytes=len(made.body) + weight,
                     crc32=zlib.crc32(made.body),
                     body=made.body,
                 )
             )
             if sealed.rowcount != 1:
-                raise LostClaim(f"segment {claim.segment_id} of run {claim.due.run!r}")
+                raise LostClaim(f"segment {claim.filed.id} of run {claim.due.run!r}")
             size = func.min if connection.dialect.name == "sqlite" else func.least
             rest = t.stream.c.logged_bytes - size(t.stream.c.logged_bytes, claim.bytes)
             frames = t.stream.c.logged_frames - claim.frames
@@ -259,7 +299,11 @@ class Compaction:
 
     def abandon(self, claim: Claim) -> None:
         """Give a claim back."""
-        self._write(lambda connection: _drop(connection, t.segment.c.id == claim.segment_id))
+        mine = (t.segment.c.id == claim.filed.id) & (
+            t.segment.c.claimed_ns == claim.filed.claimed_ns
+        )
+        self._clear(mine)
+        self._write(lambda connection: _drop(connection, mine))
 
     def sweep(self, stream_id: int) -> None:
         """Delete the batches of a stream that sealed segments stand for."""
@@ -287,9 +331,17 @@ class Compaction:
     def recover(self, alone: bool) -> None:
         """Undo and finish what dead processes left; ``alone`` says that no other can live."""
 
+        age_ns = -1 if alone else ABANDONED_NS
+        cleared = True
+        try:
+            self._clear(true(), age_ns)
+        except Unavailable as error:
+            log.warning("what dead processes left unfinished is undone later: %s", error)
+            cleared = False
+
         def job(connection: Connection) -> list[int]:
-            before = clock_ns(connection) + (1 if alone else -ABANDONED_NS)
-            _drop(connection, t.segment.c.claimed_ns < before)
+            if cleared:
+                _drop(connection, t.segment.c.claimed_ns < clock_ns(connection) - age_ns)
             # Only the newest sealed segment of a stream can have batches left.
             newest = (
                 select(func.max(t.segment.c.position1).label("until"), t.segment.c.stream_id)
@@ -308,6 +360,25 @@ class Compaction:
         for stream_id in self._write(job):
             self.sweep(stream_id)
 
+    def _clear(self, which: ColumnElement[bool], age_ns: int | None = None) -> None:
+        """Take the values of unsealed segments off a series engine, before their rows go.
+
+        They are said to be gone first, so that a process that was taken for dead cannot seal
+        what it put there.
+        """
+        series = self._shelves.series
+        if series is None:
+            return
+
+        def job(connection: Connection) -> list[Filed]:
+            mine = t.segment.c.sealed.is_(False) & (t.segment.c.shelf == series.name) & which
+            if age_ns is not None:
+                mine &= t.segment.c.claimed_ns < clock_ns(connection) - age_ns
+            connection.execute(update(t.segment).where(mine).values(held=_GONE))
+            return filed(connection, mine)
+
+        series.drop(self._write(job))
+
     def _write(self, job: Any) -> Any:
         return self._database.write(job, Priority.COMPACTION).result()
 
@@ -316,48 +387,6 @@ class LostClaim(Exception):
     """This process was taken for dead, and another one makes the segment."""
 
 
-def _undo(connection: Connection, stream_id: int, position0: int, before_ns: int) -> None:
-    """Remove an abandoned claim on these batches."""
-    _drop(
-        connection,
-        (t.segment.c.stream_id == stream_id)
-        & (t.segment.c.position0 == position0)
-        & (t.segment.c.claimed_ns < before_ns),
-    )
-
-
-def _drop(connection: Connection, which: Any) -> None:
+def _drop(connection: Connection, which: ColumnElement[bool]) -> None:
     unsealed = t.segment.c.sealed.is_(False)
     connection.execute(delete(t.segment).where(unsealed, which))
-
-
-def _rows(segment_id: int, made: Built) -> Iterator[tuple[Any, dict[str, Any]]]:
-    for quantity, block, body in made.chunks:
-        key = {"segment_id": segment_id, "quantity": quantity, "block": block}
-        yield t.chunk, key | {"crc32": zlib.crc32(body), "body": body}
-    for width, quantity, aggregate, body in made.rollups:
-        key = {"segment_id": segment_id, "width": width, "quantity": quantity}
-        key |= {"aggregate": aggregate}
-        yield t.rollup, key | {"crc32": zlib.crc32(body), "body": body}
-
-
-_Page = list[tuple[Any, dict[str, Any]]]
-
-
-def _pages(rows: Iterator[tuple[Any, dict[str, Any]]]) -> Iterator[_Page]:
-    """Rows, as many as one short transaction takes."""
-    page: _Page = []
-    size = 0
-    for table, values in rows:
-        page.append((table, values))
-        size += len(values["body"]) + 100
-        if size >= _WRITE_BYTES:
-            yield page
-            page, size = [], 0
-    if page:
-        yield page
-
-
-def _insert(connection: Connection, page: _Page) -> None:
-    for table, rows in itertools.groupby(page, key=lambda row: row[0]):
-        connection.execute(insert(table), [values for _, values in rows])

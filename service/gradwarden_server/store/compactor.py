@@ -64,9 +64,14 @@ class Compactor:
         return min(30.0, 1.0 + behind / MOST_BACKLOG_BYTES)
 
     def round(self) -> int:
-        """Compact every stream that is due once; how many segments that made."""
+        """Compact every stream that is due once; how many segments that made.
+
+        Raises:
+            Unavailable: nothing can be read or put now.
+        """
         made = 0
         self._measure()
+        self._compaction.ready()
         for due in self._compaction.due(time.time_ns()):
             if self._stopping.is_set():
                 break
@@ -116,7 +121,7 @@ class Compactor:
             try:
                 made = self.round()
             except StoreError as error:
-                log.warning("compaction waits for the database: %s", error)
+                log.warning("compaction waits: %s", error)
                 made = 0
             except Exception:
                 self.progress.failures += 1

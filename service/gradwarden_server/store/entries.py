@@ -21,6 +21,7 @@ from gradwarden_server.store.cache import Cache
 from gradwarden_server.store.database import Database
 from gradwarden_server.store.errors import Damaged
 from gradwarden_server.store.segments import Segment, SegmentReader
+from gradwarden_server.store.shelf import Shelves
 from gradwarden_server.store.spine import Spine
 
 CACHE_BYTES = 256 << 20
@@ -87,10 +88,13 @@ class Logged:
 class LogReader:
     """Every method pages in short transactions."""
 
-    def __init__(self, database: Database, cache: Cache | None = None) -> None:
+    def __init__(
+        self, database: Database, cache: Cache | None = None, shelves: Shelves | None = None
+    ) -> None:
+        """``shelves`` as :class:`gradwarden_server.store.segments.SegmentReader` takes them."""
         self._database = database
         self.cache = cache or Cache(CACHE_BYTES)
-        self.segments = SegmentReader(database, self.cache)
+        self.segments = SegmentReader(database, self.cache, shelves)
 
     def after(self, project: str, run: str, position: int, limit: int) -> list[LogEntry]:
         """The next ``limit`` batches past a log position, in log order."""

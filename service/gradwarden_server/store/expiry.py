@@ -28,6 +28,8 @@ from sqlalchemy import (
 )
 
 from gradwarden_server.store import tables as t
+from gradwarden_server.store.filing import filed
+from gradwarden_server.store.shelf import SeriesEngine
 from gradwarden_server.store.sweep import Broom, deleting
 
 PINNED_STEPS = 1024
@@ -152,4 +154,31 @@ def drop_unheld(broom: Broom) -> int:
                 rows = deleting(table, table.c.segment_id == segment, *_unheld(table))
                 dropped += broom.sweep(rows)
             after = page[-1]
+    return dropped
+
+
+def drop_elsewhere(broom: Broom, series: SeriesEngine) -> int:
+    """The same on a series engine; of how many segments.
+
+    The engine says what it holds, and only what a row of the database says is held no more
+    is dropped: others may keep their segments in the same engine.
+    """
+    dropped = 0
+    for narrower, said in (("rollup", ("rollup", "coarse")), ("coarse", ("coarse",))):
+        after = (0, 0)
+        while listed := series.holding(narrower, after):
+            after = listed[-1]
+            for start in range(0, len(listed), _PAGE):
+                page = set(listed[start : start + _PAGE])
+                mine = (
+                    t.segment.c.id.in_([number for number, _ in page])
+                    & t.segment.c.sealed
+                    & t.segment.c.held.in_(said)
+                    & (t.segment.c.shelf == series.name)
+                )
+                with broom.database.read() as connection:
+                    found = filed(connection, mine)
+                gone = [one for one in found if (one.id, one.claimed_ns) in page]
+                series.drop(gone, narrower)
+                dropped += len(gone)
     return dropped

@@ -21,6 +21,7 @@ from gradwarden_server.store.database import Database, Priority
 from gradwarden_server.store.evaluation import EvaluationStore
 from gradwarden_server.store.retention import DAY_NS, SERIES_DAYS, RetentionStore
 from gradwarden_server.store.runs import RunStore
+from gradwarden_server.store.shelf import SeriesEngine
 from gradwarden_server.store.sweep import Broom, Step, Stopped
 from gradwarden_server.store.vacuum import Room, vacuum_some
 
@@ -35,7 +36,10 @@ _SOON_SECONDS = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Swept:
-    """What one round did, in rows; ``waiting`` deleted runs have alerts that still stand."""
+    """What one round did, in rows, and in segments of a series engine.
+
+    ``waiting`` deleted runs have alerts that still stand.
+    """
 
     runs: int = 0
     waiting: int = 0
@@ -49,9 +53,14 @@ class Janitor:
     """Keeps house for all projects."""
 
     def __init__(
-        self, database: Database, holder: str, clock: Callable[[], int] = time.time_ns
+        self,
+        database: Database,
+        holder: str,
+        clock: Callable[[], int] = time.time_ns,
+        series: SeriesEngine | None = None,
     ) -> None:
         self._database = database
+        self._series = series
         self._holder = f"{holder}/{_SCOPE}"
         self._clock = clock
         self._leases = EvaluationStore(database)
@@ -104,7 +113,7 @@ class Janitor:
             self._expire_runs(broom, project, now_ns)
         with self._database.read() as connection:
             doomed = removal.doomed(connection)
-        left = [removal.remove(broom, run, now_ns) for run in doomed]
+        left = [removal.remove(broom, run, now_ns, self._series) for run in doomed]
         narrowed = 0
         for project in self._runs.projects():
             policy = self._policies.get(project)
@@ -118,10 +127,13 @@ class Janitor:
             runs=left.count("nothing"),
             waiting=left.count("alerts"),
             narrowed=narrowed,
-            values=expiry.drop_unheld(broom),
+            values=expiry.drop_unheld(broom) + self._drop_elsewhere(broom),
             points=merging.drop_old(broom, now_ns - SERIES_DAYS * DAY_NS),
             merged=merging.merge_all(broom),
         )
+
+    def _drop_elsewhere(self, broom: Broom) -> int:
+        return 0 if self._series is None else expiry.drop_elsewhere(broom, self._series)
 
     def _expire_runs(self, broom: Broom, project: str, now_ns: int) -> None:
         days = self._policies.get(project).run_days

@@ -16,7 +16,9 @@ from sqlalchemy import Column, Connection, Row, Table, delete, exists, select, u
 from gradwarden_server.store import audit
 from gradwarden_server.store import tables as t
 from gradwarden_server.store.database import Database, Priority
+from gradwarden_server.store.filing import filed
 from gradwarden_server.store.ledger import OPEN
+from gradwarden_server.store.shelf import SeriesEngine
 from gradwarden_server.store.sweep import WRITE_SECONDS, Broom, deleting
 
 _SECOND_NS = 1_000_000_000
@@ -77,13 +79,18 @@ def _gone_ns(row: Row[Any]) -> int:
 Left = Literal["nothing", "name", "alerts"]
 
 
-def remove(broom: Broom, run: Doomed, now_ns: int) -> Left:
+def remove(broom: Broom, run: Doomed, now_ns: int, series: SeriesEngine | None = None) -> Left:
     """Remove what is left of a deleted run; what is left now.
 
     Alerts go when they are resolved, so that nobody stays paged for what no longer exists;
     the evaluator sees to that.
     """
     row = run.row
+    if series is not None:
+        its = (t.segment.c.run_id == row) & (t.segment.c.shelf == series.name)
+        with broom.database.read() as connection:
+            elsewhere = filed(connection, its)
+        series.drop(elsewhere)
     broom.sweep(lambda connection: _segments(connection, row))
     for table in (t.frame_batch, t.event, t.command):
         broom.sweep(deleting(table, table.c.run_id == row))

@@ -1,19 +1,16 @@
 """Reading segments: what a stream said over many steps, column by column.
 
-Bodies are verified against their checksums. What is damaged is refused by name, and nothing
-else is.
+Spines are read from the database, values from the shelf that each segment was put on. What is
+damaged is refused by name, and nothing else is.
 """
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from sqlalchemy import Select, select
 
 from gradwarden_server.joins import Matrix
@@ -21,40 +18,32 @@ from gradwarden_server.store import codec, rollup, spine
 from gradwarden_server.store import tables as t
 from gradwarden_server.store.cache import Cache
 from gradwarden_server.store.database import Database
-from gradwarden_server.store.errors import Damaged
 from gradwarden_server.store.rollup import Ints
+from gradwarden_server.store.shelf import Filed, Row, Shelves, Words
+from gradwarden_server.store.shelf_tables import TableShelf, checked
 from gradwarden_server.store.spine import Spine
 
 RAW = "raw"
 """Of a segment whose values are all still held."""
 
-_Body = tuple[int, bytes]
-T = TypeVar("T")
-
 _PAGE = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Segment:
+class Segment(Filed):
     """One sealed segment: it stands for its stream's batches from position0 to position1.
 
     Its rank holds one of ``shards`` parts of its group's parameters. ``held`` tells which of
     its values are still there: "raw" all, "rollup" no chunks, "coarse" no narrow roll-ups.
     """
 
-    id: int
     stream_id: int
-    run: str
-    attempt: str
     ordinal: int
-    rank: int
     group: int
     shard: int
     shards: int
     position0: int
     position1: int
-    step0: int
-    step1: int
     t0_ns: int
     t1_ns: int
     frames: int
@@ -62,18 +51,15 @@ class Segment:
     layout: str
     held: str
 
-    @property
-    def place(self) -> str:
-        """Where it belongs, for people."""
-        return f"run {self.run!r}, rank {self.rank}, steps {self.step0} to {self.step1}"
-
 
 class SegmentReader:
     """Sealed segments of runs; reads page in short transactions."""
 
-    def __init__(self, database: Database, cache: Cache) -> None:
+    def __init__(self, database: Database, cache: Cache, shelves: Shelves | None = None) -> None:
+        """Without ``shelves`` only those segments can be read whose values are in tables."""
         self._database = database
         self._cache = cache
+        self.shelves = shelves or Shelves(TableShelf(database))
 
     def index(self, project: str, run: str, first: int, last: int) -> list[Segment]:
         """The segments that touch steps [first, last], by attempt, then log position."""
@@ -104,10 +90,13 @@ class SegmentReader:
             statement = select(t.segment.c.id, t.segment.c.crc32, t.segment.c.body).where(
                 t.segment.c.id.in_([s.id for s in missing])
             )
-            for segment, body in self._bodies(missing, statement).items():
-                found = _checked(segment, "its spine", body, spine.unpack)
-                self._cache.keep(("spine", segment.id), found, found.size)
-                held[segment.id] = found
+            by_id = {s.id: s for s in missing}
+            with self._database.read() as connection:
+                rows = connection.execute(statement).all() if missing else []
+            for number, crc32, body in rows:
+                found = checked(by_id[number], "its spine", crc32, body, spine.unpack)
+                self._cache.keep(("spine", number), found, found.size)
+                held[number] = found
             for segment in page:  # retention may have taken one away meanwhile
                 spine_of: Spine | None = held[segment.id]
                 if spine_of is not None:
@@ -115,33 +104,25 @@ class SegmentReader:
 
     def row(
         self, told: Sequence[tuple[Segment, Spine]], quantity: str, row: int
-    ) -> Iterator[tuple[Segment, Spine, NDArray[np.float32]]]:
+    ) -> Iterator[tuple[Segment, Spine, Row]]:
         """[m] values of one row over the matrices that measured the column.
 
-        Segments that have no such column, row or chunks any more are left out.
+        Segments that have no such column, row or values any more are left out.
 
         Raises:
-            Damaged: a chunk is.
+            Damaged: its values are.
         """
-        block = row // codec.BLOCK_ROWS
         some = [(s, p) for s, p in told if quantity in p.columns and row < p.parameters]
         for start in range(0, len(some), _PAGE):
             page = some[start : start + _PAGE]
-            chunked = [s for s, p in page if quantity not in p.constants and s.held == RAW]
-            statement = select(t.chunk.c.segment_id, t.chunk.c.crc32, t.chunk.c.body).where(
-                t.chunk.c.segment_id.in_([s.id for s in chunked]),
-                t.chunk.c.quantity == quantity,
-                t.chunk.c.block == block,
-            )
-            bodies = self._bodies(chunked, statement)
+            stored = [s for s, p in page if quantity not in p.constants and s.held == RAW]
+            found = self.shelves.row(stored, quantity, row)
             for segment, held in page:
                 if quantity in held.constants:
                     steps = held.measured[held.columns[quantity]].size
                     yield segment, held, codec.filled(1, steps, held.constants[quantity])[0]
-                elif segment in bodies:
-                    what = f"{quantity} of rows {block * codec.BLOCK_ROWS} and on"
-                    one = partial(codec.unpack_row, row=row % codec.BLOCK_ROWS)
-                    yield segment, held, _checked(segment, what, bodies[segment], one)
+                elif segment.id in found:
+                    yield segment, held, found[segment.id]
 
     def matrices(self, segment: Segment, held: Spine, columns: Sequence[str]) -> Matrix:
         """[m, L, K] of these columns over the segment's matrices; NaN where not measured.
@@ -150,21 +131,13 @@ class SegmentReader:
             Damaged: a chunk is.
         """
         found = np.full((segment.matrices, held.parameters, len(columns)), np.nan, np.float32)
-        wanted = [c for c in columns if c in held.columns and c not in held.constants]
-        bodies = self.chunks(segment, wanted)
+        at = {c: held.measured[held.columns[c]] for c in columns if c in held.columns}
         for k, column in enumerate(columns):
-            if column not in held.columns:
-                continue
-            at = held.measured[held.columns[column]]
             if column in held.constants:
-                words = np.uint32(held.constants[column])
-                found[at, :, k] = words.view(np.float32)
-                continue
-            for block, body in sorted(bodies.get(column, {}).items()):
-                row = block * codec.BLOCK_ROWS
-                what = f"{column} of rows {row} and on"
-                rows = _checked(segment, what, body, codec.unpack)
-                found[at, row : row + len(rows), k] = rows.T
+                found[at[column], :, k] = np.uint32(held.constants[column]).view(np.float32)
+        wanted = [c for c in at if c not in held.constants]
+        for column, row, rows in self.shelves.of(segment).columns(segment, wanted):
+            found[at[column], row : row + len(rows), columns.index(column)] = rows.T
         return found
 
     def column(self, segment: Segment, held: Spine, column: str) -> Matrix:
@@ -181,29 +154,14 @@ class SegmentReader:
             self._cache.keep(key, kept, kept.nbytes)
         return kept
 
-    def words(self, segment: Segment, name: str) -> NDArray[np.uint64]:
+    def words(self, segment: Segment, name: str) -> Words:
         """[n, W] 64-bit words that were kept under this name; none where there were none.
 
         Raises:
             Damaged: they are.
         """
-        body = self.chunks(segment, [name]).get(name, {}).get(0)
-        if body is None:
-            return np.zeros((0, 0), np.uint64)
-        return _checked(segment, name, body, codec.unpack_words)
-
-    def chunks(self, segment: Segment, quantities: Sequence[str]) -> dict[str, dict[int, _Body]]:
-        """Checksum and body by quantity and block of rows."""
-        statement = (
-            select(t.chunk.c.quantity, t.chunk.c.block, t.chunk.c.crc32, t.chunk.c.body)
-            .where(t.chunk.c.segment_id == segment.id, t.chunk.c.quantity.in_(quantities))
-            .order_by(t.chunk.c.quantity, t.chunk.c.block)
-        )
-        found: dict[str, dict[int, _Body]] = {}
-        with self._database.read() as connection:
-            for row in connection.execute(statement):
-                found.setdefault(row.quantity, {})[row.block] = row.crc32, row.body
-        return found
+        found = self.shelves.of(segment).words(segment, name)
+        return np.zeros((0, 0), np.uint64) if found is None else found
 
     def rollups(
         self,
@@ -228,39 +186,17 @@ class SegmentReader:
                 for s, p in page
                 if quantity not in p.constants and not set(aggregates) <= set(held[s.id])
             ]
-            statement = select(
-                t.rollup.c.segment_id, t.rollup.c.crc32, t.rollup.c.body, t.rollup.c.aggregate
-            ).where(
-                t.rollup.c.segment_id.in_([s.id for s in missing]),
-                t.rollup.c.width == width,
-                t.rollup.c.quantity == quantity,
-                t.rollup.c.aggregate.in_(aggregates),
-            )
-            by_id = {s.id: s for s in missing}
-            with self._database.read() as connection:
-                rows = connection.execute(statement).all() if missing else []
-            fresh: dict[int, dict[str, Matrix]] = {}
-            for row in rows:
-                segment = by_id[row.segment_id]
-                what = f"{row.aggregate} of {quantity} over {width} steps"
-                body = row.crc32, row.body
-                found = np.ascontiguousarray(_checked(segment, what, body, codec.unpack).T)
-                fresh.setdefault(row.segment_id, {})[row.aggregate] = found
+            found = self.shelves.rollups(missing, width, quantity, aggregates)
+            fresh = {
+                number: {name: np.ascontiguousarray(rows.T) for name, rows in arrays.items()}
+                for number, arrays in found.items()
+            }
             for number, arrays in fresh.items():
                 held[number] = {**held[number], **arrays}
                 size = sum(a.nbytes for a in held[number].values())
                 self._cache.keep(("rollup", number, width, quantity), held[number], size)
             for segment, told_spine in page:
                 yield _rolled(segment, told_spine, width, quantity, aggregates, held[segment.id])
-
-    def _bodies(self, segments: Sequence[Segment], statement: Select[Any]) -> dict[Segment, _Body]:
-        """Checksum and body of each, as far as there is one."""
-        if not segments:
-            return {}
-        by_id = {s.id: s for s in segments}
-        with self._database.read() as connection:
-            rows = connection.execute(statement).all()
-        return {by_id[number]: (crc32, body) for number, crc32, body in rows}
 
 
 def _segments(project: str, run: str) -> Select[Any]:
@@ -309,13 +245,3 @@ def _rolled(
         else:
             found[name] = np.full(shape, value if plain else np.nan, np.float32)
     return segment, numbers, found
-
-
-def _checked(segment: Segment, what: str, stored: _Body, unpack: Callable[[bytes], T]) -> T:
-    crc32, body = stored
-    if zlib.crc32(body) != crc32:
-        raise Damaged(segment.place, what, "its checksum does not match")
-    try:
-        return unpack(body)
-    except codec.Corrupt as error:
-        raise Damaged(segment.place, what, str(error)) from None

@@ -67,7 +67,9 @@ segment = Table(
     Column("sealed", Boolean, nullable=False),
     # Which of its values are still held: "raw" all, "rollup" only those, "coarse" the widest.
     Column("held", String(8), nullable=False),
-    # What its chunks, rollups and body weigh together.
+    # Where its values lie: empty for the tables below, else the name of a series engine.
+    Column("shelf", String(16), nullable=False, default=""),
+    # What its chunks, rollups and body weigh together in this database.
     Column("bytes", BigInteger, nullable=False),
     Column("crc32", BigInteger, nullable=False),
     # Steps, times, scalars, events and the batches it came in.
