@@ -243,7 +243,8 @@ def show_quantities(figures: Figures) -> None:
             print(f"    {name:14} {size:7.3f} bytes/sample")
     print(f"    {'hist_0 to 15':14} {figures['bytes_per_sample_of_histograms']:7.3f} bytes/sample")
     print(
-        f"    without pages and indexes {figures['bytes_per_sample_bodies']:.3f}, "
+        f"    with the room that the log left {figures['bytes_per_sample_with_free_room']:.3f}, "
+        f"without pages and indexes {figures['bytes_per_sample_bodies']:.3f}, "
         f"of it roll-ups {figures['bytes_per_sample_rollups']:.3f}, "
         f"steps, times and scalars {figures['bytes_per_sample_spines']:.3f}",
         flush=True,

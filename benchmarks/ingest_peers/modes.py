@@ -179,6 +179,7 @@ def _bytes(house: ours.House, streams: Sequence[Stream], samples: int) -> Figure
     many = max(1, sum(measured[name] for name in histograms))
     return {
         "bytes_per_sample": round(held.used / samples, 3),
+        "bytes_per_sample_with_free_room": round(held.files / samples, 3),
         "bytes_per_sample_bodies": round(bodies / samples, 3),
         "bytes_per_sample_rollups": round(rollups / samples, 3),
         "bytes_per_sample_spines": round(held.spines / samples, 3),

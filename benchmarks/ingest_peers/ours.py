@@ -201,8 +201,10 @@ def announce(house: House, streams: Sequence[Stream]) -> None:
 class Held:
     """What a database holds after compaction, in bytes."""
 
+    files: int
+    """The database as it lies on the disk; room that the log left is in it, for use again."""
     used: int
-    """Pages in use, of all tables and indexes."""
+    """The same without that room: what all tables and indexes take."""
     spines: int
     chunks: dict[str, int]
     """By quantity."""
@@ -214,7 +216,7 @@ class Held:
 
 
 def held(house: House) -> Held:
-    """Read the database itself, after its free pages were given up."""
+    """Read the database itself."""
     engine = house.engine
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
 
@@ -227,21 +229,26 @@ def held(house: House) -> Held:
             )
             return {str(name): int(size) for name, size in found}
 
+        logged = one("SELECT SUM(LENGTH(body)) FROM frame_batch")
         if engine.dialect.name == "sqlite":
-            used = one("PRAGMA page_count") - one("PRAGMA freelist_count")
-            used *= one("PRAGMA page_size")
+            page = one("PRAGMA page_size")
+            files = one("PRAGMA page_count") * page
+            used = files - one("PRAGMA freelist_count") * page
         else:
             connection.execute(sa.text("VACUUM"))
-            used = one(
+            size = (
                 "SELECT SUM(pg_total_relation_size(c.oid)) FROM pg_class c JOIN pg_namespace n "
                 "ON n.oid = c.relnamespace WHERE n.nspname = 'public' AND c.relkind = 'r'"
             )
+            files = one(size)
+            used = one(f"{size} AND c.relname <> 'frame_batch'") + logged
         found = Held(
+            files=files,
             used=used,
             spines=one("SELECT SUM(LENGTH(body)) FROM segment WHERE sealed"),
             chunks=by_quantity("chunk"),
             rollups=by_quantity("rollup"),
-            logged=one("SELECT SUM(LENGTH(body)) FROM frame_batch"),
+            logged=logged,
             samples=one("SELECT SUM(samples) FROM segment WHERE sealed"),
         )
     return found
