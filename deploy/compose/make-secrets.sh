@@ -25,6 +25,7 @@ grafana_user="${GRAFANA_OWNER:-472:0}"
 
 chmod 755 "$folder"
 keep admin_token 444 "$service_user" "gw_$(random)"
+keep clickhouse_password 400 "$service_user" "$(random)"
 keep grafana_password 400 "$grafana_user" "$(random)"
 # The password is the same in both files, so they are made together or not at all.
 if [ ! -s "$folder/postgres_password" ] || [ ! -s "$folder/pgpass" ]; then

@@ -9,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
+from xml.etree import ElementTree
 
 import pytest
 import yaml
@@ -16,6 +18,7 @@ from sqlalchemy import make_url
 
 from gradwarden_server.notify import spec
 from gradwarden_server.settings import Settings
+from gradwarden_server.store.clickhouse_engines import connect
 from tests.deploy.stack import ROOT, make_secrets
 
 COMPOSE = ROOT / "docker-compose.yml"
@@ -102,6 +105,30 @@ def test_the_service_understands_its_environment(
     assert settings.admin_token_file == Path("/secrets/admin_token")
 
 
+def test_the_service_finds_clickhouse_when_it_is_asked_for(
+    stack: dict[str, Any], tmp_path: Path
+) -> None:
+    """The URL that the head of the file gives fits the server's own environment."""
+    clickhouse = stack["services"]["clickhouse"]
+    assert clickhouse["profiles"] == ["clickhouse"], "it is not started unless asked for"
+    told = re.search(r"GRADWARDEN_SERIES='(.+)'", COMPOSE.read_text())
+    assert told is not None
+    url = urlsplit(told[1])
+    environment = clickhouse["environment"]
+    assert (url.hostname, url.port) == ("clickhouse", 8123)
+    assert url.username == environment["CLICKHOUSE_USER"]
+    assert url.path == f"/{environment['CLICKHOUSE_DB']}"
+    (file,) = parse_qs(url.query)["password_file"]
+    assert file == environment["CLICKHOUSE_PASSWORD_FILE"]
+    make_secrets(tmp_path)
+    secret = tmp_path / Path(file).relative_to("/secrets")
+    connect(told[1].replace(file, str(secret)))  # understood; nothing is asked of it yet
+    limits = ElementTree.parse(ROOT / "deploy" / "clickhouse" / "gradwarden.xml")
+    (most,) = limits.getroot().iter("max_server_memory_usage")
+    assert int(most.text or 0) < 4 << 30
+    assert clickhouse["mem_limit"] == "4g"
+
+
 def test_the_receivers_file_is_understood() -> None:
     (receiver,) = spec.load(ROOT / "deploy" / "gradwarden" / "receivers.yml", {})
     assert (receiver.type, receiver.url) == ("alertmanager", "http://alertmanager:9093")
@@ -125,6 +152,7 @@ def test_secrets_are_made_once_and_kept_closed(tmp_path: Path) -> None:
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()}
     assert modes == {
         "admin_token": 0o444,
+        "clickhouse_password": 0o400,
         "grafana_password": 0o400,
         "pgpass": 0o600,
         "postgres_password": 0o400,
