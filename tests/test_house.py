@@ -40,7 +40,7 @@ FLOORS = (
 # Which of our packages may use which third-party package. Not listed: nobody may.
 THIRD_PARTY = {
     "torch": {"gradwarden", "demo"},
-    "zstandard": {"gradwarden.wire", "store"},
+    "zstandard": {"gradwarden.wire", "store", "detect"},
     "sqlalchemy": {"store", "migrations"},
     "alembic": {"store", "migrations"},
     "psycopg": {"store"},

@@ -279,13 +279,12 @@ class House:
         )
 
     def _gauges(self, live: LiveRun) -> RunGauges:
-        norms = self.recorded.newest(live.project, live.id, ("gradwarden_gradient_norm",), 1)
-        newest = max((s.points[-1] for s in norms if s.points), default=None)
+        norm = (live.latest or {}).get("grad_norm")
         return RunGauges(
             live.project,
             live.run,
             live.last_step,
-            None if newest is None else newest[1],
+            None if norm is None else float(norm),
             self.telemetry.nonfinite(live.project, live.run),
         )
 

@@ -42,6 +42,7 @@ _SNAPSHOT_NS = 30 * 1_000_000_000
 _POINTS_NS = 10 * 1_000_000_000
 _POINTS = 512  # of all series of a run together
 _LATEST = 64
+_NORM = "gradwarden_gradient_norm"
 _ENDINGS = {"finished": lifecycle.RUN_FINISHED, "cancelled": lifecycle.RUN_CANCELLED}
 
 Outcome = tuple[int, Sequence[Condition]]
@@ -241,6 +242,9 @@ class RunWatch:
         self._steps_since += len(steps)
         recorded = self._cursor.recorded
         for verdict in self._detectors.advance(steps):
+            norms = [p.value for p in verdict.points if p.name == _NORM]
+            if norms:  # those of the first replica group come first
+                self.latest["grad_norm"] = translate.told(norms[0])
             if verdict.step > recorded.get(verdict.attempt, -1):
                 self._points += verdict.points
             last = judged.get(verdict.attempt, -1)
@@ -259,12 +263,10 @@ class RunWatch:
     def _note(self, step: Step) -> None:
         """Keep what a list of runs shows of the newest step."""
         names = {name for said in step.ranks.values() for name in said.scalars}
-        values = {name: step.scalar(name) for name in sorted(names)[:_LATEST]}
-        if step.groups:
-            values["grad_norm"] = self._detectors.norm
-        self.latest |= {
-            name: translate.told(value) for name, value in values.items() if value is not None
-        }
+        for name in sorted(names)[:_LATEST]:
+            value = step.scalar(name)
+            if value is not None and not (name == "grad_norm" and step.groups):
+                self.latest[name] = translate.told(value)
 
     def _outcome(self, verdict: Verdict, now_ns: int) -> Outcome:
         conditions: Sequence[Condition] = verdict.conditions

@@ -80,11 +80,6 @@ class RunDetectors:
         """Attempt ordinal and number of captured steps of it that were judged."""
         return self._context.attempt, self._context.steps
 
-    @property
-    def norm(self) -> float:
-        """The global gradient norm of the step that was judged last, or NaN."""
-        return self._context.norm
-
     def start(self, world_size: int) -> None:
         """Tell how many ranks the newest attempt has."""
         self._context.world_size = world_size

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy import func, select
 
@@ -13,12 +15,13 @@ from gradwarden_server.store.ledger import OPEN
 
 @dataclass(frozen=True, slots=True)
 class LiveRun:
-    """A running run as a scrape sees it."""
+    """A running run as a scrape sees it; ``latest`` are newest values by name, if told."""
 
     id: int
     project: str
     run: str
     last_step: int | None
+    latest: Mapping[str, Any] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +57,7 @@ class Overview:
             .group_by(t.alert.c.severity, t.alert.c.state)
         )
         live = (
-            select(t.run.c.id, t.run.c.project, t.run.c.run, t.run.c.last_step)
+            select(t.run.c.id, t.run.c.project, t.run.c.run, t.run.c.last_step, t.run.c.latest)
             .where(t.run.c.status == "running", t.run.c.deleted_ns.is_(None))
             .order_by(t.run.c.id.desc())
         )
