@@ -16,9 +16,9 @@ from sqlalchemy import ColumnElement, Connection, Table, delete, select, tuple_
 
 from gradwarden_server.store.database import Database, Priority
 
-WRITE_SECONDS = 0.01
+WRITE_SECONDS = 0.006
 """For so long one write goes on; the statement under way is finished."""
-_ROWS = 16
+_ROWS = 8
 
 
 class Stopped(Exception):
