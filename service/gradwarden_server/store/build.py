@@ -30,7 +30,7 @@ _ROUNDABLE = ("l2", "absmax", "weight_l2", "update_ratio")
 _WATCHED = ("l2", "absmax")
 """Their NaN may be the value itself; that of the NaN counts tells that nothing was measured."""
 
-_WORTH = 4
+_WORTH = 10
 """Measured values of a bucket, on average, for which a roll-up is worth its bytes."""
 _NONE = np.zeros(0, np.int64)
 
@@ -208,8 +208,7 @@ class _Matrices:
         return laid
 
     def _chunk(self, name: str, values: Matrix) -> None:
-        for block, row in enumerate(range(0, values.shape[1], codec.BLOCK_ROWS)):
-            body = codec.pack(np.ascontiguousarray(values[:, row : row + codec.BLOCK_ROWS].T))
+        for block, body in enumerate(codec.pack_blocks(values.T, codec.BLOCK_ROWS)):
             self.chunks.append((name, block, body))
 
     def _roll(
@@ -219,10 +218,13 @@ class _Matrices:
         if group.order is not None:
             steps, values = steps[group.order], values[group.order]
             seen = None if seen is None else seen[group.order]
-        for width, rolled in rollup.roll(steps, values, seen):
-            cells = rolled.values["count"].size
-            if held < _WORTH * cells:
-                continue  # it would be larger than what it sums up
+        rows = values.shape[1]
+        widths = [
+            width
+            for width in rollup.WIDTHS  # else it would be larger than what it sums up
+            if held >= _WORTH * rows * rollup.buckets(steps, width)[0].size
+        ]
+        for width, rolled in rollup.roll(steps, values, seen, widths):
             self.rolled.setdefault(name, width)
             for aggregate in rollup.AGGREGATES:
                 if rolled.plain and aggregate in rollup.COUNTS:
@@ -230,7 +232,7 @@ class _Matrices:
                 told = rolled.values[aggregate]
                 if self._bits and name in _ROUNDABLE and aggregate == "mean":
                     told = codec.rounded(told, self._bits)
-                body = codec.pack(np.ascontiguousarray(told.T))
+                body = codec.pack(told.T)
                 self.rollups.append((width, name, aggregate, body))
 
 

@@ -30,10 +30,11 @@ class Cache:
     def keep(self, key: Hashable, value: Any, size: int) -> None:
         """Keep a value of about ``size`` bytes; what was not used for longest makes room."""
         with self._lock:
-            if key in self._held or size > self._most_bytes:
+            if size > self._most_bytes:
                 return
+            _, before = self._held.pop(key, (None, 0))
             self._held[key] = value, size
-            self.bytes += size
+            self.bytes += size - before
             while self.bytes > self._most_bytes:
                 _, (_, freed) = self._held.popitem(last=False)
                 self.bytes -= freed

@@ -7,7 +7,7 @@ bucket that two segments share is told by both in part, and parts merge exactly.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,22 +43,27 @@ def buckets(steps: Ints, width: int) -> tuple[Ints, Ints]:
     return numbers[starts], starts
 
 
-def roll(steps: Ints, values: Matrix, observed: Flags | None) -> Iterator[tuple[int, Rolled]]:
-    """Each width of :data:`WIDTHS` with the column rolled up to it.
+def roll(
+    steps: Ints, values: Matrix, observed: Flags | None, widths: Sequence[int] = WIDTHS
+) -> Iterator[tuple[int, Rolled]]:
+    """Each of these ascending widths with the column rolled up to it.
 
     Args:
         steps: [m], rising.
         values: [m, rows] float32.
         observed: [m, rows], what was measured; None where a NaN says that it was not.
+        widths: Each a multiple of the one before.
     """
+    if not widths:
+        return
     finite = np.isfinite(values)
     plain = bool(finite.all()) and (observed is None or bool(observed.all()))
-    width = WIDTHS[0]
+    width = widths[0]
     numbers, starts = buckets(steps, width)
     sizes = np.diff(np.append(starts, steps.size))
     rolled = _first(values, finite, observed, starts, sizes, plain)
     yield width, Rolled(_narrow(rolled), plain)
-    for wider in WIDTHS[1:]:
+    for wider in widths[1:]:
         numbers, starts = buckets(numbers, wider // width)
         rolled = _merged(rolled, starts)
         width = wider
