@@ -97,11 +97,15 @@ class Zoom:
             if scale is not None:
                 values = (values * scale).astype(np.float32)
             bad = found["nonfinite"][kept] if newest else None
-            canvas.add_rolled(rows, columns, values, numbers[kept] * width, bad)
+            order = _last_steps(spines[segment.id], column, width)[kept]
+            canvas.add_rolled(rows, columns, values, order, bad)
             canvas.mark_times(*_first_times(spines[segment.id], column, self._grid))
         for kind, name in enumerate(("nan", "inf")):
             bad_ones = [(s, p) for s, p in told if p.constants.get(name) != 0]
             summed = [(s, p) for s, p in bad_ones if p.width_of(name, width) == width]
+            for segment, spine in bad_ones:
+                if spine.width_of(name, width) != width and segment.held == RAW:
+                    self._count_steps(canvas, reader, segment, spine, name, kind, placed)
             for segment, numbers, found in reader.rollups(summed, width, name, ("mean", "count")):
                 rows, _ = placed(segment.layout)
                 kept, columns = self._within(numbers, width)
@@ -140,8 +144,8 @@ class Zoom:
         found, first = np.unique(columns, return_index=True)
         canvas.mark_times(found, times[first])
         for kind, name in enumerate(("nan", "inf")):
-            if told.constants.get(name) != 0 and name in told.columns:
-                self._count_steps(canvas, reader, segment, told, name, kind, rows, until)
+            if told.constants.get(name) != 0:
+                self._count_steps(canvas, reader, segment, told, name, kind, placed)
 
     def _count_steps(
         self,
@@ -151,9 +155,12 @@ class Zoom:
         told: Spine,
         name: str,
         kind: int,
-        rows: Ints,
-        until: float,
+        placed: Placed,
     ) -> None:
+        if name not in told.columns:
+            return
+        rows, _ = placed(segment.layout)
+        until = self._until.get(segment.ordinal, math.inf)
         steps = told.steps[told.frames_of(name)]
         order = np.argsort(steps, kind="stable")
         kept, columns = self._grid.columns(steps[order], until)
@@ -166,6 +173,14 @@ class Zoom:
         columns = (numbers * width - self._grid.origin) // self._grid.width
         kept = np.flatnonzero((columns >= 0) & (columns < self._grid.count))
         return kept, columns[kept]
+
+
+def _last_steps(told: Spine, column: str, width: int) -> Ints:
+    """The last step of each bucket: a bucket that two segments share is newer in the later."""
+    steps = np.sort(told.steps[told.frames_of(column)])
+    _, starts = rollup.buckets(steps, width)
+    last: Ints = steps[np.append(starts[1:], steps.size) - 1]
+    return last
 
 
 def _first_times(told: Spine, column: str, grid: Buckets) -> tuple[Ints, Ints]:
