@@ -16,6 +16,8 @@ import httpx
 from gradwarden import wire
 from gradwarden_server.store.database import Database
 from gradwarden_server.store.entries import LogReader
+from gradwarden_server.store.shelf import SeriesEngine, Shelves
+from gradwarden_server.store.shelf_tables import TableShelf
 from tests.server.pager import PATIENCE, LocalReceiver
 from tests.server.traffic import FRAMES, frame, start_body
 from tests.service import Service
@@ -144,18 +146,20 @@ def check_told(service: Service, pager: LocalReceiver, runs: Iterable[str]) -> N
     until(lambda: told(pager) == fired, f"told {told(pager)} of {fired}")
 
 
-def check_kept(url: str, acked: dict[str, int]) -> None:
+def check_kept(url: str, acked: dict[str, int], series: SeriesEngine | None = None) -> None:
     """Every acked frame is there once, with its values; one in doubt at most once.
 
     Args:
         url: The database, which no service need hold.
         acked: The last acked seq of each run.
+        series: Where values lie, if not in the database.
     """
     database = Database(url)
+    reader = LogReader(database, shelves=Shelves(TableShelf(database), series))
     try:
         for run, last in acked.items():
             found: Counter[int] = Counter()
-            for entry in LogReader(database).after("default", run, 0, 10**9):
+            for entry in reader.after("default", run, 0, 10**9):
                 for kept in entry.batch().frames:
                     found[kept.seq] += 1
                     assert kept.values == values(run, kept.seq), f"{run}: frame {kept.seq}"

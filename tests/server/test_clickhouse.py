@@ -18,13 +18,15 @@ from gradwarden_server.store.clickhouse_engines import Engine, connect
 from gradwarden_server.store.compactor import Compactor
 from gradwarden_server.store.entries import LogReader
 from gradwarden_server.store.errors import Damaged, Unavailable
+from gradwarden_server.store.filing import filed
 from gradwarden_server.store.history import History
 from gradwarden_server.store.maintenance import Janitor
 from gradwarden_server.store.removal import RunRemoval
 from gradwarden_server.store.retention import Policy, RetentionStore
-from gradwarden_server.store.shelf import Shelves
+from gradwarden_server.store.shelf import Filed, Shelves
 from gradwarden_server.store.shelf_tables import TableShelf
 from tests.needs import needs_package
+from tests.server.clickhouse_http import PASSWORD, USER, http_door
 from tests.server.test_compaction import (  # noqa: F401  (the same tests, over this store)
     DAY_NS,
     LAYERS,
@@ -115,6 +117,12 @@ def rows(store: Shelved) -> dict[str, int]:
         answer = store.engine.query(f"SELECT count() FROM {table}")
         found[table] = int.from_bytes(answer, "little")
     return found
+
+
+def filed_segments(store: Shelved) -> list[Filed]:
+    """Every segment."""
+    with store.database.read() as connection:
+        return filed(connection, t.segment.c.sealed)
 
 
 def test_the_database_holds_no_values(store: Shelved) -> None:
@@ -248,6 +256,30 @@ def test_retention_and_deletion_reach_it(store: Shelved) -> None:
     assert janitor.round(NOW + 4 * DAY_NS) is not None
     assert not any(rows(store).values())
     assert counts(store)["segment"] == 0
+
+
+def test_a_server_is_reached_over_http(engine: Engine, tmp_path: Path) -> None:
+    needs_package("clickhouse_connect")
+    for table in schema.TABLES:
+        engine.execute(f"DROP TABLE IF EXISTS {table}")
+    secret = tmp_path / "password"
+    secret.write_text(PASSWORD + "\n")
+    with http_door(engine) as port:
+        place = f"{USER}@127.0.0.1:{port}/default"
+        server = connect(f"clickhouse://{place}?password_file={secret}")
+        store = Shelved(f"sqlite:///{tmp_path}/gw.sqlite", server)
+        store.runs.put_layout(PROJECT, LAYOUT).result()
+        sent = send(store, 64)
+        compact_all(compactor(store))
+        assert told(store) == sent
+        store.shelf.drop(filed_segments(store), "rollup")
+        assert rows(store)[schema.VALUES] == 0
+        with pytest.raises(Unavailable, match=f"127.0.0.1:{port} cannot be used.*Authentication"):
+            connect(f"clickhouse://{place}").query("SELECT 1")
+    with pytest.raises(Unavailable, match=f"ClickHouse at 127.0.0.1:{port} cannot be used now"):
+        store.shelf.ready()
+    store.database.close()
+    server.close()
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,31 @@
+"""``gradwarden`` as hasty as :mod:`tests.server.hasty`, and killed before its second seal."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+from functools import partial
+
+from gradwarden_server import app, cli
+from gradwarden_server.store.built import Built
+from gradwarden_server.store.compaction import Claim, Compaction
+from tests.server.hasty import FRAMES
+
+SEAL = 2
+
+
+class Deadly(Compaction):
+    """The values are put and nobody knows of them yet."""
+
+    _seals = itertools.count(1)
+
+    def seal(self, claim: Claim, made: Built, weight: int) -> None:
+        if next(self._seals) == SEAL:
+            os.kill(os.getpid(), signal.SIGKILL)
+        super().seal(claim, made, weight)
+
+
+if __name__ == "__main__":
+    app.Compaction = partial(Deadly, frames=FRAMES)  # type: ignore[assignment, misc]
+    raise SystemExit(cli.main())
