@@ -439,7 +439,7 @@ def test_room_is_given_back_beside_ingest(tmp_path: Path) -> None:
     database = Database(service.db)
     try:
         run = start(database)
-        add_segments(database, run, 80, blocks=20)
+        add_segments(database, run, 200, blocks=30)
         header = {"Gradwarden-Project": PROJECT}
         service.call("DELETE", "/v1/runs/r", headers=header)
         until(lambda: count(database, t.segment) == 0)
