@@ -11,6 +11,7 @@ Ints = NDArray[np.int64]
 Doubles = NDArray[np.float64]
 
 _MOST = 2**63 - 1
+_NO_STEPS = np.zeros(0, dtype=np.int64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +80,13 @@ class Curve:
 
     def of_first_rank(self, grid: Buckets) -> tuple[Ints, NDArray[np.generic]]:
         """Per step in order, the value that the lowest rank gave."""
+        of_rank = self._by_rank(grid)
+        if not of_rank:
+            return _NO_STEPS, np.zeros(0)
+        (steps, values), *others = (of_rank[rank] for rank in sorted(of_rank))
+        if _rises(steps) and all(np.array_equal(steps, told) for told, _ in others):
+            return steps, values  # ranks in step: the others have nothing to add
         steps, values, ranks, _ = self._flat(grid)
-        if (steps[1:] > steps[:-1]).all():  # one rank told all, in order
-            return steps, values
         order = np.lexsort((-ranks, steps))
         last = order[_ends(steps[order])]
         return steps[last], values[last]
@@ -89,7 +94,7 @@ class Curve:
     def summed(self, grid: Buckets) -> tuple[Ints, Doubles]:
         """Per step in order, the sum over groups of what the lowest rank of each gave."""
         steps, values, ranks, groups = self._flat(grid)
-        if (steps[1:] > steps[:-1]).all():
+        if _rises(steps):
             return steps, values.astype(np.float64)
         order = np.lexsort((-ranks, groups, steps))
         lowest = order[_ends(steps[order]) | _ends(groups[order])]
@@ -100,11 +105,23 @@ class Curve:
         starts = np.concatenate([[0], ends[:-1] + 1])
         return steps[ends], np.add.reduceat(numbers, starts)
 
+    def _by_rank(self, grid: Buckets) -> dict[int, tuple[Ints, NDArray[np.generic]]]:
+        """Steps within the grid and their values, as each rank told them."""
+        parts: dict[int, tuple[list[Ints], list[NDArray[np.generic]]]] = {}
+        for steps, values, (rank, until, _) in zip(
+            self._steps, self._values, self._origin, strict=True
+        ):
+            kept = (steps >= grid.first) & (steps <= min(until, grid.last))
+            whole = bool(kept.all())
+            of_rank = parts.setdefault(rank, ([], []))
+            of_rank[0].append(steps if whole else steps[kept])
+            of_rank[1].append(values if whole else values[kept])
+        return {rank: (np.concatenate(s), np.concatenate(v)) for rank, (s, v) in parts.items()}
+
     def _flat(self, grid: Buckets) -> tuple[Ints, NDArray[np.generic], Ints, Ints]:
         """Steps within the grid, their values, ranks and groups."""
         if not self._steps:
-            none = np.zeros(0, dtype=np.int64)
-            return none, np.zeros(0), none, none
+            return _NO_STEPS, np.zeros(0), _NO_STEPS, _NO_STEPS
         steps, values = np.concatenate(self._steps), np.concatenate(self._values)
         origin = np.array(self._origin, dtype=np.int64)
         origin = np.repeat(origin, [part.size for part in self._steps], axis=0)
@@ -167,3 +184,7 @@ def _bucketed(
 def _ends(ordered: Ints) -> NDArray[np.bool_]:
     """Where a run of equal numbers ends."""
     return np.append(ordered[1:] != ordered[:-1], ordered.size > 0)[: ordered.size]
+
+
+def _rises(steps: Ints) -> bool:
+    return bool((steps[1:] > steps[:-1]).all())

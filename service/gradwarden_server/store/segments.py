@@ -26,6 +26,8 @@ from gradwarden_server.store.spine import Spine
 RAW = "raw"
 """Of a segment whose values are all still held."""
 
+_Rolled = tuple[Ints, Mapping[str, Matrix]]
+
 _PAGE = 64
 
 
@@ -177,26 +179,23 @@ class SegmentReader:
         Raises:
             Damaged: a roll-up is.
         """
+        kind = (width, quantity, *aggregates)
         some = [(s, p) for s, p in told if quantity in p.columns]
         for start in range(0, len(some), _PAGE):
             page = some[start : start + _PAGE]
-            held = {s.id: self._cache.get(("rollup", s.id, width, quantity)) or {} for s, _ in page}
-            missing = [
-                s
-                for s, p in page
-                if quantity not in p.constants and not set(aggregates) <= set(held[s.id])
-            ]
-            found = self.shelves.rollups(missing, width, quantity, aggregates)
-            fresh = {
-                number: {name: np.ascontiguousarray(rows.T) for name, rows in arrays.items()}
-                for number, arrays in found.items()
+            held: dict[int, _Rolled | None] = {
+                s.id: self._cache.get(("rollup", s.id, *kind)) for s, _ in page
             }
-            for number, arrays in fresh.items():
-                held[number] = {**held[number], **arrays}
-                size = sum(a.nbytes for a in held[number].values())
-                self._cache.keep(("rollup", number, width, quantity), held[number], size)
+            missing = [s for s, p in page if held[s.id] is None and quantity not in p.constants]
+            stored = self.shelves.rollups(missing, width, quantity, aggregates)
             for segment, told_spine in page:
-                yield _rolled(segment, told_spine, width, quantity, aggregates, held[segment.id])
+                rolled = held[segment.id]
+                if rolled is None:
+                    arrays = stored.get(segment.id, {})
+                    rolled = _rolled(told_spine, width, quantity, aggregates, arrays)
+                    size = 1000 + sum(array.nbytes for array in arrays.values())
+                    self._cache.keep(("rollup", segment.id, *kind), rolled, size)
+                yield segment, *rolled
 
 
 def _segments(project: str, run: str) -> Select[Any]:
@@ -218,30 +217,29 @@ def _segments(project: str, run: str) -> Select[Any]:
 
 
 def _rolled(
-    segment: Segment,
     told: Spine,
     width: int,
     quantity: str,
     aggregates: Sequence[str],
-    held: Mapping[str, Matrix],
-) -> tuple[Segment, Ints, Mapping[str, Matrix]]:
+    stored: Mapping[str, Matrix],
+) -> _Rolled:
     """The buckets of a segment; what is not stored follows from its steps or its constant."""
     steps = np.sort(told.steps[told.frames_of(quantity)])
     numbers, starts = rollup.buckets(steps, width)
     sizes = np.diff(np.append(starts, steps.size)).astype(np.float32)[:, None]
     shape = (numbers.size, told.parameters)
+    bits = told.constants.get(quantity)
+    value = np.float32(np.nan) if bits is None else np.uint32(bits).view(np.float32)
+    plain = bits is None or bool(np.isfinite(value))
     found: dict[str, Matrix] = {}
     for name in aggregates:
-        if name in held:
-            found[name] = held[name]
-            continue
-        bits = told.constants.get(quantity)
-        value = np.float32(np.nan) if bits is None else np.uint32(bits).view(np.float32)
-        plain = bits is None or bool(np.isfinite(value))
-        if name == "count":
+        if name in stored:
+            found[name] = np.ascontiguousarray(stored[name].T)
+        elif name == "count":
             found[name] = np.broadcast_to(sizes if plain else np.float32(0), shape)
         elif name == "nonfinite":
             found[name] = np.broadcast_to(sizes if np.isinf(value) else np.float32(0), shape)
         else:
-            found[name] = np.full(shape, value if plain else np.nan, np.float32)
-    return segment, numbers, found
+            filling = value if plain else np.float32(np.nan)
+            found[name] = np.broadcast_to(filling, shape)
+    return numbers, found
