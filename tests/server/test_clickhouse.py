@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -288,3 +291,15 @@ def test_a_server_is_reached_over_http(engine: Engine, tmp_path: Path) -> None:
 def test_a_url_that_cannot_be_used_is_told(url: str) -> None:
     with pytest.raises(ValueError, match="series: "):
         connect(url)
+
+
+@pytest.mark.full
+def test_the_benchmark_measures_both_shelves(tmp_path: Path) -> None:
+    needs_package("chdb")
+    benchmark = Path(__file__).parents[2] / "benchmarks" / "clickhouse.py"
+    command = [sys.executable, str(benchmark), "--layers", "5", "--steps", "600"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert told["tables"].keys() == told["clickhouse"].keys()
+    assert all(value > 0 for value in told["clickhouse"].values())

@@ -41,17 +41,17 @@ class ClickHouseShelf:
     name = "clickhouse"
 
     def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+        self.engine = engine
         self._prepared = False
 
     def ready(self) -> None:
         """Ask whether ClickHouse is there, and make the tables once."""
         self._prepare()
-        self._engine.query("SELECT 1")
+        self.engine.query("SELECT 1")
 
     def close(self) -> None:
         """Let go of the engine."""
-        self._engine.close()
+        self.engine.close()
 
     def put(self, project: str, filed: Filed, made: Built) -> int:
         """Insert the values; the database holds none of them."""
@@ -126,7 +126,7 @@ class ClickHouseShelf:
         for start in range(0, len(segments), _DROPPED):
             which = _which(segments[start : start + _DROPPED])
             for table, more in tables.items():
-                self._engine.execute(f"DELETE FROM {table} WHERE {which}{more}")
+                self.engine.execute(f"DELETE FROM {table} WHERE {which}{more}")
 
     def holding(self, narrower: str, after: tuple[int, int]) -> list[tuple[int, int]]:
         """Segments with values, or with narrow roll-ups."""
@@ -137,7 +137,7 @@ class ClickHouseShelf:
             else [f"{table} WHERE" for table in (schema.VALUES, schema.WORDS)]
         )
         each = [f"SELECT segment, made FROM {t} (segment, made) > {after}" for t in tables]
-        answer = self._engine.query(
+        answer = self.engine.query(
             f"SELECT DISTINCT segment, made FROM ({' UNION ALL '.join(each)}) "
             f"ORDER BY segment, made LIMIT {_LISTED}"
         )
@@ -146,7 +146,7 @@ class ClickHouseShelf:
     def _prepare(self) -> None:
         if not self._prepared:
             for statement in schema.CREATE:
-                self._engine.execute(statement)
+                self.engine.execute(statement)
             self._prepared = True
 
     def _insert(self, table: str, rows: Iterable[bytes]) -> None:
@@ -155,10 +155,10 @@ class ClickHouseShelf:
         for row in rows:
             body += row
             if len(body) >= _INSERT_BYTES:
-                self._engine.insert(table, _COLUMNS[table], bytes(body))
+                self.engine.insert(table, _COLUMNS[table], bytes(body))
                 body.clear()
         if body:
-            self._engine.insert(table, _COLUMNS[table], bytes(body))
+            self.engine.insert(table, _COLUMNS[table], bytes(body))
 
     def _select(
         self,
@@ -177,7 +177,7 @@ class ClickHouseShelf:
         statement = f"SELECT {columns} FROM {table} WHERE {_which(segments)} AND {where}"
         fixed = "<Q" + "I" * len(numbers.split())
         try:
-            yield from rowbinary.read(self._engine.query(statement), fixed, types)
+            yield from rowbinary.read(self.engine.query(statement), fixed, types)
         except (Spoiled, ValueError) as error:
             raise Damaged(segments[0].place, what, str(error)) from error
 
