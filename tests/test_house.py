@@ -108,6 +108,8 @@ WITHOUT_PROJECT = {
     "Shelves": "takes segments, which were found in a project",
     "TableShelf": "takes segments, which were found in a project",
     "Zoom": "arithmetic over segments, which were found in a project",
+    "Telling.pieces": "takes what was found held in a project",
+    "Telling.scalars": "takes what was found held in a project",
     "TokenStore.any_live": "whether the service may listen beyond loopback at all",
     "TokenStore.authenticate": "a token is what tells the project",
 }

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from sqlalchemy import Row, Select, func, literal, select
+from sqlalchemy import Row, Select, func, literal, select, union_all
 
 from gradwarden import wire
 from gradwarden_server.store import recall
@@ -185,33 +185,32 @@ class LogReader:
 
     def layouts(self, project: str, run: str) -> list[str]:
         """The hashes of the layouts that the run's matrices follow, the newest first."""
-        newest: dict[str, int] = {}
-        for table, position in (
-            (t.frame_batch, t.frame_batch.c.position),
-            (t.segment, t.segment.c.position1),
-        ):
-            statement = (
-                select(table.c.layout, func.max(position))
-                .join(t.run, t.run.c.id == table.c.run_id)
-                .where(*_of(project, run), table.c.layout != "")
-                .group_by(table.c.layout)
+        parts = (
+            select(table.c.layout, func.max(position).label("newest"))
+            .join(t.run, t.run.c.id == table.c.run_id)
+            .where(*_of(project, run), table.c.layout != "")
+            .group_by(table.c.layout)
+            for table, position in (
+                (t.frame_batch, t.frame_batch.c.position),
+                (t.segment, t.segment.c.position1),
             )
-            with self._database.read() as connection:
-                for layout, at in connection.execute(statement):
-                    newest[layout] = max(at, newest.get(layout, 0))
+        )
+        newest: dict[str, int] = {}
+        with self._database.read() as connection:
+            for layout, at in connection.execute(union_all(*parts)):
+                newest[layout] = max(at, newest.get(layout, 0))
         return sorted(newest, key=lambda layout: -newest[layout])
 
     def span(self, project: str, run: str) -> tuple[int, int] | None:
         """The first and last step that is held of a run, or None."""
-        spans = []
-        for table in (t.frame_batch, t.segment):
-            statement = (
-                select(func.min(table.c.step0), func.max(table.c.step1))
-                .join(t.run, t.run.c.id == table.c.run_id)
-                .where(*_of(project, run))
-            )
-            with self._database.read() as connection:
-                spans.append(connection.execute(statement).one())
+        parts = (
+            select(func.min(table.c.step0), func.max(table.c.step1))
+            .join(t.run, t.run.c.id == table.c.run_id)
+            .where(*_of(project, run))
+            for table in (t.frame_batch, t.segment)
+        )
+        with self._database.read() as connection:
+            spans = connection.execute(union_all(*parts)).all()
         known = [(low, high) for low, high in spans if low is not None]
         return (min(k[0] for k in known), max(k[1] for k in known)) if known else None
 

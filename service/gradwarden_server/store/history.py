@@ -28,7 +28,7 @@ from gradwarden_server.store.heat import Canvas, Heatmap, joined
 from gradwarden_server.store.pieces import Quantity
 from gradwarden_server.store.rows import Layer, fill_from_piece, fill_from_segments
 from gradwarden_server.store.runs import RunStore
-from gradwarden_server.store.telling import Telling
+from gradwarden_server.store.telling import Held, Telling
 from gradwarden_server.store.zoom import Zoom
 
 _GRAD_NORM = "grad_norm"
@@ -96,11 +96,11 @@ class History:
                 known[digest] = np.array(rows, dtype=np.int64), scale
             return known[digest]
 
-        entries, segments = self._log.holding(project, run, grid.first, grid.last)
-        zoom = Zoom(grid, self._telling.until(project, run), entries, segments)
+        held = self._telling.held(project, run, grid.first, grid.last)
+        zoom = Zoom(grid, held.until, held.entries, [*held.whole, *held.split])
         zoom.paint(canvas, quantity, self._log.segments, placed)
         for columns in dict.fromkeys((quantity.columns, wire.QUANTITIES)):
-            pieces = self._telling.of(project, run, entries, zoom.rest, columns)
+            pieces = self._telling.pieces(held, zoom.rest, columns)
             for part in joined(one_voice(pieces)):
                 if columns == quantity.columns:
                     canvas.add(part, *placed(part.layout))
@@ -131,7 +131,8 @@ class History:
         times = Curve()
         curves = {key: Curve() for key in keys}
         reported: set[str] = set()
-        for piece, until in self._telling.scalars(project, run, grid.first, grid.last):
+        held = self._telling.held(project, run, grid.first, grid.last)
+        for piece, until in self._telling.scalars(held):
             times.add(piece.steps, piece.times_ns, piece.rank, until)
             reported.update(piece.scalars)
             if piece.normed.any():
@@ -146,16 +147,15 @@ class History:
                     curve.add(steps, values, piece.rank, until)
         layers = [Layer(curves[key], *layer) for key, layer in wanted.items() if layer is not None]
         if layers:
-            self._layers(project, run, grid, layers)
+            self._layers(project, held, layers)
         found = {key: curve.of_first_rank(grid) for key, curve in curves.items()}
         if _GRAD_NORM in curves:
             steps, squares = curves[_GRAD_NORM].summed(grid)
             found[_GRAD_NORM] = steps, np.sqrt(squares)
         return table(grid, times, found, sorted(reported))
 
-    def _layers(self, project: str, run: str, grid: Buckets, layers: Sequence[Layer]) -> None:
+    def _layers(self, project: str, held: Held, layers: Sequence[Layer]) -> None:
         """Fill the curves of single parameters."""
-
         rows_of: dict[str, dict[str, int]] = {}
 
         def placed(digest: str, layer: Layer) -> tuple[int, float] | None:
@@ -167,16 +167,10 @@ class History:
             scale = self._scale(project, digest, layer.quantity)
             return row, 1.0 if scale is None else float(scale[row])
 
-        entries, segments = self._log.holding(project, run, grid.first, grid.last)
-        split = {e.ordinal for e in entries if e.shards > 1}
-        split |= {s.ordinal for s in segments if s.shards > 1}
-        whole = [s for s in segments if s.ordinal not in split]
-        until = self._telling.until(project, run)
-        fill_from_segments(layers, self._log.segments, whole, until, placed)
-        rest = [s for s in segments if s.ordinal in split]
+        fill_from_segments(layers, self._log.segments, held.whole, held.until, placed)
         for columns in dict.fromkeys(layer.quantity.columns for layer in layers):
             of_these = [layer for layer in layers if layer.quantity.columns == columns]
-            for piece, end in self._telling.of(project, run, entries, rest, columns):
+            for piece, end in self._telling.pieces(held, held.split, columns):
                 fill_from_piece(of_these, piece, end, placed)
 
     def histogram(self, project: str, run: str, row: int, step: int | None) -> Histogram | None:
@@ -198,14 +192,16 @@ class History:
             first = max(span[0], last - width + 1)
             best: tuple[int, int] | None = None
             found = None
-            for piece, until in self._telling.pieces(project, run, first, last, wire.HISTOGRAM):
+            held = self._telling.held(project, run, first, last)
+            segments = [*held.whole, *held.split]
+            for piece, until in self._telling.pieces(held, segments, wire.HISTOGRAM):
                 at = self._rows(project, piece.layout).get(name)
                 if at is None:
                     continue
                 steps = piece.matrix_steps
-                held = (steps >= first) & (steps <= min(last, until))
-                held &= ~np.isnan(piece.matrix[:, at]).any(axis=1)
-                for i in np.flatnonzero(held)[np.argsort(steps[held])][-1:].tolist():
+                seen = (steps >= first) & (steps <= min(last, until))
+                seen &= ~np.isnan(piece.matrix[:, at]).any(axis=1)
+                for i in np.flatnonzero(seen)[np.argsort(steps[seen])][-1:].tolist():
                     if best is None or (int(steps[i]), -piece.rank) > best:
                         best = int(steps[i]), -piece.rank
                         counts = [int(n) for n in piece.matrix[i, at].tolist()]
@@ -220,7 +216,7 @@ class History:
     ) -> RankValues:
         """Scalars as each rank reported them, of the newest attempt that has the step."""
         found = RankValues({}, {name: {} for name in names})
-        for piece, end in self._telling.scalars(project, run, first, last):
+        for piece, end in self._telling.scalars(self._telling.held(project, run, first, last)):
             end = min(end, last)
             for step, at in zip(piece.steps.tolist(), piece.times_ns.tolist(), strict=True):
                 if first <= step <= end:

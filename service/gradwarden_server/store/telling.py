@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from gradwarden import wire
 from gradwarden_server.store.cache import Cache
@@ -17,6 +18,22 @@ from gradwarden_server.store.spine import Spine
 _PAGE = 64
 
 
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What is held of a range of steps of a run: batches of the log, and segments.
+
+    ``split`` are the segments of attempts whose ranks hold shards, ``whole`` all others;
+    ``until`` is the last step that counts of each attempt, by its ordinal.
+    """
+
+    project: str
+    run: str
+    entries: Sequence[LogEntry]
+    whole: Sequence[Segment]
+    split: Sequence[Segment]
+    until: Mapping[int, float]
+
+
 class Telling:
     """Pieces of a run; what was decoded lately is kept in memory."""
 
@@ -25,80 +42,70 @@ class Telling:
         self._runs = runs
         self._cache = cache
 
-    def until(self, project: str, run: str) -> dict[int, float]:
-        """The last step that counts of each attempt."""
-        return {
+    def held(self, project: str, run: str, first: int, last: int) -> Held:
+        """What touches steps [first, last]."""
+        entries, segments = self._log.holding(project, run, first, last)
+        sharded = {e.ordinal for e in entries if e.shards > 1}
+        sharded |= {s.ordinal for s in segments if s.shards > 1}
+        until = {
             a.ordinal: math.inf if a.superseded_after is None else a.superseded_after
             for a in self._runs.attempts(project, run)
         }
+        return Held(
+            project,
+            run,
+            entries,
+            whole=[s for s in segments if s.ordinal not in sharded],
+            split=[s for s in segments if s.ordinal in sharded],
+            until=until,
+        )
 
     def pieces(
-        self, project: str, run: str, first: int, last: int, columns: tuple[str, ...]
+        self, held: Held, segments: Sequence[Segment], columns: tuple[str, ...]
     ) -> Iterator[tuple[Piece, float]]:
-        """Pieces that touch steps [first, last], shards joined, with what counts of them.
+        """The pieces of what the log holds and of these segments, shards joined.
+
+        Each with the last step of its attempt that counts.
 
         Raises:
             Damaged: a segment is.
         """
-        entries, segments = self._log.holding(project, run, first, last)
-        return self.of(project, run, entries, segments, columns)
-
-    def of(
-        self,
-        project: str,
-        run: str,
-        entries: Sequence[LogEntry],
-        segments: Sequence[Segment],
-        columns: tuple[str, ...],
-    ) -> Iterator[tuple[Piece, float]]:
-        """The pieces of these, shards joined, with the last step of their attempt that counts."""
-        items: list[LogEntry | Segment] = [*entries, *(s for s in segments if s.held == RAW)]
-        split = {item.ordinal for item in items if item.shards > 1}
+        items: list[LogEntry | Segment] = [
+            *held.entries,
+            *(segment for segment in segments if segment.held == RAW),
+        ]
+        sharded = {item.ordinal for item in items if item.shards > 1}
         # The shards of one step have to meet, whenever each of them arrived.
         items.sort(
-            key=lambda item: (item.ordinal, item.step0 if item.ordinal in split else _at(item))
+            key=lambda item: (item.ordinal, item.step0 if item.ordinal in sharded else _at(item))
         )
-        told = self._decoded(project, run, items, columns)
-        return gathered(told, lambda digest: self._runs.layout(project, digest))
+        told = self._decoded(held, items, columns)
+        return gathered(told, lambda digest: self._runs.layout(held.project, digest))
 
-    def scalars(
-        self, project: str, run: str, first: int, last: int
-    ) -> Iterator[tuple[Piece, float]]:
-        """What ranks said of steps [first, last] beside matrices; these may be left out.
+    def scalars(self, held: Held) -> Iterator[tuple[Piece, float]]:
+        """What ranks said beside matrices; these may be left out.
 
         Only pieces of shards have to be joined to know their norms, so they hold them.
         """
-        entries, segments = self._log.holding(project, run, first, last)
-        until = self.until(project, run)
-        split = {e.ordinal for e in entries if e.shards > 1}
-        split |= {s.ordinal for s in segments if s.shards > 1}
-        whole = [s for s in segments if s.ordinal not in split]
-        for segment, told in self._log.segments.spines(whole):
+        for segment, told in self._log.segments.spines(held.whole):
             piece: Piece | None = self._cache.get(("light", segment.id))
             if piece is None:
                 piece = of_segment(segment, told, wire.QUANTITIES)
                 self._cache.keep(("light", segment.id), piece, piece.size)
-            yield piece, until.get(segment.ordinal, math.inf)
-        rest = [s for s in segments if s.ordinal in split]
-        yield from self.of(project, run, entries, rest, wire.QUANTITIES)
+            yield piece, held.until.get(segment.ordinal, math.inf)
+        yield from self.pieces(held, held.split, wire.QUANTITIES)
 
     def _decoded(
-        self,
-        project: str,
-        run: str,
-        items: Sequence[LogEntry | Segment],
-        columns: tuple[str, ...],
+        self, held: Held, items: Sequence[LogEntry | Segment], columns: tuple[str, ...]
     ) -> Iterator[tuple[Piece, float]]:
         """Pieces page by page, those in memory as they are."""
-        until = self.until(project, run)
         for start in range(0, len(items), _PAGE):
             page = items[start : start + _PAGE]
-            found = self._logged(
-                project, run, [i for i in page if isinstance(i, LogEntry)], columns
-            )
+            entries = [i for i in page if isinstance(i, LogEntry)]
+            found = self._logged(held.project, held.run, entries, columns)
             spines = dict(self._log.segments.spines([i for i in page if isinstance(i, Segment)]))
             for item in page:
-                end = until.get(item.ordinal, math.inf)
+                end = held.until.get(item.ordinal, math.inf)
                 if isinstance(item, Segment):
                     if item in spines:
                         yield self._segment(item, spines[item], columns), end
