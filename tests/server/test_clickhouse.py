@@ -6,11 +6,12 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from sqlalchemy import func, select
+from sqlalchemy import delete, func, select
 
 from gradwarden import wire
 from gradwarden_server.store import clickhouse_schema as schema
@@ -18,6 +19,7 @@ from gradwarden_server.store import compaction as steps
 from gradwarden_server.store import tables as t
 from gradwarden_server.store.clickhouse import ClickHouseShelf
 from gradwarden_server.store.clickhouse_engines import Engine, connect
+from gradwarden_server.store.compaction import LostClaim
 from gradwarden_server.store.compactor import Compactor
 from gradwarden_server.store.entries import LogReader
 from gradwarden_server.store.errors import Damaged, Unavailable
@@ -36,6 +38,7 @@ from tests.server.test_compaction import (  # noqa: F401  (the same tests, over 
     compact_all,
     compactor,
     counts,
+    frames,
     send,
     test_a_crash_after_any_step_neither_loses_nor_doubles,
     test_a_process_taken_for_dead_cannot_seal,
@@ -48,6 +51,9 @@ from tests.server.test_compaction import (  # noqa: F401  (the same tests, over 
     told,
 )
 from tests.server.test_store import LAYOUT, NOW, PROJECT, Store
+
+# Of a small part all columns lie in the one, of a large part values in the other.
+_DATA = ("data.bin", "values.bin")
 
 
 class Fickle:
@@ -216,7 +222,32 @@ def test_what_an_abandoned_claim_put_there_is_dropped(
     with store.database.read() as connection:
         number, made = connection.execute(select(t.segment.c.id, t.segment.c.claimed_ns)).one()
     assert store.shelf.holding("rollup", (0, 0)) == [(number, made)]
-    assert store.shelf.holding("coarse", (0, 0)) == [(number, made)]
+
+
+def test_what_is_put_for_a_run_that_is_being_deleted_is_dropped(store: Shelved) -> None:
+    send(store, 64)
+    compaction = compactor(store)
+    claim = compaction.claim(compaction.due(NOW + DAY_NS)[0])
+    assert claim is not None
+    made = compaction.make(claim)
+    with store.database.engine.begin() as connection:
+        connection.execute(delete(t.segment))
+    weight = compaction.fill(claim, made)
+    with pytest.raises(LostClaim):
+        compaction.seal(claim, made, weight)
+    compaction.abandon(claim)
+    assert not any(rows(store).values())
+
+
+def test_a_sealed_segment_is_not_abandoned(store: Shelved) -> None:
+    sent = send(store, 64)
+    compaction = compactor(store)
+    claim = compaction.claim(compaction.due(NOW + DAY_NS)[0])
+    assert claim is not None
+    made = compaction.make(claim)
+    compaction.seal(claim, made, compaction.fill(claim, made))
+    compaction.abandon(claim)  # its commit was durable, and the answer was lost
+    assert told(store) == sent
 
 
 def test_segments_of_before_are_read_from_the_database(store: Shelved) -> None:
@@ -239,9 +270,30 @@ def test_a_missing_row_is_refused_by_name(store: Shelved) -> None:
         told(store)
 
 
-def test_retention_and_deletion_reach_it(store: Shelved) -> None:
+def test_a_damaged_file_of_clickhouse_is_refused_by_name(store: Shelved) -> None:
     send(store, 64)
     compact_all(compactor(store))
+    answer = store.engine.query(
+        f"SELECT path FROM system.parts WHERE active AND table = '{schema.VALUES}'"
+    )
+    # One string in RowBinary: its length, then itself.
+    (file,) = [p for p in Path(answer[1:].decode()).iterdir() if p.name in _DATA]
+    raw = bytearray(file.read_bytes())
+    raw[len(raw) // 2 :] = bytes(255 - byte for byte in raw[len(raw) // 2 :])
+    file.write_bytes(raw)
+    with pytest.raises(Damaged, match=r"run 'r', rank 0, steps 3 to 192: .* cannot be read"):
+        told(store)
+    series = store.history.series(PROJECT, "r", ["loss"], None, None, 100)
+    assert series is not None
+
+
+def test_retention_and_deletion_reach_it(store: Shelved) -> None:
+    store.start(rank=0)
+    dense = tuple(replace(f, step=f.seq) for f in frames(1, 200, np.random.default_rng(0)))
+    key = wire.StreamKey("r", "a1", 0, "n-a1-0")
+    store.send(wire.Batch(key, dense, LAYOUT.hash, LAYERS, wire.COLUMNS))
+    compact_all(compactor(store))
+    assert store.shelf.holding("coarse", (0, 0)) == store.shelf.holding("rollup", (0, 0))
     janitor = Janitor(store.database, "test", series=store.shelf)
     RetentionStore(store.database).put(
         PROJECT, Policy(raw_days=1, rollup_days=3, run_days=None), NOW, "test"
@@ -251,6 +303,7 @@ def test_retention_and_deletion_reach_it(store: Shelved) -> None:
     assert rows(store) == {**before, schema.VALUES: 0, schema.WORDS: 0}
     assert janitor.round(NOW + 4 * DAY_NS) is not None
     assert 0 < rows(store)[schema.ROLLUPS] < before[schema.ROLLUPS]
+    assert not store.shelf.holding("coarse", (0, 0))
     RunRemoval(store.database).delete(PROJECT, "r", NOW, "test").result()
     store.engine.away = True
     with pytest.raises(Unavailable):

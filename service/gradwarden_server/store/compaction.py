@@ -303,7 +303,15 @@ class Compaction:
             t.segment.c.claimed_ns == claim.filed.claimed_ns
         )
         self._clear(mine)
-        self._write(lambda connection: _drop(connection, mine))
+
+        def job(connection: Connection) -> bool:
+            _drop(connection, mine)
+            return connection.execute(select(t.segment.c.id).where(mine)).first() is not None
+
+        # The row may be gone with its run, or sealed after all, by a commit nobody heard of.
+        sealed = self._write(job)
+        if self._shelves.series is not None and not sealed:
+            self._shelves.series.drop([claim.filed])
 
     def sweep(self, stream_id: int) -> None:
         """Delete the batches of a stream that sealed segments stand for."""
