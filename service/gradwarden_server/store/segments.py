@@ -29,6 +29,7 @@ RAW = "raw"
 _Rolled = tuple[Ints, Mapping[str, Matrix]]
 
 _PAGE = 64
+_ROW_PAGE = 256  # a chunk each, of some tens of kilobytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +70,7 @@ class SegmentReader:
             t.segment.c.step1 >= first, t.segment.c.step0 <= last
         )
         with self._database.read() as connection:
-            return [Segment(**row._asdict()) for row in connection.execute(statement)]
+            return [Segment(*row) for row in connection.execute(statement)]
 
     def past(self, project: str, run: str, position: int, until: int) -> list[Segment]:
         """The segments that hold batches of log positions in (position, until]."""
@@ -77,7 +78,7 @@ class SegmentReader:
             t.segment.c.position1 > position, t.segment.c.position0 <= until
         )
         with self._database.read() as connection:
-            return [Segment(**row._asdict()) for row in connection.execute(statement)]
+            return [Segment(*row) for row in connection.execute(statement)]
 
     def spines(self, segments: Sequence[Segment]) -> Iterator[tuple[Segment, Spine]]:
         """Each segment with its spine.
@@ -115,16 +116,28 @@ class SegmentReader:
             Damaged: its values are.
         """
         some = [(s, p) for s, p in told if quantity in p.columns and row < p.parameters]
-        for start in range(0, len(some), _PAGE):
-            page = some[start : start + _PAGE]
-            stored = [s for s, p in page if quantity not in p.constants and s.held == RAW]
-            found = self.shelves.row(stored, quantity, row)
+        for start in range(0, len(some), _ROW_PAGE):
+            page = some[start : start + _ROW_PAGE]
+            known: dict[int, Row | None] = {
+                s.id: self._cache.get(("row", s.id, quantity, row)) for s, _ in page
+            }
+            missing = [
+                s
+                for s, p in page
+                if known[s.id] is None and quantity not in p.constants and s.held == RAW
+            ]
+            known |= self.shelves.row(missing, quantity, row)
+            for segment in missing:
+                fresh = known[segment.id]
+                if fresh is not None:
+                    self._cache.keep(("row", segment.id, quantity, row), fresh, fresh.nbytes + 500)
             for segment, held in page:
+                values = known[segment.id]
                 if quantity in held.constants:
                     steps = held.measured[held.columns[quantity]].size
                     yield segment, held, codec.filled(1, steps, held.constants[quantity])[0]
-                elif segment.id in found:
-                    yield segment, held, found[segment.id]
+                elif values is not None and segment.held == RAW:
+                    yield segment, held, values
 
     def matrices(self, segment: Segment, held: Spine, columns: Sequence[str]) -> Matrix:
         """[m, L, K] of these columns over the segment's matrices; NaN where not measured.
@@ -199,10 +212,13 @@ class SegmentReader:
 
 
 def _segments(project: str, run: str) -> Select[Any]:
-    columns = [t.segment.c[name] for name in Segment.__dataclass_fields__ if name in t.segment.c]
+    tables = (t.segment, t.run, t.attempt, t.stream)  # the first that has a name has its value
+    columns = [
+        next(table.c[name] for table in tables if name in table.c)
+        for name in Segment.__dataclass_fields__
+    ]
     return (
-        select(*columns, t.run.c.run, t.attempt.c.attempt, t.attempt.c.ordinal)
-        .add_columns(*(t.stream.c[name] for name in ("rank", "group", "shard", "shards")))
+        select(*columns)
         .join(t.stream, t.stream.c.id == t.segment.c.stream_id)
         .join(t.attempt, t.attempt.c.id == t.stream.c.attempt_id)
         .join(t.run, t.run.c.id == t.segment.c.run_id)
