@@ -66,28 +66,31 @@ class ClickHouseShelf:
         """One row of each."""
         where = f"quantity = {_quoted(quantity)} AND row = {row}"
         what = f"{quantity} of row {row}"
-        told = self._select(schema.VALUES, "", "values", "f4", segments, where, what)
-        return dict(told)
+        return dict(self._select(schema.VALUES, (), ["values"], segments, where, what))
 
     def columns(
         self, segment: Filed, quantities: Sequence[str]
     ) -> Iterator[tuple[str, int, Matrix]]:
-        """Column by column."""
-        for quantity in quantities:
-            where = f"quantity = {_quoted(quantity)}"
-            told = self._select(
-                schema.VALUES, "row, rows", "values", "f4", [segment], where, quantity
-            )
-            found = _stacked(segment, quantity, [row[1:] for row in told])
-            if found:
-                yield quantity, 0, found[0]
+        """Whole columns, in one query."""
+        if not quantities:
+            return
+        names = ", ".join(map(_quoted, quantities))
+        numbers = (f"toUInt32(indexOf([{names}], quantity))", "row", "rows")
+        where, what = f"quantity IN ({names})", ", ".join(quantities)
+        rows_of: dict[int, list[tuple[Any, ...]]] = {}
+        for _, at, *rest in self._select(
+            schema.VALUES, numbers, ["values"], [segment], where, what
+        ):
+            rows_of.setdefault(at, []).append(tuple(rest))
+        for at, rows in rows_of.items():
+            quantity = quantities[at - 1]
+            yield quantity, 0, _stacked(segment, quantity, rows)[0]
 
     def words(self, segment: Filed, name: str) -> Words | None:
         """All words of one name."""
         where = f"name = {_quoted(name)}"
-        for _, width, words in self._select(
-            schema.WORDS, "width", "words", "u8", [segment], where, name
-        ):
+        told = self._select(schema.WORDS, ["width"], ["words"], [segment], where, name, "u8")
+        for _, width, words in told:
             return np.asarray(words, np.uint64).reshape(-1, width)
         return None
 
@@ -97,18 +100,12 @@ class ClickHouseShelf:
         """All rows of each segment."""
         where = f"quantity = {_quoted(quantity)} AND width = {width}"
         what = f"{quantity} over {width} steps"
-        told = self._select(
-            schema.ROLLUPS,
-            "row, rows",
-            ", ".join(aggregates),
-            " ".join(["f4"] * len(aggregates)),
-            segments,
-            where,
-            what,
-        )
+        numbers = ("row", "rows")
         by_id = {s.id: s for s in segments}
         rows_of: dict[int, list[tuple[Any, ...]]] = {}
-        for number, *rest in told:
+        for number, *rest in self._select(
+            schema.ROLLUPS, numbers, aggregates, segments, where, what
+        ):
             rows_of.setdefault(number, []).append(tuple(rest))
         return {
             number: dict(zip(aggregates, _stacked(by_id[number], what, rows), strict=True))
@@ -163,19 +160,19 @@ class ClickHouseShelf:
     def _select(
         self,
         table: str,
-        numbers: str,
-        arrays: str,
-        types: str,
+        numbers: Sequence[str],
+        arrays: Sequence[str],
         segments: Sequence[Filed],
         where: str,
         what: str,
+        kind: str = "f4",
     ) -> Iterator[tuple[Any, ...]]:
         """Segment id, 32-bit numbers and arrays of each row."""
         if not segments:
             return
-        columns = ", ".join(part for part in ("segment", numbers, arrays) if part)
+        columns = ", ".join(("segment", *numbers, *arrays))
         statement = f"SELECT {columns} FROM {table} WHERE {_which(segments)} AND {where}"
-        fixed = "<Q" + "I" * len(numbers.split())
+        fixed, types = "<Q" + "I" * len(numbers), " ".join([kind] * len(arrays))
         try:
             yield from rowbinary.read(self.engine.query(statement), fixed, types)
         except (Spoiled, ValueError) as error:
@@ -232,14 +229,12 @@ def _steps(told: Spine, quantity: str) -> Ints:
 
 
 def _stacked(segment: Filed, what: str, rows: Sequence[tuple[Any, ...]]) -> list[Matrix]:
-    """[rows, m] of each array, from (row, rows, array...) in any order, each row once or more.
+    """[rows, m] of each array, from (row, rows, array...) in any order, each once or more.
 
     Raises:
         Damaged: one is missing.
     """
     by_row = {row[0]: row[2:] for row in rows}
-    if not by_row:
-        return []
     expected = rows[0][1]
     if sorted(by_row) != list(range(expected)):
         raise Damaged(segment.place, what, f"{len(by_row)} of {expected} rows are there")
