@@ -107,7 +107,10 @@ def unpack_row(body: bytes, row: int) -> NDArray[np.float32]:
         if kind != _DENSE or row >= rows:
             return np.asarray(unpack(body)[row], np.float32)
         together = _together(steps)
-        part = _parts(body, rows, steps)[row // together]
+        sizes, at = _sizes(body, rows, steps)
+        which = row // together
+        at += sum(sizes[:which])
+        part = body[at : at + sizes[which]]
         count = min(together, rows - row // together * together)
         planes = np.frombuffer(_decompress(part, 4 * count * steps), np.uint8)
         mine = planes.reshape(4, count, steps)[:, row % together]
@@ -186,11 +189,16 @@ def _together(steps: int) -> int:
     return max(4, _PART_VALUES // max(1, steps))
 
 
+def _sizes(body: bytes, rows: int, steps: int) -> tuple[tuple[int, ...], int]:
+    """The sizes of what was compressed together, part by part, and where the first begins."""
+    count = -(-rows // _together(steps))
+    return struct.unpack_from(f"<{count}I", body, _PRELUDE.size), _PRELUDE.size + 4 * count
+
+
 def _parts(body: bytes, rows: int, steps: int) -> list[bytes]:
     """The rows that were compressed together, part by part."""
-    count = -(-rows // _together(steps))
-    sizes = struct.unpack_from(f"<{count}I", body, _PRELUDE.size)
-    ends = np.cumsum([_PRELUDE.size + 4 * count, *sizes]).tolist()
+    sizes, at = _sizes(body, rows, steps)
+    ends = [*itertools.accumulate(sizes, initial=at)]
     return [body[start:end] for start, end in itertools.pairwise(ends)]
 
 

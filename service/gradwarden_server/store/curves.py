@@ -116,7 +116,12 @@ class Curve:
             of_rank = parts.setdefault(rank, ([], []))
             of_rank[0].append(steps if whole else steps[kept])
             of_rank[1].append(values if whole else values[kept])
-        return {rank: (np.concatenate(s), np.concatenate(v)) for rank, (s, v) in parts.items()}
+        return {
+            rank: (steps[0], values[0])
+            if len(steps) == 1
+            else (np.concatenate(steps), np.concatenate(values))
+            for rank, (steps, values) in parts.items()
+        }
 
     def _flat(self, grid: Buckets) -> tuple[Ints, NDArray[np.generic], Ints, Ints]:
         """Steps within the grid, their values, ranks and groups."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -184,6 +185,28 @@ def of_segment(
         matrix=found,
         squares=told.squares if whole else np.full(frames.size, np.nan),
         complete=np.ones(frames.size, np.bool_),
+    )
+
+
+def end_to_end(pieces: Sequence[Piece]) -> Piece:
+    """Pieces of one stream as one; their matrices are left out."""
+    if len(pieces) == 1:
+        return pieces[0]
+    names = sorted({name for piece in pieces for name in piece.scalars})
+    told = {name: [p.scalars[name] for p in pieces if name in p.scalars] for name in names}
+    return replace(
+        pieces[0],
+        steps=np.concatenate([p.steps for p in pieces]),
+        times_ns=np.concatenate([p.times_ns for p in pieces]),
+        scalars={
+            name: (np.concatenate([s for s, _ in some]), np.concatenate([v for _, v in some]))
+            for name, some in told.items()
+        },
+        matrix_steps=np.concatenate([p.matrix_steps for p in pieces]),
+        matrix_times_ns=np.concatenate([p.matrix_times_ns for p in pieces]),
+        matrix=np.zeros((sum(p.matrix_steps.size for p in pieces), 0, 0), np.float32),
+        squares=np.concatenate([p.squares for p in pieces]),
+        complete=np.concatenate([p.complete for p in pieces]),
     )
 
 

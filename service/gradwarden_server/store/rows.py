@@ -45,7 +45,7 @@ def fill_from_segments(
     Raises:
         Damaged: a chunk is.
     """
-    told = [pair for pair in reader.spines(segments) if pair[0].matrices]
+    told = list(reader.spines([segment for segment in segments if segment.matrices]))
     for layer in layers:
         column = "l2" if layer.quantity.name == RMS else layer.quantity.name
         of_row: dict[int, list[int]] = {}

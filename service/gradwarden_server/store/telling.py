@@ -10,12 +10,13 @@ from gradwarden import wire
 from gradwarden_server.store.cache import Cache
 from gradwarden_server.store.entries import LogEntry, LogReader
 from gradwarden_server.store.gather import gathered
-from gradwarden_server.store.pieces import Piece, decode, of_segment
+from gradwarden_server.store.pieces import Piece, decode, end_to_end, of_segment
 from gradwarden_server.store.runs import RunStore
 from gradwarden_server.store.segments import RAW, Segment
 from gradwarden_server.store.spine import Spine
 
 _PAGE = 64
+_MANY = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,13 +88,26 @@ class Telling:
 
         Only pieces of shards have to be joined to know their norms, so they hold them.
         """
-        for segment, told in self._log.segments.spines(held.whole):
-            piece: Piece | None = self._cache.get(("light", segment.id))
-            if piece is None:
-                piece = of_segment(segment, told, wire.QUANTITIES)
-                self._cache.keep(("light", segment.id), piece, piece.size)
-            yield piece, held.until.get(segment.ordinal, math.inf)
+        streams: dict[int, list[Segment]] = {}
+        for segment in held.whole:
+            streams.setdefault(segment.stream_id, []).append(segment)
+        for segments in streams.values():
+            until = held.until.get(segments[0].ordinal, math.inf)
+            # A long history is put together once, and not by every reader anew.
+            size = len(segments) if len(segments) >= _MANY else 1
+            for start in range(0, len(segments), size):
+                yield self._light(segments[start : start + size]), until
         yield from self.pieces(held, held.split, wire.QUANTITIES)
+
+    def _light(self, segments: Sequence[Segment]) -> Piece:
+        """What segments of one stream say beside matrices."""
+        key = ("light", *(segment.id for segment in segments))
+        piece: Piece | None = self._cache.get(key)
+        if piece is None:
+            told = self._log.segments.spines(segments)
+            piece = end_to_end([of_segment(s, spine, wire.QUANTITIES) for s, spine in told])
+            self._cache.keep(key, piece, piece.size)
+        return piece
 
     def _decoded(
         self, held: Held, items: Sequence[LogEntry | Segment], columns: tuple[str, ...]
