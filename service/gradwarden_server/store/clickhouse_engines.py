@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import tempfile
 import threading
 from collections.abc import Sequence
@@ -71,6 +72,9 @@ class _Server:
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
         secure = parts.scheme == "clickhouses"
+        for name in ("clickhouse_connect", "urllib3.connectionpool"):
+            # That the server is away is told by who asked it, once.
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         self._package = _package("clickhouse_connect", "pip install 'gradwarden[clickhouse]'")
         self._options = {
             "host": parts.hostname,

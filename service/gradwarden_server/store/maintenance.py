@@ -18,6 +18,7 @@ from sqlalchemy import Connection, delete, select
 from gradwarden_server.store import expiry, merging, removal
 from gradwarden_server.store import tables as t
 from gradwarden_server.store.database import Database, Priority
+from gradwarden_server.store.errors import Unavailable
 from gradwarden_server.store.evaluation import EvaluationStore
 from gradwarden_server.store.retention import DAY_NS, SERIES_DAYS, RetentionStore
 from gradwarden_server.store.runs import RunStore
@@ -127,9 +128,10 @@ class Janitor:
             runs=left.count("nothing"),
             waiting=left.count("alerts"),
             narrowed=narrowed,
-            values=expiry.drop_unheld(broom) + self._drop_elsewhere(broom),
             points=merging.drop_old(broom, now_ns - SERIES_DAYS * DAY_NS),
             merged=merging.merge_all(broom),
+            # Last: a series engine that is away keeps nothing else from being done.
+            values=expiry.drop_unheld(broom) + self._drop_elsewhere(broom),
         )
 
     def _drop_elsewhere(self, broom: Broom) -> int:
@@ -160,6 +162,9 @@ class Janitor:
                 wait = _SOON_SECONDS if swept is None or swept.waiting else _HOUR_SECONDS
             except Stopped:
                 return
+            except Unavailable as error:
+                log.warning("retention waits: %s", error)
+                wait = _HOUR_SECONDS / 60
             except Exception:
                 log.exception("a round of retention failed and is tried again")
                 wait = _HOUR_SECONDS / 60
