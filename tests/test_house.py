@@ -107,6 +107,7 @@ WITHOUT_PROJECT = {
     "SegmentReader.words": "takes a segment, which was found in a project",
     "Shelves": "takes segments, which were found in a project",
     "TableShelf": "takes segments, which were found in a project",
+    "Workshop.rest": "ends processes",
     "Zoom": "arithmetic over segments, which were found in a project",
     "Telling.pieces": "takes what was found held in a project",
     "Telling.scalars": "takes what was found held in a project",

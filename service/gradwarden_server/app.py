@@ -78,6 +78,7 @@ from gradwarden_server.store.shelf_tables import TableShelf
 from gradwarden_server.store.timespan import TimeSpans
 from gradwarden_server.store.tokens import TokenStore
 from gradwarden_server.store.watched import WatchedRuns
+from gradwarden_server.store.workshop import Workshop
 from gradwarden_server.telemetry import RunGauges, Snapshot, Telemetry, span
 
 log = logging.getLogger(__name__)
@@ -153,7 +154,8 @@ class House:
             rooms, self.outbox, receivers, holder, time.time_ns, self.courier.wake
         )
         self.janitor = Janitor(database, holder, series=self.series)
-        self.compaction = Compaction(database, reader, settings.precision_bits)
+        workshop = Workshop(settings.db, settings.precision_bits)
+        self.compaction = Compaction(database, reader, settings.precision_bits, workshop=workshop)
         self.compactor = Compactor(self.compaction)
         self.listener = Listener(
             database,

@@ -9,7 +9,8 @@ from functools import partial
 
 from gradwarden_server import app, cli
 from gradwarden_server.store.built import Built
-from gradwarden_server.store.compaction import Claim, Compaction
+from gradwarden_server.store.claims import Claim
+from gradwarden_server.store.compaction import Compaction
 from tests.server.hasty import FRAMES
 
 SEAL = 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import multiprocessing
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,11 +18,13 @@ from gradwarden import wire
 from gradwarden_server.store import rollup
 from gradwarden_server.store import tables as t
 from gradwarden_server.store.build import build
-from gradwarden_server.store.compaction import Claim, Compaction, LostClaim
+from gradwarden_server.store.claims import Claim
+from gradwarden_server.store.compaction import Compaction, LostClaim
 from gradwarden_server.store.entries import LogEntry
-from gradwarden_server.store.errors import Damaged
+from gradwarden_server.store.errors import Damaged, Unavailable
 from gradwarden_server.store.pieces import READABLE
 from gradwarden_server.store.spine import unpack
+from gradwarden_server.store.workshop import Workshop
 from tests.server.test_store import LAYOUT, NOW, PROJECT, Store
 
 LAYERS = len(LAYOUT.parameters)
@@ -316,3 +319,42 @@ def test_roots_of_replicas_that_agreed_are_not_kept(store: Store) -> None:
     compaction.sweep(claim.due.stream_id)
     bare = [replace(b, frames=tuple(replace(f, roots=b"") for f in b.frames)) for b in sent]
     assert told(store) == bare
+
+
+def test_segments_made_in_another_process_are_the_same(store: Store) -> None:
+    sent = send(store, 200)
+    workshop = Workshop(store.database.url)
+    try:
+        elsewhere = Compaction(store.database, store.log, frames=64, workshop=workshop)
+        claim = elsewhere.claim(elsewhere.due(NOW + DAY_NS)[0])
+        assert claim is not None
+        here = compactor(store).make(claim)
+        made = elsewhere.make(claim)
+        assert (made.body, made.chunks, made.rollups) == (here.body, here.chunks, here.rollups)
+        elsewhere.abandon(claim)
+        assert compact_all(elsewhere) == 4
+        assert told(store) == sent
+    finally:
+        workshop.rest()
+
+
+def test_a_process_that_dies_over_a_segment_costs_nothing(store: Store) -> None:
+    sent = send(store, 64)
+    workshop = Workshop(store.database.url)
+    try:
+        elsewhere = Compaction(store.database, store.log, frames=64, workshop=workshop)
+        due = elsewhere.due(NOW + DAY_NS)[0]
+        claim = elsewhere.claim(due)
+        assert claim is not None
+        elsewhere.make(claim)
+        elsewhere.abandon(claim)
+        for child in multiprocessing.active_children():
+            child.kill()
+            child.join()
+        with pytest.raises(Unavailable, match="died"):
+            elsewhere.compact(due)
+        assert told(store) == sent
+        assert elsewhere.compact(due) is not None
+        assert told(store) == sent
+    finally:
+        workshop.rest()

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import logging
 import zlib
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, case, delete, func, or_, select, true, update
@@ -19,12 +17,14 @@ from sqlalchemy import ColumnElement, Connection, case, delete, func, or_, selec
 from gradwarden_server.store import tables as t
 from gradwarden_server.store.build import build
 from gradwarden_server.store.built import Built
+from gradwarden_server.store.claims import Backlog, Claim, Due
 from gradwarden_server.store.database import Database, Priority, clock_ns
 from gradwarden_server.store.entries import LogReader
 from gradwarden_server.store.errors import Unavailable
 from gradwarden_server.store.filing import filed
 from gradwarden_server.store.shelf import Filed
 from gradwarden_server.store.streams import insert_or_ignore
+from gradwarden_server.store.workshop import Workshop
 
 log = logging.getLogger(__name__)
 
@@ -45,46 +45,22 @@ _GONE = "gone"  # of an unsealed segment: its values are being dropped
 _SCATTER = 2654435761  # Knuth's multiplier: neighbours fall far apart
 
 
-@dataclass(frozen=True, slots=True)
-class Due:
-    """A stream with something to compact, and what its log holds."""
-
-    stream_id: int
-    run_id: int
-    project: str
-    run: str
-    attempt: str
-    rank: int
-    frames: int
-    bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """A segment in the making, and the batches that it will stand for."""
-
-    filed: Filed
-    due: Due
-    positions: Sequence[int]
-    frames: int
-    bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class Backlog:
-    """What waits beyond one segment's worth of each stream."""
-
-    frames: int
-    bytes: int
-
-
 class Compaction:
     """The steps of a compaction; each is one or several short transactions."""
 
     def __init__(
-        self, database: Database, log: LogReader, precision_bits: int = 0, frames: int = FRAMES
+        self,
+        database: Database,
+        log: LogReader,
+        precision_bits: int = 0,
+        frames: int = FRAMES,
+        workshop: Workshop | None = None,
     ) -> None:
-        """``precision_bits`` as :func:`gradwarden_server.store.build.build` takes them."""
+        """``precision_bits`` as :func:`gradwarden_server.store.build.build` takes them.
+
+        Without a ``workshop`` segments are made right here.
+        """
+        self._workshop = workshop
         self._database = database
         self._log = log
         self._shelves = log.segments.shelves
@@ -94,6 +70,11 @@ class Compaction:
     def ready(self) -> None:
         """Raise Unavailable if what compaction makes cannot be put anywhere now."""
         self._shelves.current.ready()
+
+    def rest(self) -> None:
+        """Nothing is to be done for a while."""
+        if self._workshop is not None:
+            self._workshop.rest()
 
     def due(self, now_ns: int) -> list[Due]:
         """Streams that hold a segment's worth, or fell silent; the fullest first."""
@@ -236,9 +217,12 @@ class Compaction:
     def make(self, claim: Claim) -> Built:
         """Read the claimed batches and make the segment of them; writes nothing."""
         due = claim.due
+        keep_roots = self._may_differ(claim)
+        if self._workshop is not None:
+            return self._workshop.make(due.project, due.run, claim.positions, keep_roots)
         entries = list(self._log.bodies(due.project, due.run, claim.positions))
         entries.sort(key=lambda entry: entry.position)
-        return build(entries, self._bits, keep_roots=self._may_differ(claim))
+        return build(entries, self._bits, keep_roots=keep_roots)
 
     def _may_differ(self, claim: Claim) -> bool:
         """Whether roots are still wanted: not yet compared, or of a run that was torn once."""

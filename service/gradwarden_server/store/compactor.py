@@ -5,15 +5,20 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from gradwarden import wire
-from gradwarden_server.store.compaction import Compaction, Due, LostClaim
-from gradwarden_server.store.errors import StoreError, Unavailable
+from gradwarden_server.store.claims import Due
+from gradwarden_server.store.compaction import Compaction, LostClaim
+from gradwarden_server.store.errors import Damaged, StoreError, Unavailable
+from gradwarden_server.store.workshop import PROCESSES
 
 log = logging.getLogger(__name__)
 
 _PAUSE_SECONDS = 1.0
+_REST_SECONDS = 60.0
+_HANDS = PROCESSES + 1  # while one segment is written the next is made
 _RETRY_MOST_SECONDS = 600.0
 MOST_BACKLOG_BYTES = 4 << 30
 """Inflated; beyond it trainers are told to come back, since the log may not grow for ever."""
@@ -42,6 +47,7 @@ class Compactor:
     def __init__(self, compaction: Compaction) -> None:
         self._compaction = compaction
         self._failing: dict[int, _Failing] = {}
+        self._counting = threading.Lock()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="compactor", daemon=True)
         self.progress = Progress()
@@ -69,15 +75,11 @@ class Compactor:
         Raises:
             Unavailable: nothing can be read or put now.
         """
-        made = 0
         self._measure()
         self._compaction.ready()
-        for due in self._compaction.due(time.time_ns()):
-            if self._stopping.is_set():
-                break
-            failing = self._failing.get(due.stream_id)
-            if failing is None or time.monotonic() >= failing.retry_at:
-                made += self._compact(due)
+        due = self._compaction.due(time.time_ns())
+        with ThreadPoolExecutor(_HANDS, "compaction") as hands:
+            made = sum(hands.map(self._compact, due))
         self._measure()
         return made
 
@@ -87,12 +89,15 @@ class Compactor:
         self.progress.backlog_bytes = behind.bytes
 
     def _compact(self, due: Due) -> int:
+        failing = self._failing.get(due.stream_id)
+        if self._stopping.is_set() or (failing and time.monotonic() < failing.retry_at):
+            return 0
         try:
             claim = self._compaction.compact(due)
         except (Unavailable, LostClaim) as error:
             log.warning("compaction of run %s, rank %d: %s", due.run, due.rank, error)
             return 0
-        except wire.WireError as error:
+        except (Damaged, wire.WireError) as error:
             self._put_off(due, f"a batch of its log is damaged: {error}")
             return 0
         except Exception:
@@ -102,13 +107,15 @@ class Compactor:
         self._failing.pop(due.stream_id, None)
         if claim is None:
             return 0
-        self.progress.segments += 1
-        self.progress.frames += claim.frames
+        with self._counting:
+            self.progress.segments += 1
+            self.progress.frames += claim.frames
         return 1
 
     def _put_off(self, due: Due, why: str) -> None:
         """Its log stays as it is, and is read as it is."""
-        self.progress.failures += 1
+        with self._counting:
+            self.progress.failures += 1
         failing = self._failing.setdefault(due.stream_id, _Failing())
         failing.times += 1
         wait = min(_RETRY_MOST_SECONDS, 2.0**failing.times)
@@ -117,6 +124,7 @@ class Compactor:
         log.error("compaction of %s is put off for %.0f s: %s", where, wait, why)
 
     def _loop(self) -> None:
+        worked = time.monotonic()
         while not self._stopping.is_set():
             try:
                 made = self.round()
@@ -127,5 +135,10 @@ class Compactor:
                 self.progress.failures += 1
                 log.exception("a round of compaction failed")
                 made = 0
-            if not made:
-                self._stopping.wait(_PAUSE_SECONDS)
+            if made:
+                worked = time.monotonic()
+                continue
+            if time.monotonic() - worked > _REST_SECONDS:
+                self._compaction.rest()
+            self._stopping.wait(_PAUSE_SECONDS)
+        self._compaction.rest()
