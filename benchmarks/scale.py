@@ -90,11 +90,9 @@ class Watched:
             text = answer.read().decode()
         pairs = re.findall(r"^(gradwarden_\w+(?:\{[^}]*\})?) (\S+)$", text, re.MULTILINE)
         metrics = {name: float(value) for name, value in pairs}
-        return Sample(at, self._resident(), _cpu(self.process.pid), time.process_time(), metrics)
-
-    def _resident(self) -> int:
-        pages = Path(f"/proc/{self.process.pid}/statm").read_text(encoding="ascii").split()[1]
-        return int(pages) * os.sysconf("SC_PAGE_SIZE")
+        pids = _family(self.process.pid)
+        spent = sum(map(_cpu, pids))
+        return Sample(at, sum(map(_resident, pids)), spent, time.process_time(), metrics)
 
     @property
     def disk_bytes(self) -> int:
@@ -224,7 +222,7 @@ def _figures(
         "lag_max_seconds": round(max(lags), 3),
         "evaluator_errors": int(_metric(last, "evaluator_errors_total")),
         "nans": fleet.nans,
-        "pages_missing": pager.awaited,
+        "pages_missing": max(pager.awaited, fleet.nans - len(pager.seconds)),
         "nan_to_webhook_p50_seconds": round(_part(pager.seconds, 0.5), 3),
         "nan_to_webhook_p99_seconds": round(_part(pager.seconds, 0.99), 3),
         "memory_mb": {
@@ -267,9 +265,29 @@ def _ms(seconds: list[float], share: float) -> float:
     return round(1000 * _part(seconds, share), 1)
 
 
+def _family(pid: int) -> list[int]:
+    """The service and the processes in which it makes segments."""
+    found = Path(f"/proc/{pid}/task").glob("*/children")
+    children = [int(child) for file in found for child in file.read_text(encoding="ascii").split()]
+    return [pid, *children]
+
+
+def _resident(pid: int) -> int:
+    """Bytes; none of a process that has just ended."""
+    try:
+        pages = Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1]
+    except OSError:
+        return 0
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")
+
+
 def _cpu(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    """Seconds, with those of its children that ended."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="ascii")
+    except OSError:
+        return 0.0
+    return sum(map(int, text.rpartition(")")[2].split()[11:15])) / os.sysconf("SC_CLK_TCK")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 Rank 0 of a group speaks with the matrix: the statistics of every step, the histogram every
 10th, the weights of a sixteenth of the rows every 4th, as the SDK's standard preset does. The
 others send scalars, timings and their roots, and on a step with a NaN, their evidence, the
-matrix. Bodies are patched into templates, for a fleet must not cost what it measures.
+matrix. Frames are gathered for a quarter second, or for as long as a busy service asks.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import json
 import random
 import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
-import zstandard
 from numpy.typing import NDArray
-from scale_link import Answered, Link, Pager, Request, Tally, post
+from scale_link import Link, Pager, Request, Tally, post
 
 from gradwarden import wire
 
@@ -30,54 +30,84 @@ _JITTER_SECONDS = 0.03
 _HISTOGRAM_EVERY, _WEIGHTS_EVERY = 10, 4
 _TIMES = ("step", "data", "forward", "backward", "optimizer", "overhead")
 _SHARES = (0.98, 0.03, 0.3, 0.5, 0.1, 0.002)
-_MARK = 9_000_000_001
-"""Numbers from here on stand in a template for what changes from frame to frame."""
+ALONE_SECONDS = 0.25
+"""For so long the SDK gathers frames where no service asks for more."""
+
+Matrix = NDArray[np.float32]
 
 
-class Template:
-    """The message of one frame with everything fixed but numbers and payload."""
+class Rank:
+    """What one rank has yet to send: batches are gathered and sealed as the SDK does it."""
 
-    def __init__(
-        self, key: wire.StreamKey, layout: wire.Layout | None, columns: tuple[str, ...], logs: bool
+    def __init__(self, run: str, rank: int, link: Link, layout: wire.Layout) -> None:
+        self._key = wire.StreamKey(run, "a1", rank, "n1")
+        self._link = link
+        self._layout = layout
+        self._frames: list[tuple[wire.Frame, Matrix | None, tuple[str, ...]]] = []
+        self._gather_seconds = ALONE_SECONDS
+        self._flush: asyncio.TimerHandle | None = None
+        self._told: Callable[[int], None] | None = None
+
+    def add(
+        self,
+        frame: wire.Frame,
+        matrix: Matrix | None,
+        columns: tuple[str, ...],
+        told: Callable[[int], None] | None,
+        urgent: bool,
     ) -> None:
-        names = [f"{name}_seconds" for name in _TIMES] + ["loss"] + (["lr"] if logs else [])
-        self._names = sorted(names)
-        rows = len(layout.parameters) if layout is not None else 0
-        scalars = {name: float(_MARK + 9 + i) for i, name in enumerate(self._names)}
-        frame = wire.Frame(
-            seq=_MARK,
-            step=_MARK + 1,
-            time_ns=_MARK + 2,
-            scalars=scalars,
-            capture="unclipped",
-            stepped=True,
-            values=bytes(4 * rows * len(columns)),
-            roots=bytes(8 * wire.ROOT_WORDS),
-        )
-        sample = wire.encode(
-            wire.Batch(
-                key,
-                (frame,),
-                layout.hash if layout is not None else "",
-                rows,
-                columns,
-                sent_ns=_MARK + 3,
-            ),
-            "zstd",
-        )
-        size = int.from_bytes(sample[4:8], "little")
-        head, payload = sample[8 : 8 + size].decode(), sample[8 + size :]
-        head = head.replace("%", "%%").replace(f'"crc32":{zlib.crc32(payload)}', '"crc32":%(crc)d')
-        for i, name in enumerate(("seq", "step", "time", "sent")):
-            head = head.replace(f"{_MARK + i}", f"%({name})d")
-        for i, name in enumerate(self._names):
-            head = head.replace(f"{_MARK + 9 + i}.0", f"%({name}).6g")
-        self._head = head
+        """Take a frame; an urgent one leaves at once with all that waited for it."""
+        self._frames.append((frame, matrix, columns))
+        self._told = told or self._told
+        if urgent:
+            self._send()
+        elif self._flush is None:
+            loop = asyncio.get_running_loop()
+            self._flush = loop.call_later(self._gather_seconds, self._send)
 
-    def fill(self, numbers: dict[str, float], payload: bytes, crc: int) -> bytes:
-        """The message with these numbers: seq, step, time, sent, and every scalar."""
-        text = (self._head % {**numbers, "crc": crc}).encode()
-        return wire.MAGIC + len(text).to_bytes(4, "little") + text + payload
+    def _send(self) -> None:
+        if self._flush is not None:
+            self._flush.cancel()
+        self._flush = None
+        sealed, self._frames = self._frames, []
+        if not sealed:
+            return
+        union = tuple(
+            c for c in wire.COLUMNS if any(m is not None and c in s for _, m, s in sealed)
+        )
+        columns = union or wire.QUANTITIES
+        frames = tuple(
+            frame if matrix is None else replace(frame, values=_laid(matrix, told, columns))
+            for frame, matrix, told in sealed
+        )
+        rows = len(self._layout.parameters) if union else 0
+        digest = self._layout.hash if union else ""
+        batch = wire.Batch(self._key, frames, digest, rows, columns, sent_ns=time.time_ns())
+        body = wire.encode(batch, "zstd")
+        told, self._told = self._told, None
+        request = post("/v1/ingest", wire.MEDIA_TYPE, body)
+        self._link.put(Request(request, True, told, self._answered))
+
+    def _answered(self, body: bytes) -> None:
+        """Commands that came with an ack are acked, as a trainer does when it obeyed."""
+        asked = b'"batch_seconds"' in body
+        if not asked and b'"commands":[]' in body:
+            self._gather_seconds = ALONE_SECONDS
+            return
+        answer = json.loads(body)
+        self._gather_seconds = answer.get("batch_seconds", ALONE_SECONDS)
+        key = self._key
+        who = {"run": key.run, "attempt": key.attempt, "rank": key.rank, "nonce": key.nonce}
+        for command in answer["commands"]:
+            path = f"/v1/commands/{command['id']}/ack"
+            self._link.put(Request(post(path, "application/json", json.dumps(who).encode())))
+
+
+def _laid(matrix: Matrix, have: Sequence[str], want: Sequence[str]) -> bytes:
+    """Its columns among all of a batch, NaN where it has none."""
+    found = np.full((len(matrix), len(want)), np.nan, "<f4")
+    found[:, [want.index(name) for name in have]] = matrix
+    return found.tobytes()
 
 
 class Noise:
@@ -136,8 +166,7 @@ class Run:
         self._noise = Noise(len(layout.parameters), seed)
         self._first = self._dice.randrange(0, 200_000)
         self._turn = 0
-        self._templates: dict[tuple[int, tuple[str, ...]], Template] = {}
-        self._compress = zstandard.ZstdCompressor(level=1).compress
+        self._ranks = [Rank(name, rank, self.links[rank], layout) for rank in range(_RANKS)]
 
     async def begin(self, host: str, port: int) -> None:
         """Connect every rank and announce it; rank 0 tells the layout."""
@@ -165,28 +194,30 @@ class Run:
         was_sick, self.sick = self.sick, False
         columns = _columns(step)
         matrix = self._noise.matrix(step, columns, bad_row)
-        planes = np.ascontiguousarray(matrix.view(np.uint8).T).tobytes()
         roots = self._noise.roots(step)
-        loud, quiet = self._compress(planes + roots), self._compress(roots)
-        crcs = zlib.crc32(loud), zlib.crc32(quiet)
         loss = 2.0 + 0.05 * self._dice.gauss(0, 1)
         for rank in range(_RANKS):
-            speaks = rank == 0 or was_sick
-            late = self._dice.random() * _JITTER_SECONDS
-            now_ns = time.time_ns()
-            numbers = {"seq": turn + 1, "step": step, "time": now_ns, "sent": now_ns, "lr": 3e-4}
-            numbers["loss"] = loss + 0.02 * self._dice.random()
             busy = 0.98 + 0.01 * self._dice.random()
-            for name, share in zip(_TIMES, _SHARES, strict=True):
-                numbers[f"{name}_seconds"] = share * busy
-            template = self._template(rank, columns if speaks else wire.QUANTITIES, speaks)
-            payload, crc = (loud, crcs[0]) if speaks else (quiet, crcs[1])
-            body = template.fill(numbers, payload, crc)
-            told = self._told if rank == 0 and was_sick else None
-            request = Request(
-                post("/v1/ingest", wire.MEDIA_TYPE, body), True, told, self._heard(rank)
+            scalars = {
+                f"{n}_seconds": share * busy for n, share in zip(_TIMES, _SHARES, strict=True)
+            }
+            scalars["loss"] = loss + 0.02 * self._dice.random()
+            if rank == 0:
+                scalars["lr"] = 3e-4
+            frame = wire.Frame(
+                seq=turn + 1,
+                step=step,
+                time_ns=time.time_ns(),
+                scalars=scalars,
+                capture="unclipped",
+                stepped=True,
+                roots=roots,
             )
-            loop.call_at(base + late, self.links[rank].put, request)
+            speaks = rank == 0 or was_sick
+            told = self._told if rank == 0 and was_sick else None
+            late = self._dice.random() * _JITTER_SECONDS
+            what = (frame, matrix if speaks else None, columns if speaks else (), told, was_sick)
+            loop.call_at(base + late, self._ranks[rank].add, *what)
         self.sent += _RANKS
 
     def beat(self) -> None:
@@ -201,27 +232,6 @@ class Run:
 
     def _who(self, rank: int) -> dict[str, object]:
         return {"run": self.name, "attempt": "a1", "rank": rank, "nonce": "n1"}
-
-    def _template(self, rank: int, columns: tuple[str, ...], speaks: bool) -> Template:
-        key = rank, columns if speaks else ()
-        if key not in self._templates:
-            who = wire.StreamKey(self.name, "a1", rank, "n1")
-            layout = self.layout if speaks else None
-            self._templates[key] = Template(who, layout, columns, logs=rank == 0)
-        return self._templates[key]
-
-    def _heard(self, rank: int) -> Answered:
-        """Commands that came with an ack are acked, as a trainer does when it obeyed."""
-
-        def answered(body: bytes) -> None:
-            if b'"commands":[]' in body:
-                return
-            who = json.dumps(self._who(rank)).encode()
-            for command in json.loads(body)["commands"]:
-                path = f"/v1/commands/{command['id']}/ack"
-                self.links[rank].put(Request(post(path, "application/json", who)))
-
-        return answered
 
 
 class Fleet:

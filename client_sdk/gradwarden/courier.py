@@ -43,9 +43,15 @@ class Courier:
     """
 
     def __init__(
-        self, transport: Transport, losses: Losses, on_commands: Callable[[list[Any]], None]
+        self,
+        transport: Transport,
+        losses: Losses,
+        on_commands: Callable[[list[Any]], None],
+        on_pace: Callable[[object], None] = lambda seconds: None,
     ) -> None:
+        """``on_pace`` is told for how long the service asks to gather frames, or None."""
         self._transport, self._losses, self._on_commands = transport, losses, on_commands
+        self._on_pace = on_pace
         self.starts: dict[str, Record] = {}
         self.layouts: dict[str, Record] = {}
         self.url: str | None = None
@@ -69,6 +75,8 @@ class Courier:
             if answer.ok:
                 self._failures, self.trouble = 0, None
                 self.acked += record.frames
+                if record.kind == "batch":
+                    self._on_pace(answer.body.get("batch_seconds"))
                 self.url = answer.body.get("url") or self.url
                 return Verdict.ACKED
             remedy = self._remedy(record, answer, timeout)

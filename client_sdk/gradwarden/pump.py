@@ -22,6 +22,8 @@ from gradwarden.outbox import Losses, Outbox, Record
 from gradwarden.spool import Spool
 
 BATCH_SECONDS = 0.25
+MOST_BATCH_SECONDS = 1.5
+"""Whatever a service asks for: it waits two seconds for the last rank of a step."""
 BATCH_FRAMES = 256
 BATCH_EVENTS = 512
 BATCH_BYTES = 4 << 20
@@ -78,6 +80,7 @@ class Pump:
         self._evidence: int | None = None
         self._urgent = False
         self._since = 0.0
+        self._gather_seconds = BATCH_SECONDS
         self._wake = threading.Event()
         self._deadline: float | None = None
         self._done = threading.Event()
@@ -86,6 +89,13 @@ class Pump:
 
     def start(self) -> None:
         self._thread.start()
+
+    def gather(self, seconds: object) -> None:
+        """Gather frames that are not urgent for so long, as a busy service asks."""
+        if isinstance(seconds, int | float) and seconds >= BATCH_SECONDS:
+            self._gather_seconds = min(float(seconds), MOST_BATCH_SECONDS)
+        else:
+            self._gather_seconds = BATCH_SECONDS
 
     def stop(self, deadline: float) -> None:
         """Seal all that the book holds; what is not ready by the deadline loses its matrix."""
@@ -131,7 +141,7 @@ class Pump:
         late = self._deadline is not None and now >= self._deadline - 0.5
         while self._pieces and (self._pieces[0].ready or late):
             self._give_or_lose(self._pieces.popleft(), now)
-        if self._batch and (last or self._urgent or now - self._since >= BATCH_SECONDS):
+        if self._batch and (last or self._urgent or now - self._since >= self._gather_seconds):
             self._seal()
 
     def _give_or_lose(self, piece: Piece, now: float) -> None:

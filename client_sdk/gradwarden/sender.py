@@ -32,10 +32,13 @@ class Sender:
         act: Callable[[str, dict[str, Any]], None],
         beat: Callable[[], dict[str, Any] | None],
         orphans: Callable[[], list[Path]],
+        pace: Callable[[object], None],
     ) -> None:
         self._outbox, self._spool, self._transport = outbox, spool, transport
         self._losses, self._faults, self._act, self._beat = losses, faults, act, beat
-        self.courier = Courier(transport, losses, self._commands) if transport is not None else None
+        self.courier: Courier | None = None
+        if transport is not None:
+            self.courier = Courier(transport, losses, self._commands, pace)
         self._stopping = threading.Event()
         self._deadline = float("inf")
         self._handled: set[str] = set()

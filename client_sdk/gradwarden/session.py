@@ -105,6 +105,7 @@ class Session:
             lambda kind, args: self._orders.obey(kind, args),
             self._beat,
             self._orphans,
+            lambda seconds: self._pump.gather(seconds),
         )
         self._pump = Pump(
             self._book,

@@ -42,6 +42,7 @@ from gradwarden_server.api.access import Doorman
 from gradwarden_server.api.deps import Parts
 from gradwarden_server.api.front import Front
 from gradwarden_server.api.lane import Lane, Service
+from gradwarden_server.api.pace import Pace
 from gradwarden_server.api.summary import Summaries
 from gradwarden_server.api.throttle import Throttle
 from gradwarden_server.detect import registry as detectors
@@ -179,6 +180,7 @@ class House:
             telemetry=self.telemetry,
             doorman=Doorman(self.tokens, settings),
             throttle=Throttle(settings.rate_per_second, settings.max_in_flight),
+            pace=Pace(),
             backlog=self.compactor.wait_seconds,
             receivers=receivers,
             messenger=self.courier,

@@ -81,7 +81,7 @@ class Settings(BaseSettings):
     max_payload_bytes: int = Field(default=64 << 20, ge=1024)
     """The largest size that one message may inflate to."""
 
-    max_in_flight: int = Field(default=256, ge=1)
+    max_in_flight: int = Field(default=1024, ge=1)
     """How many trainer requests may be in the house at once; more are told to come back."""
 
     rate_per_second: float = Field(default=5000.0, gt=0)

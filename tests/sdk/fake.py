@@ -33,6 +33,7 @@ class FakeService:
         self.duplicates = 0
         self.commands: list[dict[str, Any]] = []
         self.strict = True
+        self.batch_seconds: float | None = None
         self.connections: list[socket.socket] = []
         fake = self
 
@@ -167,7 +168,10 @@ class FakeService:
         self.duplicates += len(batch.frames) - len(new)
         held.update({f.seq: f for f in new})
         self.batches.append(batch)
-        return 200, {"stored": len(new), "duplicate": 0, "commands": commands}, {}
+        answer: dict[str, Any] = {"stored": len(new), "duplicate": 0, "commands": commands}
+        if self.batch_seconds is not None:
+            answer["batch_seconds"] = self.batch_seconds
+        return 200, answer, {}
 
 
 def _whole(frame: wire.Frame, batch: wire.Batch) -> wire.Frame:

@@ -14,6 +14,7 @@ from fastapi.security import APIKeyCookie, HTTPBearer
 from gradwarden_server import logs
 from gradwarden_server.api.access import COOKIE, Doorman, Principal
 from gradwarden_server.api.bodies import Identifier
+from gradwarden_server.api.pace import Pace
 from gradwarden_server.api.summary import Summaries
 from gradwarden_server.api.throttle import Throttle
 from gradwarden_server.model import Receipt
@@ -93,6 +94,7 @@ class Parts:
     telemetry: Telemetry
     doorman: Doorman
     throttle: Throttle
+    pace: Pace
     # Seconds for which no more frames can be taken in, or None where they can.
     backlog: Callable[[], float | None]
     receivers: tuple[ReceiverFace, ...]

@@ -70,6 +70,7 @@ async def put_layout(request: Request, who: Ingester, parts: PartsDep) -> schema
 @router.post(
     "/ingest",
     summary="Send frames",
+    response_model_exclude_none=True,
     openapi_extra={
         "requestBody": {
             "required": True,
@@ -116,6 +117,7 @@ async def take_in(request: Request, who: Principal, parts: Parts) -> schemas.Ing
     return schemas.IngestAnswer(
         stored=ack.stored,
         duplicate=ack.duplicate,
+        batch_seconds=parts.pace.batch_seconds(header.n),
         commands=await _open_commands(parts, who.project, key.run, key.rank),
     )
 

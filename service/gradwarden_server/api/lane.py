@@ -37,7 +37,7 @@ class Lane:
             refusal = problem.response(problems.request_id(scope))
             await refusal(scope, receive, send)
             return
-        taken = Response(answer.model_dump_json(), media_type="application/json")
+        taken = Response(answer.model_dump_json(exclude_none=True), media_type="application/json")
         await taken(scope, receive, send)
 
 

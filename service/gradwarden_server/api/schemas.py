@@ -44,6 +44,10 @@ class IngestAnswer(CommandsAnswer):
 
     stored: int
     duplicate: int
+    batch_seconds: float | None = Field(
+        default=None,
+        description="Left out, or for how long to gather frames that are not urgent",
+    )
 
 
 class AlertCounts(BaseModel):
