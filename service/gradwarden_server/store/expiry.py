@@ -58,7 +58,7 @@ def narrow(broom: Broom, project: str, before_ns: int, held: str, to: str) -> in
     Args:
         broom: Who writes.
         project: Whose segments.
-        before_ns: By series time.
+        before_ns: By series time, and by when the segment was made.
         held: What they hold now.
         to: What they hold from now on; going from raw, those around alerts stay as they are.
     """
@@ -89,6 +89,7 @@ def _ended(project: str, before_ns: int, held: str, after: tuple[int, int]) -> S
         .where(
             t.segment.c.held == held,
             t.segment.c.t1_ns < before_ns,
+            t.segment.c.claimed_ns < before_ns,  # an old run that was imported has just arrived
             t.segment.c.sealed,
             t.run.c.project == project,
             t.run.c.deleted_ns.is_(None),

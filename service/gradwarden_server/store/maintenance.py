@@ -18,7 +18,7 @@ from sqlalchemy import Connection, delete, select
 from gradwarden_server.store import expiry, merging, removal
 from gradwarden_server.store import tables as t
 from gradwarden_server.store.database import Database, Priority
-from gradwarden_server.store.errors import Unavailable
+from gradwarden_server.store.errors import StoreError
 from gradwarden_server.store.evaluation import EvaluationStore
 from gradwarden_server.store.retention import DAY_NS, SERIES_DAYS, RetentionStore
 from gradwarden_server.store.runs import RunStore
@@ -162,7 +162,7 @@ class Janitor:
                 wait = _SOON_SECONDS if swept is None or swept.waiting else _HOUR_SECONDS
             except Stopped:
                 return
-            except Unavailable as error:
+            except StoreError as error:
                 log.warning("retention waits: %s", error)
                 wait = _HOUR_SECONDS / 60
             except Exception:
