@@ -73,7 +73,10 @@ class Slow(torch.optim.SGD):
 
     def step(self, closure: Any = None) -> Any:
         self.time.work(self.seconds)
-        return super().step(closure)
+        inner: Any = torch.optim.SGD.step
+        if getattr(inner, "hooked", False):  # once anyone made an SGD, it would run hooks as well
+            inner = inner.__wrapped__
+        return inner(self, closure)
 
 
 class Items(Dataset[Tensor]):

@@ -20,7 +20,7 @@ from tests.walk.conftest import TRAINER, House
 
 
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("kills", [50, pytest.param(150, marks=pytest.mark.full)])
+@pytest.mark.parametrize("kills", [20, pytest.param(150, marks=pytest.mark.full)])
 def test_kills_lose_no_frame_double_none_and_drop_no_alert(
     house: House, tmp_path: Path, kills: int
 ) -> None:

@@ -66,10 +66,10 @@ def _import(options: argparse.Namespace) -> int:
 
 def _sources(options: argparse.Namespace) -> Iterator[Source]:
     if options.origin == "mlflow":
-        from gradwarden_server.transfer import mlflow
-
         if (options.source is None) == (options.experiment is None):
             raise CommandError("--from mlflow: name a run id, or --experiment NAME", USAGE)
+        from gradwarden_server.transfer import mlflow  # only now: it may not be installed
+
         return mlflow.runs(options.tracking_uri, options.source, options.experiment)
     if options.source is None:
         raise CommandError("name the file or folder to import; see --help", USAGE)
