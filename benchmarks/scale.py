@@ -134,6 +134,8 @@ async def _measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         began = time.monotonic()
         await fleet.begin(host, int(port))
         print(f"announced in {time.monotonic() - began:.1f} s", flush=True)
+        while fleet.tally.acked < options.ranks:  # a page of a run without frames has no layers
+            await asyncio.sleep(0.1)
         dashboard = await asyncio.create_subprocess_exec(
             sys.executable,
             str(Path(__file__).with_name("scale_dashboard.py")),
