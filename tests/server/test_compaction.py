@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import math
 import multiprocessing
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -31,14 +35,9 @@ LAYERS = len(LAYOUT.parameters)
 DAY_NS = 86_400 * 10**9
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
-    url = (
-        f"sqlite:///{tmp_path}/gw.sqlite"
-        if request.param == "sqlite"
-        else request.getfixturevalue("postgres_url")
-    )
-    made = Store(url)
+@pytest.fixture
+def store(store_url: str) -> Iterator[Store]:
+    made = Store(store_url)
     made.runs.put_layout(PROJECT, LAYOUT).result()
     yield made
     made.database.close()
@@ -358,3 +357,25 @@ def test_a_process_that_dies_over_a_segment_costs_nothing(store: Store) -> None:
         assert told(store) == sent
     finally:
         workshop.rest()
+
+
+_KILLED = """\
+import os, signal, sys
+from gradwarden_server.store.workshop import Workshop
+
+if __name__ == "__main__":
+    print(Workshop(sys.argv[1])._open().submit(os.getpid).result(), flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_processes_that_make_segments_end_with_a_killed_service(tmp_path: Path) -> None:
+    script = tmp_path / "killed.py"
+    script.write_text(_KILLED)
+    command = [sys.executable, str(script), f"sqlite:///{tmp_path}/gw.sqlite"]
+    killed = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=60, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    deadline = time.monotonic() + 30
+    while Path(f"/proc/{killed.stdout.strip()}").exists():
+        assert time.monotonic() < deadline, "it outlives the service that it worked for"
+        time.sleep(0.05)

@@ -22,15 +22,10 @@ from tests.service import Service, gradwarden
 Harm = Callable[[Connection], Any]
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
+@pytest.fixture
+def store(store_url: str) -> Iterator[Store]:
     """300 frames of two ranks, the first of them compacted into two segments each."""
-    url = (
-        f"sqlite:///{tmp_path}/gw.sqlite"
-        if request.param == "sqlite"
-        else request.getfixturevalue("postgres_url")
-    )
-    made = Store(url)
+    made = Store(store_url)
     made.runs.put_layout(PROJECT, LAYOUT).result()
     for rank in (0, 1):
         send(made, 300, rank=rank)

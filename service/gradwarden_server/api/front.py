@@ -35,7 +35,7 @@ _HEADERS = [(name.lower().encode(), value.encode()) for name, value in HEADERS.i
 _BULKY = ("/v1/ingest", "/v1/layouts")
 _SMALL_BODY = 1 << 20
 _BODY_SECONDS = 60.0
-# Asking the system for chance costs a tenth of a request; an id is no secret.
+# An id is no secret, and the system need not be asked for chance at every request.
 _ids = random.Random()
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}\Z")
 # Said many times a second by healthy trainers and probes; logged only when they go wrong.

@@ -3,8 +3,8 @@
 A row's values lie close to their neighbours in time, so each is told as the difference of its
 bit pattern from the last one's, folded to small unsigned numbers (zigzag), and the four bytes
 of all of them lie in planes: planes of exponents compress well, planes of noise do not slow
-the others. Measured beside no delta and XOR: 4 % smaller at the same speed. A column that was
-not measured at most steps keeps a bit per hole; one that never changes keeps its value alone.
+the others. A column that was not measured at most steps keeps a bit per hole; one that never
+changes keeps its value alone.
 """
 
 from __future__ import annotations

@@ -141,7 +141,7 @@ def _reduced(
     sizes: Ints,
     dtype: type[np.float64] | None = None,
 ) -> NDArray[np.float64]:
-    """``reduceat`` over the first axis, several times as fast where buckets are equally full."""
+    """``reduceat`` over the first axis; equally full buckets are reduced in one go."""
     inner = sizes[1:-1]
     if inner.size < 2 or (inner != inner[0]).any():
         return np.asarray(ufunc.reduceat(values, starts, axis=0, dtype=dtype), np.float64)

@@ -10,11 +10,10 @@ from __future__ import annotations
 import os
 import signal
 import threading
-import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from typing import Any
 
 from gradwarden import wire
@@ -72,23 +71,24 @@ class Workshop:
                     PROCESSES,
                     mp_context=get_context("spawn"),  # a fork would take locks of threads along
                     initializer=_begin,
-                    initargs=(self._url, os.getpid()),
+                    initargs=(self._url,),
                 )
             return self._pool
 
 
-def _begin(url: str, master: int) -> None:
+def _begin(url: str) -> None:
     """What each process does first."""
     global _reader
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal: the master says when it ends
-    threading.Thread(target=_watch, args=(master,), daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal: the service says when it ends
+    threading.Thread(target=_follow, daemon=True).start()
     _reader = LogReader(Database(url))
 
 
-def _watch(master: int) -> None:
-    """Nobody else ends a process whose master was killed."""
-    while os.getppid() == master:
-        time.sleep(1.0)
+def _follow() -> None:
+    """Nobody else ends a process whose service was killed."""
+    service = parent_process()
+    assert service is not None
+    service.join()
     os._exit(1)
 
 
