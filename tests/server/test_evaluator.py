@@ -16,7 +16,8 @@ from gradwarden import wire
 from gradwarden_server import assets
 from gradwarden_server.alerting.commit import Registrar
 from gradwarden_server.alerting.evaluator import Evaluator
-from gradwarden_server.alerting.watch import BACKFILL_NS, Rooms, RunWatch
+from gradwarden_server.alerting.judging import BACKFILL_NS
+from gradwarden_server.alerting.watch import Rooms, RunWatch
 from gradwarden_server.detect import registry
 from gradwarden_server.notify import pipeline
 from gradwarden_server.notify.spec import parse

@@ -11,17 +11,17 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from gradwarden import wire
-from gradwarden_server.alerting import lifecycle, translate
+from gradwarden_server.alerting import translate
 from gradwarden_server.alerting.commit import Alerts, Judgement, Registrar
-from gradwarden_server.detect.assembler import Assembler
+from gradwarden_server.alerting.judging import BACKFILL_NS, Judging, Outcome
 from gradwarden_server.detect.base import Liveness, Request
-from gradwarden_server.detect.engine import DerivedPoint, RunDetectors, Verdict
+from gradwarden_server.detect.engine import DerivedPoint, RunDetectors
 from gradwarden_server.detect.state import pack, unpack
 from gradwarden_server.detect.steps import Step
-from gradwarden_server.model import Alert, Change, Condition
+from gradwarden_server.model import Alert
 from gradwarden_server.notify.pipeline import Pipeline
 from gradwarden_server.rules.spec import RuleSet
 from gradwarden_server.store.database import Database
@@ -35,17 +35,12 @@ from gradwarden_server.store.watched import BATCHES, Watched, WatchedRuns
 
 log = logging.getLogger(__name__)
 
-BACKFILL_NS = 600 * 1_000_000_000
-"""Findings on data older than this are history and a note, never a page."""
 _SNAPSHOT_STEPS = 256
 _SNAPSHOT_NS = 30 * 1_000_000_000
 _POINTS_NS = 10 * 1_000_000_000
 _POINTS = 512  # of all series of a run together
 _LATEST = 64
 _NORM = "gradwarden_gradient_norm"
-_ENDINGS = {"finished": lifecycle.RUN_FINISHED, "cancelled": lifecycle.RUN_CANCELLED}
-
-Outcome = tuple[int, Sequence[Condition]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,23 +85,23 @@ class RunWatch:
         self._rooms = rooms
         self._project = project
         self._run = run
-        self._facts = translate.facts(run, self._rooms.external_url)
+        url = rooms.external_url
+        self._judging = Judging(rooms.rules, translate.facts(run, url), self._layout, url)
         self._cursor, snapshot = rooms.evaluation.resume(project, run.id, lease.epoch)
         self._open: dict[str, Alert] = {}
         with rooms.database.read() as connection:
             self._open = rooms.ledger.open_alerts(project, connection, run.id)
-        self._assembler, self._detectors = self._fresh()
         start = 0
         if snapshot is not None:
             try:
                 state = unpack(snapshot.body)
-                self._assembler.restore(state["assembler"])
-                self._detectors.restore(state["detectors"])
+                self._judging.assembler.restore(state["assembler"])
+                self._judging.detectors.restore(state["detectors"])
                 start = snapshot.position
             except (LookupError, TypeError, ValueError) as error:
                 # Of another version, or damaged; BadState is a ValueError.
                 log.warning("run %s: snapshot refused (%s); replaying its log", run.run, error)
-                self._assembler, self._detectors = self._fresh()
+                self._judging.forget()
         self._snapshot_ns = 0
         self._steps_since = 0
         self._late_outcomes: list[Outcome] = []
@@ -118,14 +113,13 @@ class RunWatch:
         self.latest: dict[str, float | str] = {}
         """Newest values by name; non-finite ones as text."""
         self._judged = dict(self._cursor.judged)
-        self._labels = {rule.alert: rule.labels for rule in rooms.rules.detectors}
         self._replay(start)
         self._recall()
 
     @property
     def detectors(self) -> RunDetectors:
         """The run's detectors, for their coverage."""
-        return self._detectors
+        return self._judging.detectors
 
     @property
     def position(self) -> int:
@@ -144,7 +138,7 @@ class RunWatch:
     @property
     def deadline_ns(self) -> int | None:
         """When a step has waited long enough for its missing ranks."""
-        return self._assembler.deadline_ns
+        return self._judging.assembler.deadline_ns
 
     def evaluate(
         self, watched: Watched, entries: Sequence[LogEntry], now_ns: int, tick: bool
@@ -163,21 +157,22 @@ class RunWatch:
             nothing changed.
         """
         run = self._run = watched.run
-        self._facts = translate.facts(run, self._rooms.external_url)
-        self._assembler.start(watched.ordinal or 0, run.world_size)
-        self._detectors.start(run.world_size)
+        self._judging.facts = translate.facts(run, self._rooms.external_url)
+        self._judging.start(watched.ordinal or 0, run.world_size)
         outcomes, self._late_outcomes = self._late_outcomes, []
         judged = dict(self._judged)
         for entry in entries:
             self._take(entry)
-            outcomes += self._judge(self._assembler.release(entry.received_ns), judged, now_ns)
+            outcomes += self._judge(
+                self._judging.assembler.release(entry.received_ns), judged, now_ns
+            )
         more = len(entries) == BATCHES
         if not more:
-            outcomes += self._judge(self._assembler.release(now_ns), judged, now_ns)
-        for verdict in self._detectors.peek(self._assembler.urgent()):
-            outcomes.append(self._outcome(verdict, now_ns))
+            outcomes += self._judge(self._judging.assembler.release(now_ns), judged, now_ns)
+        for verdict in self._judging.detectors.peek(self._judging.assembler.urgent()):
+            outcomes.append(self._judging.outcome(verdict, now_ns))
         if tick and watched.ordinal is not None and not more:
-            outcomes.append((now_ns, self._dress(self._tick(watched, now_ns))))
+            outcomes.append(self._tick(watched, now_ns))
         position = entries[-1].position if entries else self._cursor.position
         self._oldest_ns = entries[0].received_ns if entries else None
         return self._commit(position, judged, outcomes, now_ns, drained=not more)
@@ -194,16 +189,6 @@ class RunWatch:
         if pending.snapshot:
             self._snapshot_ns, self._steps_since = pending.now_ns, 0
 
-    def _fresh(self) -> tuple[Assembler, RunDetectors]:
-        detectors = RunDetectors(
-            self._layout,
-            self._rooms.rules.detectors,
-            self._rooms.rules.baseline,
-            environment=self._run.environment,
-            world_size=self._run.world_size,
-        )
-        return Assembler(self._run.world_size, layouts=self._layout), detectors
-
     def _layout(self, digest: str) -> wire.Layout | None:
         return self._rooms.runs.layout(self._project, digest)
 
@@ -216,7 +201,7 @@ class RunWatch:
                 return
             for entry in entries:
                 self._take(entry)
-                steps = self._assembler.release(entry.received_ns)
+                steps = self._judging.assembler.release(entry.received_ns)
                 self._late_outcomes += self._judge(steps, self._judged, entry.received_ns)
             start = entries[-1].position
 
@@ -226,7 +211,7 @@ class RunWatch:
             step = int(alert.annotations.get("step") or -1)
             attempt = int(alert.annotations.get("attempt") or -1)
             if step > self._cursor.judged.get(attempt, -1):
-                self._detectors.recall(alert.alertname, attempt, step)
+                self._judging.detectors.recall(alert.alertname, attempt, step)
 
     def _take(self, entry: LogEntry) -> None:
         try:
@@ -235,13 +220,13 @@ class RunWatch:
             log.error("run %s is judged without this: %s", self._run.run, error)
             return
         cell = entry.shard, entry.shards
-        self._assembler.add(batch, entry.ordinal, entry.received_ns, entry.shift_ns, cell)
+        self._judging.assembler.add(batch, entry.ordinal, entry.received_ns, entry.shift_ns, cell)
 
     def _judge(self, steps: Sequence[Step], judged: dict[int, int], now_ns: int) -> list[Outcome]:
         outcomes = []
         self._steps_since += len(steps)
         recorded = self._cursor.recorded
-        for verdict in self._detectors.advance(steps):
+        for verdict in self._judging.detectors.advance(steps):
             norms = [p.value for p in verdict.points if p.name == _NORM]
             if norms:  # those of the first replica group come first
                 self.latest["grad_norm"] = translate.told(norms[0])
@@ -254,7 +239,7 @@ class RunWatch:
             if not verdict.eventful:
                 judged[verdict.attempt] = verdict.step
             self._requests += [(verdict.time_ns, request) for request in verdict.requests]
-            outcomes.append(self._outcome(verdict, now_ns))
+            outcomes.append(self._judging.outcome(verdict, now_ns))
         newest = next((step for step in reversed(steps) if not step.eventful), None)
         if newest is not None:
             self._note(newest)
@@ -268,31 +253,6 @@ class RunWatch:
             if value is not None and not (name == "grad_norm" and step.groups):
                 self.latest[name] = translate.told(value)
 
-    def _outcome(self, verdict: Verdict, now_ns: int) -> Outcome:
-        conditions: Sequence[Condition] = verdict.conditions
-        if verdict.time_ns < now_ns - BACKFILL_NS:
-            conditions = [translate.as_history(c) for c in conditions]
-        return min(verdict.time_ns, now_ns), self._dress(conditions)
-
-    def _dress(self, conditions: Sequence[Condition]) -> list[Condition]:
-        """Add the links that every alert carries."""
-        dressed = []
-        for condition in conditions:
-            if not condition.active:
-                dressed.append(
-                    replace(condition, annotations={}) if condition.annotations else condition
-                )
-                continue
-            slug = self._runbook(condition.alertname)
-            links = {"dashboard_url": self._facts.dashboard_url}
-            if slug:
-                links["runbook_url"] = f"{self._rooms.external_url}/runbooks/{slug}"
-            dressed.append(replace(condition, annotations={**links, **condition.annotations}))
-        return dressed
-
-    def _runbook(self, alertname: str) -> str | None:
-        return next((r.runbook for r in self._rooms.rules.detectors if r.alert == alertname), None)
-
     def _commit(
         self,
         position: int,
@@ -301,7 +261,7 @@ class RunWatch:
         now_ns: int,
         drained: bool,
     ) -> Future[Alerts] | None:
-        changes, settled = self._changes(outcomes, now_ns, drained)
+        changes, settled = self._judging.changes(self._open, outcomes, now_ns, drained)
         snapshot = self._snapshot(position, now_ns)
         # A snapshot is where a restart begins, so no point from before it may be owed.
         flushed = snapshot is not None or self._flushes(now_ns)
@@ -338,29 +298,6 @@ class RunWatch:
         late = now_ns - self._points_ns >= _POINTS_NS or len(self._points) >= _POINTS
         return late or self._run.status != "running"
 
-    def _changes(
-        self, outcomes: Sequence[Outcome], now_ns: int, drained: bool
-    ) -> tuple[list[Change], dict[str, Alert]]:
-        settled = dict(self._open)
-        changes: list[Change] = []
-        moment = 0
-        for at_ns, conditions in outcomes:
-            moment = max(moment, at_ns)
-            # All clear where nothing stands changes nothing, which is how most steps are.
-            standing = {alert.alertname for alert in settled.values()}
-            heard = [c for c in conditions if c.active or c.alertname in standing]
-            if not heard:
-                continue
-            new = lifecycle.advance(settled, self._facts, heard, moment, labels=self._labels)
-            settled = lifecycle.settle(settled, new)
-            changes += new
-        ending = _ENDINGS.get(self._run.status)
-        if ending is not None and drained and self._assembler.deadline_ns is None:
-            new = lifecycle.resolve_all(settled, ending, max(moment, now_ns))
-            settled = lifecycle.settle(settled, new)
-            changes += new
-        return changes, settled
-
     def _snapshot(self, position: int, now_ns: int) -> Snapshot | None:
         due = self._steps_since >= _SNAPSHOT_STEPS or (
             self._steps_since and now_ns - self._snapshot_ns > _SNAPSHOT_NS
@@ -368,20 +305,20 @@ class RunWatch:
         if not due:
             return None
         state = {
-            "assembler": self._assembler.state(),
-            "detectors": self._detectors.state(),
+            "assembler": self._judging.assembler.state(),
+            "detectors": self._judging.detectors.state(),
         }
         return Snapshot(position, pack(state))
 
-    def _tick(self, watched: Watched, now_ns: int) -> Sequence[Condition]:
+    def _tick(self, watched: Watched, now_ns: int) -> Outcome:
         liveness = Liveness(
             attempt=watched.ordinal or 0,
             attempt_started_ns=watched.started_ns,
             service_started_ns=self._rooms.service_started_ns,
             ranks=tuple(map(translate.alive, watched.signs)),
         )
-        conditions = self._detectors.tick(now_ns, self._facts, liveness)
+        at_ns, conditions = self._judging.tick(now_ns, liveness)
         if all(sign.heartbeat_ns is None for sign in watched.signs):
             # Known from a spool alone: however it ended, it ended before we heard of it.
-            return [translate.as_history(c) for c in conditions]
-        return conditions
+            conditions = [translate.as_history(c) for c in conditions]
+        return at_ns, conditions
