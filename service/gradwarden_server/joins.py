@@ -34,8 +34,14 @@ class Whole:
 def observed(values: Matrix, quantities: tuple[str, ...]) -> Flags:
     """Rows that hold an observation: their counts are numbers. [..., L]"""
     counts = [quantities.index(q) for q in _COUNTED if q in quantities]
-    held = values[..., counts] if counts else values
-    return np.asarray(~np.isnan(held).all(axis=-1), np.bool_)
+    if not counts:
+        return np.asarray(~np.isnan(values).all(axis=-1), np.bool_)
+    seen = ~np.isnan(values[..., counts[0]])
+    for column in counts[1:]:
+        if seen.all():
+            break
+        seen |= ~np.isnan(values[..., column])
+    return np.asarray(seen, np.bool_)
 
 
 def aligned(values: Matrix, have: tuple[str, ...], want: tuple[str, ...]) -> Matrix:

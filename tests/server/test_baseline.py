@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from gradwarden_server.detect.baseline import Baseline, Restarts, settings_from
+from gradwarden_server.detect.single import SingleBaseline
 from gradwarden_server.detect.state import pack, unpack
 from tests.server.detection import RULES
 
@@ -86,6 +87,34 @@ def test_it_goes_on_from_its_state_as_if_never_stopped() -> None:
             other = Baseline(4, settings)
             other.restore(state)
         np.testing.assert_array_equal(one.judge(row, True).z, other.judge(row, True).z)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_single_series_is_judged_as_one_of_many_and_kept_alike(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    x = rng.lognormal(0, 0.3, 900) * np.repeat([1, 1e4, 1e-3], 300)  # two levels that come to stay
+    x[:250][rng.random(250) < 0.1] = 0
+    x[rng.random(len(x)) < 0.05] = np.nan
+    settings = settings_from(RULES.baseline)
+    many, one = Baseline(1, settings), SingleBaseline(settings)
+    releveled = 0
+    for at, value in enumerate(x):
+        if at % 97 == 5:
+            state = unpack(pack(one.state()))
+            for name, held in many.state().items():
+                np.testing.assert_array_equal(state[name], held)
+            one = SingleBaseline(settings)
+            one.restore(state)
+        if at == 650:
+            many.restart()
+            one.restart()
+        open_ = at % 250 > 5
+        theirs, ours = many.judge([value], open_), one.judge(float(value), open_)
+        for name in ("z", "ratio", "armed", "releveled"):
+            np.testing.assert_array_equal(getattr(ours, name), getattr(theirs, name))
+        assert (one.known, one.sparse) == (many.known, many.sparse[0])
+        releveled += int(ours.releveled[0])
+    assert releveled
 
 
 @pytest.mark.parametrize(

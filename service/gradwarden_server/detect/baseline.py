@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -40,22 +41,29 @@ class BaselineSettings:
     refresh_steps: int
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Judged:
     """One step of all series against their baselines, as they were before it.
 
-    ``ratio`` is x over the median; it and ``z`` are NaN where a series is not armed or was
-    not observed. ``releveled`` marks series whose new level became the baseline just now.
+    ``distance`` is log10 of x over the median; it, ``ratio`` and ``z`` are NaN where a series
+    is not armed or was not observed. ``releveled`` marks series whose new level became the
+    baseline just now.
     """
 
     z: Floats
-    ratio: Floats
+    distance: Floats
     armed: Flags
     releveled: Flags
 
+    @cached_property
+    def ratio(self) -> Floats:
+        """x over the median."""
+        return np.asarray(np.power(10.0, np.minimum(self.distance, 300.0)), np.float64)
+
     def high(self, z: float, ratio: float) -> Flags:
         """Series above both limits."""
-        return (self.z > z) & (self.ratio > ratio)
+        over = np.asarray(self.z > z, np.bool_)
+        return over & (self.ratio > ratio) if over.any() else over
 
 
 class Baseline:
@@ -64,6 +72,10 @@ class Baseline:
     def __init__(self, size: int, settings: BaselineSettings) -> None:
         self.size = size
         self._settings = settings
+        self._far = np.log10(settings.flag_ratio)
+        self._first = np.arange(size) * settings.window_steps
+        self._nothing = np.full(size, np.nan)
+        self._none = np.zeros(size, np.bool_)
         self.restart()
 
     def restart(self) -> None:
@@ -78,6 +90,15 @@ class Baseline:
         self._median = np.full(n, np.nan)
         self._spread = np.full(n, np.nan)
         self._steps = 0
+        self._derive()
+
+    def _derive(self) -> None:
+        """What follows from the rest and is kept because it seldom changes."""
+        self._flat = self._ring.reshape(-1)
+        self._full = bool((self._held == self._ring.shape[1]).all())
+        self._away = bool(self._outside.any())
+        self._enough: Flags | None = None
+        self._some = self._every = self._lacking = False
 
     @property
     def known(self) -> int:
@@ -87,7 +108,8 @@ class Baseline:
     @property
     def sparse(self) -> Flags:
         """Series that are positive too seldom to be judged by themselves."""
-        return (self._held > 0) & (self._positive < self._settings.sparse_share * self._held)
+        self._ready()
+        return self._sparse
 
     def judge(self, x: ArrayLike, open_: bool) -> Judged:
         """Judge one step, then learn from it.
@@ -95,43 +117,77 @@ class Baseline:
         Args:
             x: One value per series; NaN or Inf where none was observed.
             open_: Whether the run is past its warm-up, so that series may be armed.
+
+        Returns:
+            Arrays that belong to the baseline: copy what you would change.
         """
         values = np.asarray(x, np.float64)
         seen = np.isfinite(values)
         y = np.full(self.size, np.nan)
-        positive = seen & (values > 0)
-        y[positive] = np.log10(values[positive])
-        enough = (self._positive >= self._settings.armed_after) & ~self.sparse
-        armed = enough & open_
-        if (enough & np.isnan(self._median)).any() or (
-            self._steps % self._settings.refresh_steps == 0 and enough.any()
-        ):
+        np.log10(values, out=y, where=seen & (values > 0))
+        enough = self._ready()
+        if self._lacking or (self._some and self._steps % self._settings.refresh_steps == 0):
             self._refresh()
-        distance = np.where(armed, y - self._median, np.nan)
-        z = distance / self._spread
-        far = np.abs(distance) > np.log10(self._settings.flag_ratio)
-        flagged = far & (np.abs(z) > self._settings.flag_z)
+        z = distance = self._nothing
+        armed, flagged = self._none, None
+        if open_ and self._some:
+            armed = enough
+            distance = (
+                y - self._median if self._every else np.where(armed, y - self._median, np.nan)
+            )
+            z = distance / self._spread
+            flagged = np.abs(z) > self._settings.flag_z
+            flagged = flagged & (np.abs(distance) > self._far) if flagged.any() else None
         releveled = self._learn(y, seen, flagged)
         self._steps += 1
-        return Judged(z, np.power(10.0, np.minimum(distance, 300.0)), armed, releveled)
+        return Judged(z, distance, armed, releveled)
 
-    def _learn(self, y: Floats, seen: Flags, flagged: Flags) -> Flags:
+    def _ready(self) -> Flags:
+        """Series with enough values to be judged, of which some may lack their median still."""
+        if self._enough is None:
+            share = self._settings.sparse_share
+            self._sparse = (self._held > 0) & (self._positive < share * self._held)
+            self._enough = (self._positive >= self._settings.armed_after) & ~self._sparse
+            self._some, self._every = bool(self._enough.any()), bool(self._enough.all())
+            self._lacking = bool((self._enough & np.isnan(self._median)).any())
+        return self._enough
+
+    def _learn(self, y: Floats, seen: Flags, flagged: Flags | None) -> Flags:
+        if flagged is None:
+            self._keep(slice(None) if seen.all() else np.flatnonzero(seen), y)
+            return self._none
         out = np.flatnonzero(flagged)
-        if len(out):
-            self._excluded[out, self._outside[out]] = y[out]
-            self._outside[out] += 1
-        keep = np.flatnonzero(seen & ~flagged)
-        at = self._at[keep]
-        self._positive[keep] -= ~np.isnan(self._ring[keep, at])
-        self._positive[keep] += ~np.isnan(y[keep])
-        self._ring[keep, at] = y[keep]
-        self._at[keep] = (at + 1) % self._ring.shape[1]
-        self._held[keep] = np.minimum(self._held[keep] + 1, self._ring.shape[1])
-        self._outside[keep] = 0
+        self._keep(np.flatnonzero(seen & ~flagged), y)
+        if not len(out):
+            return self._none
+        self._excluded[out, self._outside[out]] = y[out]
+        self._outside[out] += 1
+        self._away = True
         releveled = self._outside >= self._settings.excluded_steps
         if releveled.any():
             self._relevel(np.flatnonzero(releveled))
         return np.asarray(releveled, np.bool_)
+
+    def _keep(self, rows: slice | NDArray[np.int64], y: Floats) -> None:
+        """Put the values of some series into their windows."""
+        at, window = self._at[rows], self._ring.shape[1]
+        index = self._first[rows] + at
+        old, new = np.isnan(self._flat[index]), np.isnan(y[rows])
+        self._flat[index] = y[rows]
+        if (old != new).any():
+            self._positive[rows] += old
+            self._positive[rows] -= new
+            self._enough = None
+        at = at + 1
+        at[at == window] = 0
+        self._at[rows] = at
+        if not self._full:
+            self._held[rows] = np.minimum(self._held[rows] + 1, window)
+            self._full = bool((self._held == window).all())
+            self._enough = None
+        if self._away:
+            self._outside[rows] = 0
+            self._away = bool(self._outside.any())
 
     def _relevel(self, rows: NDArray[np.int64]) -> None:
         count = min(self._excluded.shape[1], self._ring.shape[1])
@@ -141,12 +197,12 @@ class Baseline:
         self._held[rows] = self._positive[rows] = count
         self._outside[rows] = 0
         self._median[rows] = np.nan
+        self._derive()
 
     def _refresh(self) -> None:
-        self._median = row_medians(self._ring, self._positive)
-        deviation = np.abs(self._ring - self._median[:, None].astype(np.float32))
-        spread = _NORMAL * row_medians(deviation, self._positive)
-        self._spread = np.maximum(spread, self._settings.spread_floor)
+        held = centre_and_spread(self._ring, self._positive, self._settings)
+        self._median, self._spread = held
+        self._lacking = False
 
     def state(self) -> dict[str, Any]:
         return {name: getattr(self, f"_{name}") for name in _STATE} | {"steps": self._steps}
@@ -155,9 +211,20 @@ class Baseline:
         for name in _STATE:
             setattr(self, f"_{name}", state[name])
         self._steps = state["steps"]
+        self._derive()
 
 
 _STATE = ("ring", "excluded", "at", "held", "positive", "outside", "median", "spread")
+
+
+def centre_and_spread(
+    ring: NDArray[np.float32], counts: NDArray[np.int64], settings: BaselineSettings
+) -> tuple[Floats, Floats]:
+    """Median and robust spread of each row of windows, of which each holds so many numbers."""
+    median = row_medians(ring, counts)
+    deviation = np.abs(ring - median[:, None].astype(np.float32))
+    spread = _NORMAL * row_medians(deviation, counts)
+    return median, np.maximum(spread, settings.spread_floor)
 
 
 def row_medians(values: NDArray[np.floating], counts: NDArray[np.int64]) -> Floats:

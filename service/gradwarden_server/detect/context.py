@@ -20,6 +20,7 @@ from gradwarden_server.detect.baseline import (
     Judged,
     Restarts,
 )
+from gradwarden_server.detect.single import SingleBaseline
 from gradwarden_server.detect.steps import GroupStep, Step
 
 Layouts = Callable[[str], wire.Layout | None]
@@ -84,9 +85,12 @@ class LayoutView:
         return self.layout.parameters[row].layer
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(eq=False)
 class GroupView:
-    """One replica group's present step, with its layout and its values just before."""
+    """One replica group's present step, with its layout and its values just before.
+
+    Its arrays are shared by all who read them; nobody changes them.
+    """
 
     step: GroupStep
     layout: LayoutView
@@ -95,18 +99,27 @@ class GroupView:
     before: tuple[tuple[int, NDArray[np.float32]], ...]
     judged: Judged | None = None
 
-    @property
+    @cached_property
     def clean(self) -> bool:
         return not bool(self.bad.any())
 
-    @property
+    @cached_property
     def norms(self) -> Floats:
         """L2 norm by row; NaN where none was observed or the gradient is not finite.
 
         A norm above what its float32 column can hold counts as the largest that it can.
         """
         l2 = np.minimum(self.step.column("l2"), _LARGEST).astype(np.float64)
+        if self.clean and self.observed.all():
+            return l2
         return np.where(self.observed & ~self.bad, l2, np.nan)
+
+    @cached_property
+    def square(self) -> float:
+        """Sum of the squares of those norms that are known."""
+        squares = np.square(self.norms)
+        total = float(squares.sum())
+        return float(np.nansum(squares)) if math.isnan(total) else total
 
 
 class _Group:
@@ -120,19 +133,23 @@ class _Group:
         self.before: list[tuple[int, NDArray[np.float32]]] = []
 
     def judge(self, norms: Floats, open_: bool, complete: bool) -> Judged:
+        pools = self.view.pools
+        if not pools:
+            return self.baseline.judge(norms, open_)
         pooled = [
-            np.sqrt(np.nansum(np.square(norms[rows]))) if complete else np.nan
-            for rows in self.view.pools
+            np.sqrt(np.nansum(np.square(norms[rows]))) if complete else np.nan for rows in pools
         ]
         sparse = self.baseline.sparse
+        rare = [rows[sparse[rows]] for rows in pools]
         judged = self.baseline.judge(np.concatenate([norms, pooled]), open_)
         count = len(self.view)
-        z, ratio = judged.z[:count], judged.ratio[:count]
-        armed, again = judged.armed[:count], judged.releveled[:count]
-        for at, rows in enumerate(self.view.pools, start=count):
-            rare = rows[sparse[rows]]
-            z[rare], ratio[rare], armed[rare] = judged.z[at], judged.ratio[at], judged.armed[at]
-        return Judged(z, ratio, armed, again)
+        z, distance, armed = judged.z[:count], judged.distance[:count], judged.armed[:count]
+        if any(map(len, rare)):
+            z, distance, armed = z.copy(), distance.copy(), armed.copy()
+            for at, rows in enumerate(rare, start=count):
+                z[rows], distance[rows] = judged.z[at], judged.distance[at]
+                armed[rows] = judged.armed[at]
+        return Judged(z, distance, armed, judged.releveled[:count])
 
 
 class RunContext:
@@ -164,7 +181,7 @@ class RunContext:
         self.restarts = Restarts(self.settings)
         self._smooth: float | None = None
         self._groups: dict[int, _Group] = {}
-        self._run = (Baseline(1, self.settings), Baseline(1, self.settings))
+        self._run = (SingleBaseline(self.settings), SingleBaseline(self.settings))
 
     @property
     def lr(self) -> float | None:
@@ -235,6 +252,8 @@ class RunContext:
                 changed = changed or known is not None
                 known = _Group(view.step.layout, view.layout, self.settings)
                 self._groups[group] = known
+            if known.seen.all():
+                continue
             fresh = view.observed & ~known.seen
             if fresh.any() and known.seen.any():
                 kinds = [view.layout.layout.parameters[i].kind for i in np.flatnonzero(fresh)]
@@ -244,36 +263,34 @@ class RunContext:
 
     def _restart(self) -> None:
         self.restarted = True
-        for baseline in (*self._run, *(g.baseline for g in self._groups.values())):
-            baseline.restart()
+        for single in self._run:
+            single.restart()
+        for known in self._groups.values():
+            known.baseline.restart()
 
     def _judge(self, step: Step, views: dict[int, GroupView]) -> None:
         open_ = self.restarts.open
         squares, whole = 0.0, bool(views) and len(views) == len(self._groups)
-        judged_views: dict[int, GroupView] = {}
         for group, view in views.items():
-            known, norms = self._groups[group], view.norms
-            judged = known.judge(norms, open_, view.step.complete)
-            squares += float(np.nansum(np.square(norms)))
+            known = self._groups[group]
+            view.judged = known.judge(view.norms, open_, view.step.complete)
+            squares += view.square
             whole = whole and view.clean and view.step.complete
-            judged_views[group] = GroupView(
-                view.step, view.layout, view.observed, view.bad, view.before, judged
-            )
             known.before = [*known.before, (step.step, view.step.column("absmax").copy())][
                 -_BEFORE:
             ]
             self.capture = view.step.capture
-        self.groups = judged_views
+        self.groups = views
         self.norm = math.sqrt(squares) if whole else math.nan
         self.norm_judged = self.loss_judged = None
         if views:
             self.steps += 1
-            self.norm_judged = self._run[0].judge([self.norm], open_)
+            self.norm_judged = self._run[0].judge(self.norm, open_)
         if self.loss is not None and math.isfinite(self.loss):
             share = 2 / (self.settings.loss_steps + 1)
             last = self.loss if self._smooth is None else self._smooth
             self._smooth = (1 - share) * last + share * self.loss
-            self.loss_judged = self._run[1].judge([self._smooth], open_)
+            self.loss_judged = self._run[1].judge(self._smooth, open_)
 
     def _view(self, held: GroupStep) -> LayoutView:
         view = self._views.get(held.layout)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from gradwarden import wire
 from gradwarden_server.joins import Flags, Matrix, observed
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class GroupStep:
     """The matrix of one group: a row per parameter, a column per quantity.
 
@@ -34,12 +35,12 @@ class GroupStep:
             return self.values[:, self.quantities.index(quantity)]
         return np.full(len(self.values), np.nan, np.float32)
 
-    @property
+    @cached_property
     def observed(self) -> Flags:
         """Rows with a gradient: their counts are numbers."""
         return observed(self.values, self.quantities)
 
-    @property
+    @cached_property
     def bad(self) -> Flags:
         """Rows whose gradient holds a NaN or an Inf."""
         if "nan" in self.quantities or "inf" in self.quantities:
@@ -79,7 +80,7 @@ class RankStep:
         return None if buckets is None else buckets > 0
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Step:
     """One step of one attempt. Steps without groups and ranks carry events alone.
 
@@ -101,7 +102,7 @@ class Step:
         """Whether this is a carrier of events, not a training step."""
         return not self.ranks
 
-    @property
+    @cached_property
     def stepped(self) -> bool | None:
         """True where any rank applied the step, False where all that know skipped it."""
         known = [r.stepped for r in self.ranks.values() if r.stepped is not None]
@@ -109,6 +110,16 @@ class Step:
 
     def scalar(self, name: str) -> float | None:
         """The mean over the ranks that logged it, or None."""
+        if name not in self._means:
+            self._means[name] = self._mean(name)
+        return self._means[name]
+
+    @cached_property
+    def _means(self) -> dict[str, float | None]:
+        """What was asked already: several detectors ask the same of a thousand ranks."""
+        return {}
+
+    def _mean(self, name: str) -> float | None:
         values = [r.scalars[name] for r in self.ranks.values() if name in r.scalars]
         if not values:
             return None
