@@ -104,6 +104,7 @@ WITHOUT_PROJECT = {
     "SegmentReader.rollups": "takes segments, which were found in a project",
     "SegmentReader.row": "takes segments, which were found in a project",
     "SegmentReader.spines": "takes segments, which were found in a project",
+    "SegmentReader.steps": "takes segments, which were found in a project",
     "SegmentReader.words": "takes a segment, which was found in a project",
     "Shelves": "takes segments, which were found in a project",
     "TableShelf": "takes segments, which were found in a project",

@@ -12,6 +12,7 @@ from __future__ import annotations
 import itertools
 import struct
 import threading
+from collections.abc import Sequence
 
 import numpy as np
 import zstandard
@@ -20,6 +21,8 @@ from numpy.typing import NDArray
 from gradwarden_server.joins import Matrix
 
 Words = NDArray[np.uint32]
+Bytes = NDArray[np.uint8]
+Row = NDArray[np.float32]
 
 BLOCK_ROWS = 16
 """Rows that are packed together: one layer's history reads few others with it."""
@@ -95,29 +98,45 @@ def unpack(body: bytes) -> Matrix:
         raise Corrupt(str(error)) from None
 
 
-def unpack_row(body: bytes, row: int) -> NDArray[np.float32]:
-    """[steps] of one row, for a fraction of the work of all.
+def unpack_rows(bodies: Sequence[bytes], row: int) -> list[Row]:
+    """[steps] of one row of each, for a fraction of the work of all.
 
     Raises:
-        Corrupt: the bytes are not whole.
-        IndexError: there are fewer rows.
+        Corrupt: the bytes of one are not whole.
+        IndexError: one has fewer rows.
     """
+    found: list[Row | None] = [None] * len(bodies)
+    alike: dict[int, list[tuple[int, Bytes]]] = {}
     try:
-        kind, rows, steps = _prelude(body)
-        if kind != _DENSE or row >= rows:
-            return np.asarray(unpack(body)[row], np.float32)
-        together = _together(steps)
-        sizes, at = _sizes(body, rows, steps)
-        which = row // together
-        at += sum(sizes[:which])
-        part = body[at : at + sizes[which]]
-        count = min(together, rows - row // together * together)
-        planes = np.frombuffer(_decompress(part, 4 * count * steps), np.uint8)
-        mine = planes.reshape(4, count, steps)[:, row % together]
-        one: NDArray[np.float32] = _words(mine.tobytes(), (1, steps))[0].view(np.float32)
-        return one
+        for i, body in enumerate(bodies):
+            kind, rows, steps = _prelude(body)
+            if kind == _DENSE and row < rows:
+                planes = _planes_of(body, rows, steps, row)
+                alike.setdefault(steps, []).append((i, planes))
+            else:
+                found[i] = unpack(body)[row]
     except (struct.error, zstandard.ZstdError, ValueError) as error:
         raise Corrupt(str(error)) from None
+    for steps, some in alike.items():
+        folded = np.empty((len(some), steps, 4), np.uint8)
+        for at, (_, planes) in enumerate(some):
+            folded[at] = planes.T
+        values = _unfolded(folded.view(np.uint32)[:, :, 0]).view(np.float32)
+        for (i, _), one in zip(some, values, strict=True):
+            found[i] = one
+    return [one for one in found if one is not None]
+
+
+def _planes_of(body: bytes, rows: int, steps: int, row: int) -> Bytes:
+    """[4, steps] bytes of one row of a dense body."""
+    together = _together(steps)
+    sizes, at = _sizes(body, rows, steps)
+    which = row // together
+    at += sum(sizes[:which])
+    part = memoryview(body)[at : at + sizes[which]]
+    count = min(together, rows - which * together)
+    planes = np.frombuffer(_decompress(part, 4 * count * steps), np.uint8)
+    return planes.reshape(4, count, steps)[:, row % together]
 
 
 def filled(rows: int, steps: int, bits: int) -> Matrix:
@@ -224,7 +243,11 @@ def _words(planes: bytes, shape: tuple[int, int]) -> Words:
     folded = np.empty((flat.shape[1], 4), np.uint8)
     for plane in range(4):
         folded[:, plane] = flat[plane]
-    words = folded.reshape(-1).view(np.uint32).reshape(shape)
+    return _unfolded(folded.reshape(-1).view(np.uint32).reshape(shape))
+
+
+def _unfolded(words: Words) -> Words:
+    """What :func:`_folded` took."""
     steps = (words >> np.uint32(1)) ^ (np.uint32(0) - (words & np.uint32(1)))
     return np.cumsum(steps, axis=1, dtype=np.uint32)
 
@@ -258,8 +281,8 @@ def _compress(raw: bytes) -> bytes:
     return _mine.compressor.compress(raw)
 
 
-def _decompress(payload: bytes, size: int) -> bytes:
-    raw = _mine.decompressor.decompress(payload, max_output_size=size)
+def _decompress(payload: bytes | memoryview, size: int) -> bytes:
+    raw: bytes = _mine.decompressor.decompress(payload, max_output_size=size)
     if len(raw) != size:
         raise Corrupt(f"{len(raw)} of {size} bytes")
     return raw

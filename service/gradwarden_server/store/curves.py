@@ -142,14 +142,16 @@ def table(
 ) -> SeriesTable:
     """All curves over the buckets in which any frame fell."""
     steps, when = times.of_first_rank(grid)
-    columns, first = np.unique((steps - grid.origin) // grid.width, return_index=True)
+    of_step = (steps - grid.origin) // grid.width
+    first = np.flatnonzero(_begins(of_step))
+    columns = of_step[first]
     slot_of = np.zeros(grid.count, np.int64)  # a search for each value would cost more
     slot_of[columns] = np.arange(columns.size)
     keys = {
         key: _bucketed(slot_of[(at - grid.origin) // grid.width], values, columns)
         for key, (at, values) in curves.items()
     }
-    starts = [grid.origin + column * grid.width for column in columns.tolist()]
+    starts = (grid.origin + columns * grid.width).tolist()
     return SeriesTable(starts, when[first].tolist(), keys, reported)
 
 
@@ -173,17 +175,22 @@ def _bucketed(
     slots, numbers = slots[finite], numbers[finite]
     if not slots.size:
         return cell
-    ends = np.flatnonzero(_ends(slots))
-    starts = np.concatenate([[0], ends[:-1] + 1])
+    starts = np.flatnonzero(_begins(slots))
     filled = {
         "min": np.minimum.reduceat(numbers, starts),
         "max": np.maximum.reduceat(numbers, starts),
-        "last": numbers[ends],
+        "last": numbers[np.append(starts[1:], slots.size) - 1],
     }
     for name, found in filled.items():
-        for slot, value in zip(slots[ends].tolist(), found.tolist(), strict=True):
-            cell[name][slot] = value
+        column = np.full(columns.size, None, object)
+        column[slots[starts]] = found.tolist()
+        cell[name] = column.tolist()
     return cell
+
+
+def _begins(ordered: Ints) -> NDArray[np.bool_]:
+    """Where a run of equal numbers begins."""
+    return np.append(ordered.size > 0, ordered[1:] != ordered[:-1])[: ordered.size]
 
 
 def _ends(ordered: Ints) -> NDArray[np.bool_]:

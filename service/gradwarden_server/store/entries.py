@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from sqlalchemy import Row, Select, func, literal, select, union_all
+from sqlalchemy import BigInteger, Row, Select, bindparam, func, literal, select, union_all
 
 from gradwarden import wire
 from gradwarden_server.store import recall
@@ -136,14 +136,9 @@ class LogReader:
 
         Both by attempt, then log position; the batches are without their bodies.
         """
-        statement = (
-            _entries(project, run, literal(b"").label("body"))
-            .add_columns(t.frame_batch.c.stream_id)
-            .where(t.frame_batch.c.step1 >= first, t.frame_batch.c.step0 <= last)
-            .order_by(t.attempt.c.ordinal, t.frame_batch.c.position)
-        )
+        asked = {"of_project": project, "of_run": run, "low": first, "high": last}
         with self._database.read() as connection:
-            rows = connection.execute(statement).all()
+            rows = connection.execute(_TOUCHING, asked).all()
         segments = self.segments.index(project, run, first, last)
         until: dict[int, int] = {}
         for segment in segments:
@@ -185,32 +180,18 @@ class LogReader:
 
     def layouts(self, project: str, run: str) -> list[str]:
         """The hashes of the layouts that the run's matrices follow, the newest first."""
-        parts = (
-            select(table.c.layout, func.max(position).label("newest"))
-            .join(t.run, t.run.c.id == table.c.run_id)
-            .where(*_of(project, run), table.c.layout != "")
-            .group_by(table.c.layout)
-            for table, position in (
-                (t.frame_batch, t.frame_batch.c.position),
-                (t.segment, t.segment.c.position1),
-            )
-        )
         newest: dict[str, int] = {}
+        asked = {"of_project": project, "of_run": run}
         with self._database.read() as connection:
-            for layout, at in connection.execute(union_all(*parts)):
+            for layout, at in connection.execute(_LAYOUTS, asked):
                 newest[layout] = max(at, newest.get(layout, 0))
         return sorted(newest, key=lambda layout: -newest[layout])
 
     def span(self, project: str, run: str) -> tuple[int, int] | None:
         """The first and last step that is held of a run, or None."""
-        parts = (
-            select(func.min(table.c.step0), func.max(table.c.step1))
-            .join(t.run, t.run.c.id == table.c.run_id)
-            .where(*_of(project, run))
-            for table in (t.frame_batch, t.segment)
-        )
+        asked = {"of_project": project, "of_run": run}
         with self._database.read() as connection:
-            spans = connection.execute(union_all(*parts)).all()
+            spans = connection.execute(_SPAN, asked).all()
         known = [(low, high) for low, high in spans if low is not None]
         return (min(k[0] for k in known), max(k[1] for k in known)) if known else None
 
@@ -264,11 +245,11 @@ def _recalled_entry(segment: Segment, told: Spine, index: int, step0: int, step1
     )
 
 
-def _of(project: str, run: str) -> tuple[Any, ...]:
+def _of(project: Any, run: Any) -> tuple[Any, ...]:
     return t.run.c.project == project, t.run.c.run == run, t.run.c.deleted_ns.is_(None)
 
 
-def _entries(project: str, run: str, body: Any = t.frame_batch.c.body) -> Select[Any]:
+def _entries(project: Any, run: Any, body: Any = t.frame_batch.c.body) -> Select[Any]:
     return (
         select(
             t.frame_batch.c.position,
@@ -294,3 +275,34 @@ def _entries(project: str, run: str, body: Any = t.frame_batch.c.body) -> Select
 def _entry(row: Row[Any]) -> LogEntry:
     fields = row._asdict()
     return LogEntry(**{name: fields[name] for name in _STORED})
+
+
+# What every read of a run asks; to put statements together again would cost more than to run them.
+_MINE: tuple[Any, Any] = bindparam("of_project"), bindparam("of_run")
+_LOW, _HIGH = bindparam("low", type_=BigInteger), bindparam("high", type_=BigInteger)
+_TOUCHING = (
+    _entries(*_MINE, literal(b"").label("body"))
+    .add_columns(t.frame_batch.c.stream_id)
+    .where(t.frame_batch.c.step1 >= _LOW, t.frame_batch.c.step0 <= _HIGH)
+    .order_by(t.attempt.c.ordinal, t.frame_batch.c.position)
+)
+_LAYOUTS = union_all(
+    *(
+        select(table.c.layout, func.max(position).label("newest"))
+        .join(t.run, t.run.c.id == table.c.run_id)
+        .where(*_of(*_MINE), table.c.layout != "")
+        .group_by(table.c.layout)
+        for table, position in (
+            (t.frame_batch, t.frame_batch.c.position),
+            (t.segment, t.segment.c.position1),
+        )
+    )
+)
+_SPAN = union_all(
+    *(
+        select(func.min(table.c.step0), func.max(table.c.step1))
+        .join(t.run, t.run.c.id == table.c.run_id)
+        .where(*_of(*_MINE))
+        for table in (t.frame_batch, t.segment)
+    )
+)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,13 +63,28 @@ def fill_from_segments(
             counts: dict[int, Row] = {}
             if column in _NORMS:  # their NaN may be the value itself
                 counts = {s.id: found for s, _, found in reader.row(some, "nan", row)}
-            for segment, spine, found in reader.row(some, column, row):
-                values = found * np.float32(scales[segment.id])
-                witness = counts.get(segment.id, found)
-                kept = ~np.isnan(witness)
-                steps = spine.steps[spine.frames_of(column)][kept]
-                end = until.get(segment.ordinal, math.inf)
-                layer.curve.add(steps, values[kept], segment.rank, end)
+
+            parts = reader.row(some, column, row)
+            spoken = partial(_spoken, until, scales)
+            for (rank, end, scale), alike in itertools.groupby(parts, spoken):
+                joined = list(alike)
+                values = np.concatenate([found for *_, found in joined])
+                seen = [counts.get(segment.id, found) for segment, _, found in joined]
+                kept = ~np.isnan(np.concatenate(seen) if counts else values)
+                steps = reader.steps([(segment, spine) for segment, spine, _ in joined], column)
+                if scale != 1:
+                    values = values * np.float32(scale)
+                if not kept.all():
+                    steps, values = steps[kept], values[kept]
+                layer.curve.add(steps, values, rank, end)
+
+
+def _spoken(
+    until: Mapping[int, float], scales: Mapping[int, float], part: tuple[Segment, Spine, Row]
+) -> tuple[int, float, float]:
+    """What neighbours must have in common to be added as one: rank, last step, factor."""
+    segment = part[0]
+    return segment.rank, until.get(segment.ordinal, math.inf), scales[segment.id]
 
 
 def _fill_from_rollups(

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from sqlalchemy import Select, select
+from sqlalchemy import BigInteger, ColumnElement, Select, bindparam, select
 
 from gradwarden_server.joins import Matrix
 from gradwarden_server.store import codec, rollup, spine
@@ -30,6 +30,8 @@ _Rolled = tuple[Ints, Mapping[str, Matrix]]
 
 _PAGE = 64
 _ROW_PAGE = 256  # a chunk each, of some tens of kilobytes
+_NUMBERS = 512
+_SEGMENT_BYTES = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,19 +68,33 @@ class SegmentReader:
 
     def index(self, project: str, run: str, first: int, last: int) -> list[Segment]:
         """The segments that touch steps [first, last], by attempt, then log position."""
-        statement = _segments(project, run).where(
-            t.segment.c.step1 >= first, t.segment.c.step0 <= last
-        )
-        with self._database.read() as connection:
-            return [Segment(*row) for row in connection.execute(statement)]
+        return self._listed(_TOUCHING, project, run, first, last)
 
     def past(self, project: str, run: str, position: int, until: int) -> list[Segment]:
         """The segments that hold batches of log positions in (position, until]."""
-        statement = _segments(project, run).where(
-            t.segment.c.position1 > position, t.segment.c.position0 <= until
-        )
+        return self._listed(_HOLDING, project, run, position + 1, until)
+
+    def _listed(
+        self, which: Select[Any], project: str, run: str, low: int, high: int
+    ) -> list[Segment]:
+        """Those of a statement over low and high; what was read of one before is taken as it was.
+
+        Together with the moment of its claim a number is one segment's own, and of a sealed one
+        nothing changes but what it holds.
+        """
+        asked = {"of_project": project, "of_run": run, "low": low, "high": high}
         with self._database.read() as connection:
-            return [Segment(*row) for row in connection.execute(statement)]
+            keys = [("segment", *row) for row in connection.execute(which, asked).all()]
+            known: dict[Any, Segment | None] = {key: self._cache.get(key) for key in keys}
+            missing = [key[1] for key, segment in known.items() if segment is None]
+            for start in range(0, len(missing), _NUMBERS):
+                page = missing[start : start + _NUMBERS]
+                for row in connection.execute(_SEGMENTS, {"numbers": page}).all():
+                    segment = Segment(*row)
+                    key = ("segment", segment.id, segment.claimed_ns, segment.held)
+                    known[key] = segment
+                    self._cache.keep(key, segment, _SEGMENT_BYTES)
+        return [segment for segment in map(known.get, keys) if segment is not None]
 
     def spines(self, segments: Sequence[Segment]) -> Iterator[tuple[Segment, Spine]]:
         """Each segment with its spine.
@@ -94,8 +110,10 @@ class SegmentReader:
                 t.segment.c.id.in_([s.id for s in missing])
             )
             by_id = {s.id: s for s in missing}
-            with self._database.read() as connection:
-                rows = connection.execute(statement).all() if missing else []
+            rows: Sequence[Any] = ()
+            if missing:
+                with self._database.read() as connection:
+                    rows = connection.execute(statement).all()
             for number, crc32, body in rows:
                 found = checked(by_id[number], "its spine", crc32, body, spine.unpack)
                 self._cache.keep(("spine", number), found, found.size)
@@ -138,6 +156,15 @@ class SegmentReader:
                     yield segment, held, codec.filled(1, steps, held.constants[quantity])[0]
                 elif values is not None and segment.held == RAW:
                     yield segment, held, values
+
+    def steps(self, told: Sequence[tuple[Segment, Spine]], column: str) -> Ints:
+        """The steps at which these segments measured a column, end to end."""
+        key = ("steps", column, *(segment.id for segment, _ in told))
+        kept: Ints | None = self._cache.get(key)
+        if kept is None:
+            kept = np.concatenate([held.steps[held.frames_of(column)] for _, held in told])
+            self._cache.keep(key, kept, kept.nbytes + 50 * len(told))
+        return kept
 
     def matrices(self, segment: Segment, held: Spine, columns: Sequence[str]) -> Matrix:
         """[m, L, K] of these columns over the segment's matrices; NaN where not measured.
@@ -211,7 +238,7 @@ class SegmentReader:
                 yield segment, *rolled
 
 
-def _segments(project: str, run: str) -> Select[Any]:
+def _segments() -> Select[Any]:
     tables = (t.segment, t.run, t.attempt, t.stream)  # the first that has a name has its value
     columns = [
         next(table.c[name] for table in tables if name in table.c)
@@ -222,14 +249,32 @@ def _segments(project: str, run: str) -> Select[Any]:
         .join(t.stream, t.stream.c.id == t.segment.c.stream_id)
         .join(t.attempt, t.attempt.c.id == t.stream.c.attempt_id)
         .join(t.run, t.run.c.id == t.segment.c.run_id)
+        .where(t.segment.c.id.in_(bindparam("numbers", expanding=True)))
+    )
+
+
+def _sealed(*where: ColumnElement[bool]) -> Select[Any]:
+    """The sealed segments of a run by attempt, then log position: what is their own of each."""
+    return (
+        select(t.segment.c.id, t.segment.c.claimed_ns, t.segment.c.held)
+        .join(t.stream, t.stream.c.id == t.segment.c.stream_id)
+        .join(t.attempt, t.attempt.c.id == t.stream.c.attempt_id)
+        .join(t.run, t.run.c.id == t.segment.c.run_id)
         .where(
-            t.run.c.project == project,
-            t.run.c.run == run,
+            t.run.c.project == bindparam("of_project"),
+            t.run.c.run == bindparam("of_run"),
             t.run.c.deleted_ns.is_(None),
             t.segment.c.sealed,
+            *where,
         )
         .order_by(t.attempt.c.ordinal, t.segment.c.position0)
     )
+
+
+_LOW, _HIGH = bindparam("low", type_=BigInteger), bindparam("high", type_=BigInteger)
+_SEGMENTS = _segments()
+_TOUCHING = _sealed(t.segment.c.step1 >= _LOW, t.segment.c.step0 <= _HIGH)
+_HOLDING = _sealed(t.segment.c.position1 >= _LOW, t.segment.c.position0 <= _HIGH)
 
 
 def _rolled(
