@@ -31,7 +31,7 @@ DOCS = ROOT / "docs"
 # Rooms of the server by floor. A room imports its own modules and the floors below, never a
 # neighbour: rooms of one floor meet only in `app` and `cli`. The bottom floor is one room.
 FLOORS = (
-    ("model", "settings", "assets", "telemetry", "logs", "joins"),
+    ("model", "settings", "assets", "telemetry", "logs", "joins", "matchers"),
     ("store", "detect", "rules", "promql", "slo", "notify", "transfer"),
     ("alerting",),
     ("api",),
@@ -41,6 +41,7 @@ FLOORS = (
 THIRD_PARTY = {
     "torch": {"gradwarden", "demo"},
     "zstandard": {"gradwarden.wire", "store", "detect"},
+    "re2": {"matchers"},
     "sqlalchemy": {"store", "migrations"},
     "alembic": {"store", "migrations"},
     "psycopg": {"store"},
