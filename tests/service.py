@@ -96,7 +96,8 @@ class Service:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
-                env=clean_environment(**self.env),
+                # A fresh project pages here at once; tests of its shadow period say so.
+                env=clean_environment(**{"GRADWARDEN_SHADOW_DAYS": "0"} | self.env),
             )
         # A start that neither speaks nor ends would hang the read below.
         watchdog = threading.Timer(_PATIENCE_SECONDS, self.process.kill)

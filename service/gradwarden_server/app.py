@@ -21,6 +21,7 @@ from starlette.concurrency import run_in_threadpool
 from gradwarden_server import assets, telemetry
 from gradwarden_server.alerting.commit import Registrar
 from gradwarden_server.alerting.evaluator import Evaluator
+from gradwarden_server.alerting.promotion import Shadows
 from gradwarden_server.alerting.watch import Rooms
 from gradwarden_server.api import (
     alerts,
@@ -36,6 +37,7 @@ from gradwarden_server.api import (
     runs,
     samples,
     series,
+    shadow,
     tokens,
 )
 from gradwarden_server.api.access import Doorman
@@ -70,6 +72,7 @@ from gradwarden_server.store.maintenance import Janitor
 from gradwarden_server.store.notices import Listener, Topic
 from gradwarden_server.store.outbox import Outbox
 from gradwarden_server.store.overview import LiveRun, Overview
+from gradwarden_server.store.promotions import Promotions
 from gradwarden_server.store.recorded import RecordedSeries
 from gradwarden_server.store.removal import RunRemoval
 from gradwarden_server.store.retention import RetentionStore
@@ -137,6 +140,7 @@ class House:
         }
         self.courier = Courier(_Urgent(database), self.outbox, senders, time.time_ns)
         evaluation = EvaluationStore(database)
+        shadows = Shadows(Promotions(database), rules, settings.shadow_days)
         rooms = Rooms(
             database=database,
             runs=run_store,
@@ -149,6 +153,7 @@ class House:
             pipeline=pipeline.build(receivers, settings.url),
             external_url=settings.url,
             service_started_ns=now_ns,
+            shadow=shadows.of,
         )
         holder = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
         self.evaluator = Evaluator(
@@ -185,6 +190,7 @@ class House:
             receivers=receivers,
             messenger=self.courier,
             judge=self.evaluator,
+            shadows=shadows,
             retention=RetentionStore(database),
             removal=RunRemoval(database),
             janitor=self.janitor,
@@ -329,6 +335,7 @@ def create_app(settings: Settings) -> FastAPI:
         export,
         communication,
         alerts,
+        shadow,
         retention,
         tokens,
         health,

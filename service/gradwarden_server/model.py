@@ -16,6 +16,13 @@ SEVERITIES: tuple[Severity, ...] = ("page", "ticket", "note")
 
 
 DEFAULT_PROJECT = "default"
+DRILL = "drill"
+"""The environment of runs that only test the line to people; a label of their alerts."""
+SHADOW = "shadow"
+"""An annotation of tickets that stand for a page; its value is ``WOULD_HAVE_PAGED``."""
+WOULD_HAVE_PAGED = "would have paged"
+PROOF = "proof"
+"""An annotation of pages that no threshold made: what was seen leaves no other reading."""
 
 
 def run_path(project: str, run: str) -> str:

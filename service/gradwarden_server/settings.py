@@ -57,6 +57,9 @@ class Settings(BaseSettings):
     rules: Path | None = None
     """A folder of alert rules in place of the shipped ones."""
 
+    shadow_days: float = Field(default=7.0, ge=0, le=365)
+    """Days, and at least 3 finished runs, in which pages of a new project are tickets; 0: none."""
+
     evaluate: bool = True
     """Whether this process judges runs and delivers alerts; false leaves it to another one."""
 

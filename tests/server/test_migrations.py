@@ -25,7 +25,7 @@ NEW = {
     "0002": {"stream": {"logged_frames", "logged_bytes"}, "run": {"latest", "deleted_ns"}},
 }
 NEW["0001"]["run"] = NEW["0002"]["run"]
-NEW_TABLES = {"segment", "chunk", "rollup", "retention"}
+NEW_TABLES = {"segment", "chunk", "rollup", "retention", "promotion"}
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -62,17 +62,17 @@ def upgrade(database: Database, revision: str) -> None:
     command.upgrade(database._alembic(), revision)
 
 
-@pytest.mark.parametrize("first", ["0001", "0002"])
+@pytest.mark.parametrize("first", ["0001", "0002", "0003"])
 def test_rows_of_every_table_survive_the_way_up_and_down(database: Database, first: str) -> None:
     upgrade(database, first)
     database.write(lambda connection: fill(connection, 9)).result()
     before = held(database, first)
     assert all(before.values()), "every table holds something"
-    for revision in ("0002", "0003"):
+    for revision in ("0002", "0003", "0004"):
         if revision > first:
             upgrade(database, revision)
             assert held(database, first) == before
-    for revision in ("0002", "0001"):
+    for revision in ("0003", "0002", "0001"):
         if revision >= first:
             database.downgrade(revision)
             assert held(database, first) == before

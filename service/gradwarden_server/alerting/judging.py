@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from gradwarden import wire
-from gradwarden_server.alerting import lifecycle, translate
+from gradwarden_server.alerting import lifecycle, shadow, translate
 from gradwarden_server.detect.assembler import Assembler
 from gradwarden_server.detect.base import Liveness
 from gradwarden_server.detect.engine import RunDetectors, Verdict
@@ -37,6 +37,8 @@ class Judging:
 
     def __init__(self, rules: RuleSet, facts: RunFacts, layouts: Layouts, external_url: str):
         self.facts = facts
+        self.shadow = shadow.OPEN
+        """Whose pages reach people as tickets now."""
         self._rules = rules
         self._layouts = layouts
         self._url = external_url
@@ -102,14 +104,16 @@ class Judging:
         settled = dict(standing)
         changes: list[Change] = []
         moment = 0
-        for at_ns, conditions in outcomes:
+        promoted = self.shadow.promotions(standing)
+        for at_ns, conditions in [(now_ns, promoted), *outcomes] if promoted else outcomes:
             moment = max(moment, at_ns)
             # All clear where nothing stands changes nothing, which is how most steps are.
             open_ = {alert.alertname for alert in settled.values()}
             heard = [c for c in conditions if c.active or c.alertname in open_]
             if not heard:
                 continue
-            new = lifecycle.advance(settled, self.facts, heard, moment, labels=self._labels)
+            turned = self.shadow.turn(heard, settled, self.facts)
+            new = lifecycle.advance(settled, self.facts, turned, moment, labels=self._labels)
             settled = lifecycle.settle(settled, new)
             changes += new
         ending = _ENDINGS.get(self.facts.status)

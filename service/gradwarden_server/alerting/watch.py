@@ -9,7 +9,7 @@ seconds, and no longer than the next snapshot: those that a crash takes are deri
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 
@@ -17,6 +17,7 @@ from gradwarden import wire
 from gradwarden_server.alerting import translate
 from gradwarden_server.alerting.commit import Alerts, Judgement, Registrar
 from gradwarden_server.alerting.judging import BACKFILL_NS, Judging, Outcome
+from gradwarden_server.alerting.shadow import OPEN, Shadow
 from gradwarden_server.detect.base import Liveness, Request
 from gradwarden_server.detect.engine import DerivedPoint, RunDetectors
 from gradwarden_server.detect.state import pack, unpack
@@ -58,6 +59,8 @@ class Rooms:
     pipeline: Pipeline
     external_url: str
     service_started_ns: int
+    # Whose pages are tickets now, of a project.
+    shadow: Callable[[str, int], Shadow] = lambda project, now_ns: OPEN
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +161,7 @@ class RunWatch:
         """
         run = self._run = watched.run
         self._judging.facts = translate.facts(run, self._rooms.external_url)
+        self._judging.shadow = self._rooms.shadow(self._project, now_ns)
         self._judging.start(watched.ordinal or 0, run.world_size)
         outcomes, self._late_outcomes = self._late_outcomes, []
         judged = dict(self._judged)

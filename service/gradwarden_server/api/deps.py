@@ -12,6 +12,7 @@ from fastapi import Depends, Path, Request
 from fastapi.security import APIKeyCookie, HTTPBearer
 
 from gradwarden_server import logs
+from gradwarden_server.alerting.promotion import Shadows
 from gradwarden_server.api.access import COOKIE, Doorman, Principal
 from gradwarden_server.api.bodies import Identifier
 from gradwarden_server.api.pace import Pace
@@ -100,6 +101,7 @@ class Parts:
     receivers: tuple[ReceiverFace, ...]
     messenger: Messenger
     judge: Judge
+    shadows: Shadows
     retention: RetentionStore
     removal: RunRemoval
     janitor: Janitor

@@ -54,6 +54,7 @@ def start(pager_url: str) -> DemoService:
     command += ["--db", f"sqlite:///{at}/gradwarden.sqlite"]
     command += ["--receivers", str(at / "receivers.yaml")]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("GRADWARDEN_")}
+    environment["GRADWARDEN_SHADOW_DAYS"] = "0"  # a fresh project, and its pages are the point
     with (at / "service.log").open("w") as log:
         process = subprocess.Popen(
             command,

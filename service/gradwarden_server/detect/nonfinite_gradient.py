@@ -17,8 +17,9 @@ from gradwarden_server.detect import origin
 from gradwarden_server.detect.base import Coverage, Detector, Incident
 from gradwarden_server.detect.context import GroupView, RunContext
 from gradwarden_server.detect.steps import Step
-from gradwarden_server.model import Condition, Severity
+from gradwarden_server.model import PROOF, Condition, Severity
 
+_APPLIED = "the optimizer applied NaN or Inf to the weights"
 UNKNOWN_RANK = "rank unknown: local attribution off"
 
 
@@ -75,6 +76,8 @@ class NonFiniteGradient(Detector):
             severity: Severity = "page" if applied else self._weigh_skips()
             if not self._incident.worse_than(severity):
                 self._incident.sign(severity, self._words(step, ctx, views, applied))
+            if applied:  # also where what was skipped had paged before
+                self._incident.annotations.setdefault(PROOF, _APPLIED)
             self._incident.clean = 0
         self._applied_before = self._applied_before or (applied and not views)
         return self._incident.conditions(self)
@@ -134,6 +137,7 @@ class NonFiniteGradient(Detector):
         """What happened to the weights, and what to do."""
         if applied:
             return {
+                PROOF: _APPLIED,
                 "summary": f"NaN or Inf applied to the weights at step {step.step}, {where}",
                 "first_action": f"Stop the run: weights are poisoned. {action}",
             }

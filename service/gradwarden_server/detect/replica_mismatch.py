@@ -19,7 +19,7 @@ from gradwarden_server.detect.pace import Pace
 from gradwarden_server.detect.replica_memory import Memory, Sign
 from gradwarden_server.detect.replicas import Cell, Compared, cells, compare
 from gradwarden_server.detect.steps import Step
-from gradwarden_server.model import Condition, Severity
+from gradwarden_server.model import PROOF, Condition, Severity
 
 _ASKED = 16
 """So many ranks of a cell send full checksums; of more, the odd ones and some of the others."""
@@ -105,6 +105,8 @@ class ReplicaMismatch(Detector):
             return False
         lasting = weights >= p.weight_checks or gradients >= p.gradient_steps
         words = self._words(sign, one, step, rows)
+        if weights >= p.weight_checks:
+            words[PROOF] = f"weights of replicas differed at {weights} checks"
         self._incident.sign("page" if lasting else "ticket", words)
         # The words of the onset stand; what is learned later is added to them.
         self._incident.annotations = {**words, **self._incident.annotations}

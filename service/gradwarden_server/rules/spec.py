@@ -19,7 +19,9 @@ from gradwarden_server.model import SEVERITIES, Severity
 Schemas = Mapping[str, Mapping[str, str]]
 """Per detector, the name and type (int, float, str) of each of its parameters."""
 
-_RULE_KEYS = {"alert", "detector", "params", "severity", "runbook", "source", "labels"}
+_RULE_KEYS = {
+    "alert", "detector", "params", "severity", "runbook", "source", "labels", "shadow",
+}  # fmt: skip
 _BASELINE_KEYS = {"params", "source"}
 _GROUP_KEYS = {"name", "interval", "query_offset", "limit", "labels", "rules"}
 _PROMETHEUS_KEYS = {
@@ -40,7 +42,7 @@ class DetectorRule:
     """One native rule.
 
     ``severity``, if set, is the most urgent that it may raise; ``runbook`` names a page of
-    ``docs/runbooks``.
+    ``docs/runbooks``; the pages of one in ``shadow`` are tickets until it is promoted.
     """
 
     alert: str
@@ -50,6 +52,7 @@ class DetectorRule:
     source: str
     severity: Severity | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
+    shadow: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +139,9 @@ class _Reader:
             key: self._text(value, node, where, f"labels.{key}")
             for key, value in self._mapping(rule.get("labels"), where, None, optional=True).items()
         }
+        shadow = _scalar(rule["shadow"]) if "shadow" in rule else False
+        if not isinstance(shadow, bool):
+            self._wrong(rule["shadow"], where, f"shadow is {shadow!r}, expected true or false")
         params: dict[str, Any] = {}
         if detector and detector not in self._schemas:
             known = ", ".join(sorted(self._schemas))
@@ -148,7 +154,14 @@ class _Reader:
                 self._wrong(node, where, f"is named twice, first at {at}")
         self.detectors.append(
             DetectorRule(
-                alert, detector, params, runbook, source, cast("Severity | None", severity), labels
+                alert,
+                detector,
+                params,
+                runbook,
+                source,
+                cast("Severity | None", severity),
+                labels,
+                shadow is True,
             )
         )
 

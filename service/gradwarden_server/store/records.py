@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from gradwarden_server.model import DRILL
+
 LIVE_NS = 30 * 1_000_000_000
 """A stream heard within this time holds its (run, rank): three missed heartbeats."""
 
@@ -117,6 +119,7 @@ class RunRecord:
             "environment": self.environment,
             "cluster": self.cluster,
             "queue": self.queue,
+            "drill": "true" if self.environment == DRILL else None,
         }
         return {name: value for name, value in labels.items() if value}
 

@@ -13,6 +13,7 @@ from gradwarden_server.store.tables.alerts import (
     detector_state,
     lease,
     outbox,
+    promotion,
 )
 from gradwarden_server.store.tables.base import metadata
 from gradwarden_server.store.tables.samples import (
@@ -51,6 +52,7 @@ __all__ = [
     "metadata",
     "outbox",
     "project",
+    "promotion",
     "retention",
     "rollup",
     "run",

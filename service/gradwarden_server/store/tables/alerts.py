@@ -115,3 +115,13 @@ delivery = Table(
     Column("duration_seconds", Float, nullable=False),
     Index(None, "outbox_id"),
 )
+
+promotion = Table(
+    "promotion",
+    metadata,
+    Column("project", String(128), ForeignKey("project.name"), primary_key=True),
+    # The rule whose pages wake people from then on; empty for all, which ends a shadow period.
+    Column("alertname", String(128), primary_key=True),
+    Column("at_ns", BigInteger, nullable=False),
+    Column("actor", String(128), nullable=False),
+)
