@@ -1,10 +1,10 @@
 """3 ExplodingGradient: the norm leaves its baseline upwards, once, often, or for good.
 
-Judged before clipping only; data captured after it reads 1.0 whatever happens. Not captured
-yet, and so judged without: the update ratio (a page needs the smoothed loss to rise with the
-norm, or unclipped steps far above the baseline) and weight norms (from birth, a parameter's
-norm is taken as the square root of its rows, which is what unit-gain initialisation gives,
-and an embedding's as the square root of its size).
+Judged before clipping only; data captured after it reads 1.0 whatever happens. From birth the
+norm is compared with the weights' own: what begins at zero has no size to be compared with and
+is left out. Where weights are not measured (``preset="light"``) a parameter's norm is taken as
+the square root of its rows, which is what unit-gain initialisation gives, and an embedding's as
+the square root of its size.
 """
 
 from __future__ import annotations
@@ -12,14 +12,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Any, ClassVar
 
 import numpy as np
 
 from gradwarden_server.detect.base import Coverage, Detector, Incident
-from gradwarden_server.detect.baseline import Flags
+from gradwarden_server.detect.baseline import Flags, Floats
 from gradwarden_server.detect.context import GroupView, LayoutView, RunContext
 from gradwarden_server.detect.steps import Step
+from gradwarden_server.detect.updates import Updates, measured
 from gradwarden_server.model import Condition, Severity
 
 
@@ -34,6 +36,8 @@ class Params:
     page_steps: int
     page_window_steps: int
     loss_z: float
+    update_ratio: float
+    update_values: int
     page_ratio: float
     page_ratio_steps: int
     birth_ratio: float
@@ -60,12 +64,16 @@ class ExplodingGradient(Detector):
         self._layers: dict[int, Flags] = {}
         self._row = 0
         self._births = 0
+        self._weights: dict[int, Floats] = {}
+        self._updates: dict[int, Updates] = {}
+        self._excess: list[float] = []
 
     def advance(self, step: Step, ctx: RunContext) -> Sequence[Condition]:
         if ctx.new_attempt or ctx.restarted:
-            births = 0 if ctx.new_attempt else self._births
+            births, weights = self._births, self._weights
             self._reset()
-            self._births = births
+            if not ctx.new_attempt:
+                self._births, self._weights = births, weights
         judged = ctx.norm_judged
         if not ctx.groups or judged is None or ctx.capture == "post_clip":
             return ()
@@ -73,6 +81,9 @@ class ExplodingGradient(Detector):
         high = bool(judged.high(p.z, p.ratio)[0])
         self._high = [*self._high, high][-p.page_window_steps :]
         often = [self._one_layer(g, view) for g, view in ctx.groups.items()]  # all must learn
+        excess = [self._farther(g, view, high) for g, view in ctx.groups.items()]
+        farthest = max((e for e in excess if not math.isnan(e)), default=math.nan)
+        self._excess = [*self._excess, farthest][-p.page_window_steps :]
         far = bool(judged.ratio[0] > p.page_ratio) and step.stepped is not False
         self._row = self._row + 1 if far and ctx.capture == "unclipped" else 0
         severity = self._weigh(ctx, high, any(often))
@@ -102,13 +113,32 @@ class ExplodingGradient(Detector):
         held = self._layers[group] = np.vstack([held, now])[-p.ticket_window_steps :]
         return bool((now & (held.sum(axis=0) >= p.ticket_steps)).any())
 
+    def _farther(self, group: int, view: GroupView, high: bool) -> float:
+        """Decades by which weights moved farther than usual in this step; NaN if unknown."""
+        found = measured(view.step)
+        if found is None or view.step.stepped is False:
+            return math.nan
+        known = self._updates.get(group)
+        if known is None or known.layout != view.step.layout:
+            known = self._updates[group] = Updates(view.step.layout, len(view.layout))
+        excess = known.excess(*found)
+        if not high:
+            known.learn(*found)
+        return excess
+
+    def _moves_far(self) -> bool:
+        """Whether the optimizer really takes larger steps: Adam and clipping may prevent it."""
+        p = self.params
+        told = [e for e in self._excess if not math.isnan(e)]
+        return len(told) >= p.update_values and median(told) > math.log10(p.update_ratio)
+
     def _weigh(self, ctx: RunContext, high: bool, one_layer: bool) -> Severity | None:
         p = self.params
         loss = ctx.loss_judged
         loss_up = loss is not None and bool(loss.z[0] > p.loss_z)
         if self._row >= p.page_ratio_steps:
             return "page"
-        if high and sum(self._high) >= p.page_steps and loss_up:
+        if high and sum(self._high) >= p.page_steps and (loss_up or self._moves_far()):
             return "page"
         often = high and sum(self._high[-p.ticket_window_steps :]) >= p.ticket_steps
         if often or one_layer:
@@ -119,10 +149,25 @@ class ExplodingGradient(Detector):
         p = self.params
         if ctx.steps > p.birth_window_steps or not math.isfinite(ctx.norm):
             return False
-        weights = math.sqrt(sum(_weight_square(v.layout) for v in ctx.groups.values()))
-        huge = ctx.norm > p.birth_ratio * weights
+        gradient = weights = 0.0
+        for group, view in ctx.groups.items():
+            sizes = self._sizes(group, view)
+            sized = sizes > 0
+            gradient += float(np.nansum(np.square(view.norms[sized])))
+            weights += float(sizes[sized].sum())
+        huge = gradient > p.birth_ratio**2 * weights > 0
         self._births += huge
         return huge and self._births >= p.birth_steps
+
+    def _sizes(self, group: int, view: GroupView) -> Floats:
+        """Square of each weight's norm as first measured: what was zero then stays zero."""
+        known = self._weights.get(group)
+        if known is None or len(known) != len(view.layout):
+            known = self._weights[group] = np.full(len(view.layout), np.nan)
+        now = np.square(view.step.column("weight_l2").astype(np.float64))
+        fresh = np.isnan(known)
+        known[fresh] = now[fresh]
+        return np.where(np.isnan(known), _estimated(view.layout), known)
 
     def _words(self, step: Step, ctx: RunContext) -> dict[str, str]:
         p = self.params
@@ -145,7 +190,8 @@ class ExplodingGradient(Detector):
             "summary": f"gradient {ratio:.3g}x its baseline at step {step.step}{where}",
             "layer": start or "all layers alike",
             "cause": f"norm {ctx.norm:.3g}, {ratio:.3g}x the median of the steps before"
-            + (f"; {shares}" if shares else ""),
+            + (f"; {shares}" if shares else "")
+            + (f"; updates of the weights above {p.update_ratio:g}x" if self._moves_far() else ""),
             "first_action": f"Lower the learning rate{lr} or turn on gradient clipping, from the "
             "last good checkpoint; if one batch did it, look at that batch.",
         }
@@ -191,22 +237,31 @@ class ExplodingGradient(Detector):
             "layers": self._layers,
             "row": self._row,
             "births": self._births,
+            "weights": self._weights,
+            "updates": {group: known.state() for group, known in self._updates.items()},
+            "excess": self._excess,
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         self._incident.restore(state["incident"])
         self._high, self._row, self._births = state["high"], state["row"], state["births"]
         self._layers = {int(group): held for group, held in state["layers"].items()}
+        self._weights = {int(group): held for group, held in state["weights"].items()}
+        updates = state["updates"].items()
+        self._updates = {int(group): Updates.restored(held) for group, held in updates}
+        self._excess = state["excess"]
 
 
 def _common(step: Step, ctx: RunContext) -> dict[str, str]:
     return {"step": str(step.step), "attempt": str(step.attempt)}
 
 
-def _weight_square(layout: LayoutView) -> float:
-    return float(
-        sum(
+def _estimated(layout: LayoutView) -> Floats:
+    """Square of each weight's norm as unit-gain initialisation gives it."""
+    return np.array(
+        [
             math.prod(p.shape) if p.kind == "embedding" else (p.shape[0] if p.shape else 1)
             for p in layout.layout.parameters
-        )
+        ],
+        np.float64,
     )

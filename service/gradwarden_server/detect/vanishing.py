@@ -1,10 +1,11 @@
 """4 VanishingGradient: the gradient fades block by block towards the input.
 
-Weight matrices only. The median RMS of each block, smoothed over steps, must fall from the
-last quarter of the blocks to the first, step by step over several blocks, and it must matter.
-Neither the update ratio nor Adam's eps is captured yet, so *real in effect* is judged by the
-gradient alone: the first quarter's RMS is below ten times Adam's default eps (where Adam
-stops), or the fall is so deep that plain SGD cannot move the first blocks.
+Weight matrices only: an adapter, say, begins with no gradient at all and is none. The median
+RMS of each block, smoothed over steps, must fall from the last quarter of the blocks to the
+first, step by step over several blocks, and it must matter: the weights of the first quarter
+move far less than those of the last, each as a share of itself, or the gradient there is below
+ten times Adam's default eps (where Adam stops). Where updates are not measured
+(``preset="light"``) a fall so deep that plain SGD cannot move the first blocks stands for it.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from gradwarden_server.detect.base import Coverage, Detector, Incident
 from gradwarden_server.detect.baseline import Floats, row_medians
 from gradwarden_server.detect.context import GroupView, RunContext
 from gradwarden_server.detect.steps import Step
+from gradwarden_server.detect.updates import Updates, measured
 from gradwarden_server.model import Condition, Severity
 
 
@@ -29,6 +31,7 @@ class Params:
 
     ratio: float
     monotone_blocks: int
+    update_ratio: float
     negligible_rms: float
     severe_ratio: float
     steps: int
@@ -42,8 +45,8 @@ class Params:
 class _Fade:
     """One group's smoothed log10 RMS by block, and for how long it has been sick."""
 
-    layout: str
     smooth: Floats
+    updates: Updates
     steps: int = 0
     sick: int = 0
 
@@ -74,7 +77,9 @@ class VanishingGradient(Detector):
             if self._lasting(group, view, ctx):
                 sick = sick or (group, view)
         if sick is not None:
-            self._incident.sign("ticket", self._words(step, ctx, *sick))
+            if not self._incident.worse_than("ticket"):
+                self._incident.sign("ticket", self._words(step, ctx, *sick))
+            self._incident.clean = 0
         else:
             self._incident.healthy_step(self.params.clean_steps)
         return self._incident.conditions(self)
@@ -86,9 +91,12 @@ class VanishingGradient(Detector):
         if not self._judgeable:
             return False
         fade = self._groups.get(group)
-        if fade is None or fade.layout != view.step.layout:
-            fade = _Fade(view.step.layout, np.full(len(blocks), np.nan))
-            self._groups[group] = fade
+        if fade is None or fade.updates.layout != view.step.layout:
+            updates = Updates(view.step.layout, len(view.layout))
+            fade = self._groups[group] = _Fade(np.full(len(blocks), np.nan), updates)
+        found = measured(view.step)
+        if found is not None and view.step.stepped is not False:
+            fade.updates.learn(*found)
         log_rms = _block_rms(view)
         share = 2 / (p.smoothing_steps + 1)
         moved = fade.smooth + share * (log_rms - fade.smooth)
@@ -98,7 +106,8 @@ class VanishingGradient(Detector):
         fade.steps += 1
         fade.sick = fade.sick + 1 if self._fades(fade.smooth) else 0
         from_birth = fade.sick == fade.steps and fade.sick >= p.birth_steps
-        return from_birth or (ctx.armed and fade.sick >= p.steps)
+        lasts = from_birth or (ctx.armed and fade.sick >= p.steps)
+        return lasts and self._matters(fade, view)
 
     def _fades(self, log_rms: Floats) -> bool:
         p = self.params
@@ -109,14 +118,25 @@ class VanishingGradient(Detector):
         if fall <= -np.log10(p.ratio):
             return False
         length, rise = _longest_rise(log_rms)
-        if length < p.monotone_blocks or rise < fall / 2:
-            return False
-        return bool(first < np.log10(p.negligible_rms) or fall > -np.log10(p.severe_ratio))
+        return length >= p.monotone_blocks and rise >= fall / 2
+
+    def _matters(self, fade: _Fade, view: GroupView) -> bool:
+        """Whether a lasting fade keeps the first blocks from learning; updates come in turn."""
+        p = self.params
+        first, last = _quarters(fade.smooth)
+        if first < np.log10(p.negligible_rms):
+            return True
+        lag = _lag(fade, view)
+        if np.isnan(lag):
+            return bool(last - first > -np.log10(p.severe_ratio))
+        return bool(lag > -np.log10(p.update_ratio))
 
     def _words(self, step: Step, ctx: RunContext, group: int, view: GroupView) -> dict[str, str]:
         fade = self._groups[group]
         names = list(view.layout.blocks)
         first, last = _quarters(fade.smooth)
+        lag = _lag(fade, view)
+        moves = "" if np.isnan(lag) else f"; its weights move {10**-lag:.1g} as far"
         # From the loss down, the first block that lies well below the last quarter.
         limit = last + np.log10(self.params.ratio) / 2
         start = max((i for i, v in enumerate(fade.smooth) if v < limit), default=0)
@@ -126,8 +146,9 @@ class VanishingGradient(Detector):
             "step": str(step.step),
             "attempt": str(step.attempt),
             "layer": names[start],
-            "cause": f"median RMS of the first blocks is {10 ** (first - last):.1g} of the last: "
-            "saturating activations, missing residuals or normalisation, or small initialisation",
+            "cause": f"median RMS of the first blocks is {10 ** (first - last):.1g} of the last"
+            f"{moves}: saturating activations, missing residuals or normalisation, or small "
+            "initialisation",
             "first_action": "Nothing is lost yet. Before more is spent: add normalisation or "
             "residual connections, or change activation or initialisation, and start again.",
         }
@@ -149,13 +170,18 @@ class VanishingGradient(Detector):
         return {
             "incident": self._incident.state(),
             "judgeable": self._judgeable,
-            "groups": {g: [f.layout, f.smooth, f.steps, f.sick] for g, f in self._groups.items()},
+            "groups": {
+                g: [f.smooth, f.updates.state(), f.steps, f.sick] for g, f in self._groups.items()
+            },
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         self._incident.restore(state["incident"])
         self._judgeable = state["judgeable"]
-        self._groups = {int(group): _Fade(*held) for group, held in state["groups"].items()}
+        self._groups = {
+            int(group): _Fade(held[0], Updates.restored(held[1]), held[2], held[3])
+            for group, held in state["groups"].items()
+        }
 
 
 def _block_rms(view: GroupView) -> Floats:
@@ -163,8 +189,27 @@ def _block_rms(view: GroupView) -> Floats:
     with np.errstate(divide="ignore"):
         rms = np.log10(view.norms / np.sqrt(view.layout.sizes))
     rms[~np.isfinite(rms)] = np.nan
-    table = np.append(rms, np.nan)[view.layout.block_rows]
+    return _by_block(rms, view)
+
+
+def _by_block(rows: Floats, view: GroupView) -> Floats:
+    """The median of each block's rows that are numbers."""
+    table = np.append(rows, np.nan)[view.layout.block_rows]
     return row_medians(table, (~np.isnan(table)).sum(axis=1))
+
+
+def _lag(fade: _Fade, view: GroupView) -> float:
+    """Decades by which the first quarter's weights move less than the last's, in proportion.
+
+    NaN where updates of either are not known.
+    """
+    updates = _by_block(fade.updates.level, view)
+    count = max(1, len(updates) // 4)
+    first, last = updates[:count], updates[-count:]
+    first, last = first[~np.isnan(first)], last[~np.isnan(last)]
+    if not (len(first) and len(last)):
+        return float("nan")
+    return float(np.median(last) - np.median(first))
 
 
 def _quarters(log_rms: Floats) -> tuple[float, float]:

@@ -1,0 +1,137 @@
+"""What weights and their updates add to an exploding and a vanishing gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gradwarden import wire
+from gradwarden_server.detect.steps import Step
+from tests.server.detection import BLOCKS, ROWS, engine, held, noise, spoken, step
+
+Numbers = np.ndarray[Any, Any]
+NOTHING = np.full(ROWS, np.nan)
+
+
+def measured(held: Step, **columns: Numbers | float) -> Step:
+    """The step with more columns, such as ``weight_l2``."""
+    group = held.groups[0]
+    more = [np.broadcast_to(np.asarray(c, np.float32), (ROWS,)) for c in columns.values()]
+    values = np.column_stack([group.values, *more])
+    quantities = (*group.quantities, *columns)
+    return replace(held, groups={0: replace(group, values=values, quantities=quantities)})
+
+
+def in_turn(ratios: Numbers | float, number: int) -> Numbers:
+    """Update ratios as they come: a sixteenth of the rows, every fourth step."""
+    if number % 4:
+        return NOTHING
+    whole = np.broadcast_to(np.asarray(ratios, np.float64), (ROWS,))
+    mine = np.arange(ROWS) % wire.SLICES == number // 4 % wire.SLICES
+    return np.where(mine, whole, np.nan)
+
+
+def explosion(count: int, ratio: Callable[[int], float], **changed: Any) -> list[Step]:
+    """Norms sixty times too large from step 300 on, a flat loss, and these update ratios."""
+    rows = noise(count)
+    rows[300:] *= 60
+    return [
+        measured(step(n, r, **changed), update_ratio=in_turn(ratio(n), n))
+        for n, r in enumerate(rows)
+    ]
+
+
+def test_an_explosion_that_moves_the_weights_ten_times_farther_pages_without_a_loss() -> None:
+    steps = explosion(400, lambda n: 1e-3 if n < 300 else 2e-2, loss=None)
+    verdicts = engine(["ExplodingGradient"]).advance(steps)
+    assert 319 <= spoken(verdicts)["ExplodingGradient", "page"] <= 330
+    (page,) = held(verdicts).values()
+    assert "updates of the weights above 10x" in page.annotations["cause"]
+
+
+def test_an_explosion_that_adam_or_clipping_takes_the_force_of_is_no_page() -> None:
+    steps = explosion(400, lambda n: 1e-3 if n < 300 else 5e-3)
+    assert ("ExplodingGradient", "page") not in spoken(engine().advance(steps))
+
+
+def test_steps_that_were_skipped_moved_nothing_and_prove_nothing() -> None:
+    steps = explosion(400, lambda n: 1e-3 if n < 300 else 2e-2)
+    steps = [
+        s if s.step < 300 else replace(s, groups={0: replace(s.groups[0], stepped=False)})
+        for s in steps
+    ]
+    assert ("ExplodingGradient", "page") not in spoken(engine(["ExplodingGradient"]).advance(steps))
+
+
+def born(gradient: Numbers | float, weight: Callable[[int], Numbers | float]) -> list[Step]:
+    return [measured(step(n, gradient), weight_l2=weight(n)) for n in range(30)]
+
+
+@pytest.mark.parametrize(("times", "first"), [(101.0, 4), (99.0, None)])
+def test_from_birth_the_gradient_is_compared_with_the_weights(
+    times: float, first: int | None
+) -> None:
+    verdicts = engine(["ExplodingGradient"]).advance(born(3.0 * times, lambda n: 3.0))
+    assert spoken(verdicts).get(("ExplodingGradient", "ticket")) == first
+
+
+def test_a_head_that_begins_at_zero_has_no_size_to_be_compared_with() -> None:
+    gradient = np.r_[np.full(ROWS - 1, 1e-3), 50.0]
+
+    def grown(n: int) -> Numbers:
+        return np.r_[np.full(ROWS - 1, 1.0), 1e-3 * n]
+
+    assert spoken(engine(["ExplodingGradient"]).advance(born(gradient, grown))) == {}
+
+
+def fading(per_block: float, top: float) -> Numbers:
+    """L2 norms by row, of which each block towards the input has ``per_block`` of the next."""
+    rms = [top * per_block ** (BLOCKS - 1 - i) for i in range(BLOCKS)]
+    return np.array([*(value for r in rms for value in (r * 64, r * 8)), top * np.sqrt(640)])
+
+
+def faded(per_block: float, updates: Numbers | float, count: int = 150) -> Iterable[Step]:
+    rows = noise(count, sigma=0.2) * fading(per_block, 1e-2)
+    return [measured(step(n, r), update_ratio=in_turn(updates, n)) for n, r in enumerate(rows)]
+
+
+LAGGING = np.array([*np.geomspace(1e-6, 1e-3, ROWS - 1), 1e-3])
+
+
+def test_a_fade_under_which_the_first_weights_hardly_move_is_a_ticket() -> None:
+    verdicts = engine(["VanishingGradient"]).advance(faded(0.4, LAGGING))
+    assert spoken(verdicts) == {("VanishingGradient", "ticket"): 99}
+    (ticket,) = held(verdicts).values()
+    assert "its weights move" in ticket.annotations["cause"]
+
+
+def test_a_fade_that_adam_makes_up_for_is_none() -> None:
+    """The same fall, and a deeper one, while all weights move alike."""
+    for per_block in (0.4, 0.25):
+        assert spoken(engine(["VanishingGradient"]).advance(faded(per_block, 1e-3))) == {}
+
+
+def test_a_gradient_that_is_lost_in_the_epsilon_of_adam_is_a_ticket_all_the_same() -> None:
+    first = spoken(engine(["VanishingGradient"]).advance(faded(0.1, 1e-3)))
+    assert first == {("VanishingGradient", "ticket"): 99}
+
+
+def test_weights_that_move_unevenly_under_an_even_gradient_are_no_vanishing() -> None:
+    assert spoken(engine(["VanishingGradient"]).advance(faded(0.9, LAGGING))) == {}
+
+
+@pytest.mark.parametrize("at", [60, 99, 310, 325])
+def test_put_aside_and_restored_it_says_the_same(at: int) -> None:
+    steps = explosion(400, lambda n: 1e-3 if n < 300 else 2e-2, loss=None)
+    steps[:150] = faded(0.4, LAGGING)
+    whole = engine(["ExplodingGradient", "VanishingGradient"])
+    said = [(v.step, v.conditions) for s in steps for v in whole.advance([s])]
+    before = engine(["ExplodingGradient", "VanishingGradient"])
+    before.advance(steps[:at])
+    after = engine(["ExplodingGradient", "VanishingGradient"])
+    after.restore(before.state())
+    assert [(v.step, v.conditions) for s in steps[at:] for v in after.advance([s])] == said[at:]
