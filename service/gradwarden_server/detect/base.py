@@ -96,9 +96,13 @@ class Detector(ABC):
     def __init__(self, alert: str, params: Any) -> None:
         self.alert = alert
         self.params = params
+        self._all_clear: dict[str, list[Condition]] = {}
 
     def advance(self, step: Step, ctx: RunContext) -> Sequence[Condition]:
-        """Judge the present step; ``ctx`` was advanced over it before."""
+        """Judge the present step; ``ctx`` was advanced over it before.
+
+        Nobody changes a list that was returned: the same one again says that nothing changed.
+        """
         return ()
 
     def peek(self, step: Step, ctx: RunContext) -> Sequence[Condition]:
@@ -131,8 +135,12 @@ class Detector(ABC):
         return {f.name: str(f.type) for f in fields(cls.parameters)}
 
     def calm(self, reason: str = CLEARED) -> list[Condition]:
-        """It looked and saw nothing, at any severity."""
-        return [Condition(self.alert, s, False, reason=reason) for s in self.severities]
+        """It looked and saw nothing, at any severity; the same list each time."""
+        held = self._all_clear.get(reason)
+        if held is None:
+            held = [Condition(self.alert, s, False, reason=reason) for s in self.severities]
+            self._all_clear[reason] = held
+        return held
 
     def say(self, severity: Severity, annotations: Mapping[str, str]) -> list[Condition]:
         """It saw something; the other severities are quiet."""
@@ -151,6 +159,7 @@ class Incident:
         self.severity: Severity | None = None
         self.annotations: dict[str, str] = {}
         self.clean = 0
+        self._told: tuple[Severity, dict[str, str], list[Condition]] | None = None
 
     def sign(self, severity: Severity, annotations: Mapping[str, str]) -> None:
         """A sign; the words change only when it is worse than before."""
@@ -170,7 +179,11 @@ class Incident:
     def conditions(self, detector: Detector) -> list[Condition]:
         if self.severity is None:
             return detector.calm()
-        return detector.say(self.severity, self.annotations)
+        told = self._told
+        if told is None or told[0] != self.severity or told[1] is not self.annotations:
+            said = detector.say(self.severity, self.annotations)
+            told = self._told = (self.severity, self.annotations, said)
+        return told[2]
 
     def state(self) -> list[Any]:
         return [self.severity, self.annotations, self.clean]

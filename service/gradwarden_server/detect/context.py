@@ -51,6 +51,12 @@ class LayoutView:
         return np.array([max(1, math.prod(p.shape)) for p in self.layout.parameters], np.float64)
 
     @cached_property
+    def half(self) -> bool:
+        """Whether any parameter is of a type of 16 bits."""
+        dtypes = {p.dtype.removeprefix("torch.") for p in self.layout.parameters}
+        return not dtypes.isdisjoint(("bfloat16", "float16"))
+
+    @cached_property
     def pools(self) -> list[Rows]:
         """Rows of one block that are rarely used one by one: its experts, its embeddings."""
         pools: dict[tuple[str, str], list[int]] = {}
@@ -136,9 +142,8 @@ class _Group:
         pools = self.view.pools
         if not pools:
             return self.baseline.judge(norms, open_)
-        pooled = [
-            np.sqrt(np.nansum(np.square(norms[rows]))) if complete else np.nan for rows in pools
-        ]
+        squares = np.square(np.nan_to_num(norms))
+        pooled = [math.sqrt(squares[rows].sum()) if complete else math.nan for rows in pools]
         sparse = self.baseline.sparse
         rare = [rows[sparse[rows]] for rows in pools]
         judged = self.baseline.judge(np.concatenate([norms, pooled]), open_)

@@ -114,21 +114,27 @@ class RunDetectors:
         """
         verdicts = []
         before: _Said = {}
+        last: dict[str, Sequence[Condition]] = {}
         for step in steps:
             if step.attempt < self._context.attempt:
                 continue
             self._context.observe(step)
-            said: list[Condition] = []
+            fresh: list[Condition] = []
             requests = self._speakers.observe(step)
             for alert, detector in self._detectors.items():
-                said += self._unless_early(alert, step, detector.advance(step, self._context))
+                said = detector.advance(step, self._context)
+                if self._early:
+                    said = self._unless_early(alert, step, said)
+                if said and said is not last.get(alert):
+                    last[alert] = said
+                    for key, condition in self._capped(said).items():
+                        if before.get(key) != condition:
+                            before[key] = condition
+                            fresh.append(condition)
                 requests += detector.requests()
-            now = self._capped(said)
-            fresh = tuple(c for key, c in now.items() if before.get(key) != c)
-            before |= now
             points = () if step.eventful else self._points(step)
             at = (step.attempt, step.step, step.time_ns)
-            verdicts.append(Verdict(*at, fresh, points, step.eventful, tuple(requests)))
+            verdicts.append(Verdict(*at, tuple(fresh), points, step.eventful, tuple(requests)))
         return verdicts
 
     def tick(self, now_ns: int, facts: RunFacts, liveness: Liveness) -> list[Condition]:
@@ -206,11 +212,11 @@ class RunDetectors:
         points = []
         for group, view in self._context.groups.items():
             own = labels | {"group": str(group)}
-            norm, bad = view.norms, 0.0
+            bad = 0.0
             if not view.clean:
                 counts = view.step.column("nan"), view.step.column("inf")
                 bad = float(sum(np.nansum(c, dtype=np.float64) for c in counts))
-            total = math.sqrt(float(np.nansum(np.square(norm)))) if view.clean else math.nan
+            total = math.sqrt(view.square) if view.clean else math.nan
             if view.step.complete or not view.clean:
                 points.append(DerivedPoint("gradwarden_gradient_norm", own, step.time_ns, total))
             points.append(DerivedPoint("gradwarden_nonfinite_gradients", own, step.time_ns, bad))

@@ -42,10 +42,12 @@ class Heard:
 
     @property
     def matrix(self) -> Matrix | None:
+        """The frame's own bytes, so not to be written to."""
         if not self.frame.values:
             return None
         shape = (self.parameters, len(self.quantities))
-        return np.frombuffer(self.frame.values, "<f4").astype(np.float32).reshape(shape)
+        rows = np.frombuffer(self.frame.values, "<f4").astype(np.float32, copy=False)
+        return rows.reshape(shape)
 
     @property
     def checksums(self) -> dict[str, bytes]:

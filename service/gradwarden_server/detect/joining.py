@@ -36,7 +36,7 @@ class Joiner:
     ) -> Step:
         """The step of ``frames``, keyed by rank and seq; ``living`` ranks should be among them."""
         ranks: dict[int, RankStep] = {}
-        cells: dict[int, dict[int, list[tuple[int, GroupStep]]]] = {}
+        cells: dict[int, dict[int, list[GroupStep]]] = {}
         shards: dict[int, int] = {}
         events: list[tuple[int, wire.Event]] = []
         by_rank: dict[int, list[Heard]] = {}
@@ -48,8 +48,7 @@ class Joiner:
             events += [(rank, event) for heard in spoken for event in heard.frame.events]
             shards[said.group] = max(said.shards, shards.get(said.group, 1))
             if matrix is not None:
-                held = cells.setdefault(said.group, {}).setdefault(said.shard, [])
-                held.append((int(matrix.observed.sum()), matrix))
+                cells.setdefault(said.group, {}).setdefault(said.shard, []).append(matrix)
         return Step(
             attempt=attempt,
             step=number,
@@ -62,16 +61,14 @@ class Joiner:
             partial=partial,
         )
 
-    def _whole(
-        self, cells: Mapping[int, Sequence[tuple[int, GroupStep]]], shards: int
-    ) -> GroupStep:
+    def _whole(self, cells: Mapping[int, Sequence[GroupStep]], shards: int) -> GroupStep:
         """One matrix out of those of a group, by shard.
 
         The fullest of a shard wins; between equals the lowest rank, for then the answer does
         not depend on who arrived first.
         """
         parts = [
-            max(held, key=lambda pair: (pair[0], -pair[1].rank))[1]
+            held[0] if len(held) == 1 else max(held, key=lambda p: (int(p.observed.sum()), -p.rank))
             for _, held in sorted(cells.items())
         ]
         first = parts[0]
@@ -154,7 +151,7 @@ def _overlay(
             base = rows
         else:
             seen = observed(rows, heard.quantities)
-            base[seen] = rows[seen]
+            base = np.where(seen[:, None], rows, base)
         last = heard
     if base is None or last is None:
         return None

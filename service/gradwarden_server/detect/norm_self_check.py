@@ -12,14 +12,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import numpy as np
-
 from gradwarden_server.detect.base import Coverage, Detector, Incident
 from gradwarden_server.detect.context import GroupView, RunContext
 from gradwarden_server.detect.steps import Step
 from gradwarden_server.model import Condition, Severity
-
-_HALF = {"bfloat16", "float16"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +66,7 @@ class NormSelfCheckFailed(Detector):
         return self._incident.conditions(self) if looked else ()
 
     def _apart(self, view: GroupView, ours: float, theirs: float) -> bool:
-        dtypes = {p.dtype.removeprefix("torch.") for p in view.layout.layout.parameters}
-        allowed = self.params.half_tolerance if dtypes & _HALF else self.params.tolerance
+        allowed = self.params.half_tolerance if view.layout.half else self.params.tolerance
         return abs(ours - theirs) > allowed * max(ours, theirs)
 
     def _words(self, step: Step, ctx: RunContext, ours: float, theirs: float) -> dict[str, str]:
@@ -123,6 +118,6 @@ def _norms(step: Step, group: int, view: GroupView) -> tuple[float, float] | Non
         return None
     said = step.ranks.get(view.step.rank)
     theirs = math.nan if said is None else said.scalars.get("clip_norm", math.nan)
-    ours = math.sqrt(float(np.nansum(np.square(view.norms))))
+    ours = math.sqrt(view.square)
     usable = math.isfinite(theirs) and math.isfinite(ours) and theirs > 0 and ours > 0
     return (ours, theirs) if usable else None

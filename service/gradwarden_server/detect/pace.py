@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
+from collections import deque
 from collections.abc import Mapping
-from statistics import median
 from typing import Any
 
 from gradwarden_server.detect.steps import Step
@@ -20,14 +21,16 @@ class Pace:
     def __init__(self) -> None:
         self.longest_gap = 0.0
         self.phases: dict[str, float] = {}
-        self._intervals: list[float] = []
+        self._intervals: deque[float] = deque()
+        self._ordered: list[float] = []
         self._attempt = 0
         self._last_ns: int | None = None
         self._paused = 0.0
 
     @property
     def median(self) -> float:
-        return median(self._intervals) if self._intervals else 0.0
+        held, count = self._ordered, len(self._ordered)
+        return (held[(count - 1) // 2] + held[count // 2]) / 2 if held else 0.0
 
     def observe(self, step: Step, longest_good: float) -> None:
         """Learn from a step; a gap above ``longest_good`` seconds was no good gap."""
@@ -44,7 +47,11 @@ class Pace:
             return
         if self._last_ns is not None:
             gap = max(0.0, (step.time_ns - self._last_ns) / 1e9 - self._paused)
-            self._intervals = [*self._intervals, gap][-_KEPT:]
+            self._intervals.append(gap)
+            insort(self._ordered, gap)
+            if len(self._intervals) > _KEPT:
+                oldest = self._intervals.popleft()
+                del self._ordered[bisect_left(self._ordered, oldest)]
             if gap <= longest_good:
                 self.longest_gap = max(self.longest_gap, gap)
         self._last_ns, self._paused = step.time_ns, 0.0
@@ -53,7 +60,7 @@ class Pace:
         return {
             "longest_gap": self.longest_gap,
             "phases": self.phases,
-            "intervals": self._intervals,
+            "intervals": list(self._intervals),
             "attempt": self._attempt,
             "last_ns": self._last_ns,
             "paused": self._paused,
@@ -61,7 +68,8 @@ class Pace:
 
     def restore(self, state: Mapping[str, Any]) -> None:
         self.longest_gap, self.phases = state["longest_gap"], state["phases"]
-        self._intervals, self._attempt = state["intervals"], state["attempt"]
+        self._intervals, self._attempt = deque(state["intervals"]), state["attempt"]
+        self._ordered = sorted(self._intervals)
         self._last_ns, self._paused = state["last_ns"], state["paused"]
 
 

@@ -75,8 +75,9 @@ class Compared:
     full: Mapping[str, Words]
 
 
-def cells(step: Step) -> dict[Cell, dict[int, RankStep]]:
-    """The ranks that reported a step, by cell."""
+@lru_cache(maxsize=1)
+def cells(step: Step) -> Mapping[Cell, Mapping[int, RankStep]]:
+    """The ranks that reported a step, by cell. Several ask the same of one step."""
     found: dict[Cell, dict[int, RankStep]] = {}
     for rank, said in sorted(step.ranks.items()):
         found.setdefault((said.group, said.shard), {})[rank] = said
