@@ -35,6 +35,9 @@ router = APIRouter(prefix="/v1/runs/{run}", tags=["export"], dependencies=CREDEN
                 "application/vnd.apache.parquet": {
                     "schema": {"type": "string", "format": "binary"}
                 },
+                "application/vnd.gradwarden.frames-file": {
+                    "schema": {"type": "string", "format": "binary"}
+                },
             }
         }
     },

@@ -267,7 +267,9 @@ def _transfer(commands: argparse._SubParsersAction[Parser]) -> None:
     )
     export.add_argument("run", help="the run's identifier")
     export.add_argument(
-        "--format", choices=("jsonl", "csv", "parquet"), help="default: as FILE ends, else jsonl"
+        "--format",
+        choices=("jsonl", "csv", "parquet", "frames"),
+        help="default: as FILE ends, else jsonl",
     )
     export.add_argument(
         "-o", "--output", metavar="FILE", help="- is standard output; default: that, into a pipe"
@@ -288,7 +290,9 @@ def _transfer(commands: argparse._SubParsersAction[Parser]) -> None:
         "--from", dest="origin", choices=("gradwarden", "tensorboard", "mlflow"), help="whose it is"
     )
     taken.add_argument(
-        "--format", choices=("jsonl", "csv", "parquet"), help="default: as the file begins"
+        "--format",
+        choices=("jsonl", "csv", "parquet", "frames"),
+        help="default: as the file begins",
     )
     taken.add_argument("--run", help="call it so, not as it was called")
     taken.add_argument("--tracking-uri", help="of MLflow (MLFLOW_TRACKING_URI)")

@@ -19,7 +19,13 @@ from rich.progress import DownloadColumn, Progress, TextColumn, TimeElapsedColum
 from gradwarden_server.cli.faults import DONE, UNREACHABLE, USAGE, CommandError
 from gradwarden_server.cli.reading import Client
 
-_SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".parquet": "parquet"}
+_SUFFIXES = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".csv": "csv",
+    ".parquet": "parquet",
+    ".frames": "frames",
+}
 
 
 def export(options: argparse.Namespace) -> int:
@@ -45,7 +51,7 @@ def _target(options: argparse.Namespace, form: str) -> Path | None:
         return None
     if options.output is not None:
         return Path(options.output)
-    if form == "parquet" or sys.stdout.isatty() or options.json:
+    if form in ("parquet", "frames") or sys.stdout.isatty() or options.json:
         return Path(f"{options.run.replace(':', '-')}.{form}")
     return None
 

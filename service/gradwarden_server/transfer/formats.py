@@ -11,10 +11,10 @@ from gradwarden import wire
 from gradwarden_server.transfer.faults import Unreadable
 from gradwarden_server.transfer.head import Head
 
-FormatName = Literal["jsonl", "csv", "parquet"]
+FormatName = Literal["jsonl", "csv", "parquet", "frames"]
 FORMATS: tuple[FormatName, ...] = get_args(FormatName)
-_MODULES = {"jsonl": "jsonl", "csv": "commas", "parquet": "parquet"}
-_SIGNS = (("parquet", b"PAR1"), ("csv", b"# {"), ("jsonl", b"{"))
+_MODULES = {"jsonl": "jsonl", "csv": "commas", "parquet": "parquet", "frames": "framed"}
+_SIGNS = (("parquet", b"PAR1"), ("frames", b"GWFR"), ("csv", b"# {"), ("jsonl", b"{"))
 
 
 class Format(Protocol):
