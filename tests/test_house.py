@@ -32,7 +32,7 @@ DOCS = ROOT / "docs"
 # neighbour: rooms of one floor meet only in `app` and `cli`. The bottom floor is one room.
 FLOORS = (
     ("model", "settings", "assets", "telemetry", "logs", "joins", "matchers"),
-    ("store", "detect", "rules", "promql", "slo", "notify", "transfer"),
+    ("store", "detect", "rules", "promql", "slo", "notify", "transfer", "diagnosis"),
     ("alerting",),
     ("api",),
     ("app", "cli", "demo"),
@@ -67,7 +67,7 @@ THIRD_PARTY = {
     "accelerate": {"gradwarden.integrations.accelerate"},
 }
 # Time and chance are arguments here, so that replaying history is the same code as live.
-PURE = ("detect", "rules", "alerting.lifecycle")
+PURE = ("detect", "diagnosis", "rules", "alerting.lifecycle")
 IMPURE_MODULES = {"time", "random", "secrets", "threading", "socket", "subprocess", "asyncio"}
 
 MOST_LINES = 400
