@@ -1,0 +1,117 @@
+"""The recorded clock: long times enter here, by rewriting what a real run wrote down.
+
+A run of some seconds is stretched to hours, and a pause is lengthened, in the spool itself:
+times of frames, seconds of steps and phases, times of sending. Nothing ever waits for it, and
+the frames' other numbers stay as the trainer wrote them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from gradwarden import wire
+from gradwarden.outbox import Record
+from gradwarden.spool import pack, read_segment, segments
+from gradwarden.sync import find
+
+SECOND = 1_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """The run stood for ``seconds`` before the end of ``step``, in ``phase``."""
+
+    step: int
+    seconds: float
+    phase: str = ""
+    """``evaluation``, ``checkpoint``, ``compile``, ``data``; else nothing accounts for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """What is done to the recorded times.
+
+    ``stretch`` multiplies all of them. ``pauses`` come on top. What was sent from step ``a``
+    to step ``b`` arrives only after ``b`` where ``outage`` is ``(a, b)``.
+    """
+
+    stretch: float = 1.0
+    pauses: tuple[Pause, ...] = ()
+    outage: tuple[int, int] | None = None
+
+
+class _Rewriter:
+    def __init__(self, clock: Clock, origin_ns: int) -> None:
+        self._clock, self._origin = clock, origin_ns
+
+    def moment(self, time_ns: int, step: int) -> int:
+        ago = int((time_ns - self._origin) * self._clock.stretch)
+        paused = sum(p.seconds for p in self._clock.pauses if p.step <= step)
+        return self._origin + ago + int(paused * SECOND)
+
+    def batch(self, batch: wire.Batch, back_ns: int | None) -> wire.Batch:
+        frames = tuple(self._frame(f) for f in batch.frames)
+        sent = self.moment(batch.sent_ns, batch.frames[-1].step)
+        if self._in_outage(batch) and back_ns is not None:
+            sent = max(sent, back_ns)
+        return replace(batch, frames=frames, sent_ns=max(sent, *(f.time_ns for f in frames)))
+
+    def _in_outage(self, batch: wire.Batch) -> bool:
+        gone = self._clock.outage
+        return gone is not None and gone[0] <= batch.frames[-1].step <= gone[1]
+
+    def _frame(self, frame: wire.Frame) -> wire.Frame:
+        scalars = {n: self._scalar(n, v) for n, v in frame.scalars.items()}
+        for pause in self._clock.pauses:
+            if pause.step == frame.step and "step_seconds" in scalars:
+                for name in ("step_seconds", *([f"{pause.phase}_seconds"] if pause.phase else [])):
+                    scalars[name] = scalars.get(name, 0.0) + pause.seconds
+        return replace(
+            frame,
+            time_ns=self.moment(frame.time_ns, frame.step),
+            scalars=scalars,
+            events=tuple(self._event(e, frame.step) for e in frame.events),
+        )
+
+    def _scalar(self, name: str, value: float) -> float:
+        return value * self._clock.stretch if name.endswith("_seconds") else value
+
+    def _event(self, event: Mapping[str, Any], step: int) -> dict[str, Any]:
+        made = dict(event)
+        if isinstance(made.get("seconds"), (int, float)):
+            made["seconds"] *= self._clock.stretch
+            name = {"checkpoint": "checkpoint"}.get(made["kind"], str(made.get("name", "")))
+            for pause in self._clock.pauses:
+                # A phase is told with the step in which it ended.
+                if pause.phase and name.startswith(pause.phase[:4]) and pause.step == step:
+                    made["seconds"] += pause.seconds
+        return made
+
+
+def rewrite(root: Path, clock: Clock) -> None:
+    """Give every spool under ``root`` the times that this clock would have shown."""
+    held = {d: [(p, list(read_segment(p))) for p in segments(d)] for d in find(root)}
+    batches = [wire.decode(r.body) for s in held.values() for _, rs in s for r in _batches(rs)]
+    if not batches:
+        return
+    rewriter = _Rewriter(clock, min(f.time_ns for b in batches for f in b.frames))
+    back = None
+    if clock.outage is not None:
+        last = [f for b in batches for f in b.frames if f.step <= clock.outage[1]]
+        back = max(rewriter.moment(f.time_ns, f.step) for f in last)
+    for spool in held.values():
+        for path, records in spool:
+            path.write_bytes(b"".join(pack(_rewritten(r, rewriter, back)) for r in records))
+
+
+def _batches(records: Iterable[Record]) -> Iterable[Record]:
+    return (r for r in records if r.kind == "batch")
+
+
+def _rewritten(record: Record, rewriter: _Rewriter, back_ns: int | None) -> Record:
+    if record.kind != "batch":
+        return record
+    return replace(record, body=wire.encode(rewriter.batch(wire.decode(record.body), back_ns)))
