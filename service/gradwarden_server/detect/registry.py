@@ -6,6 +6,8 @@ from collections.abc import Mapping
 
 from gradwarden_server.detect.base import Detector, Rule
 from gradwarden_server.detect.baseline import SETTING_TYPES
+from gradwarden_server.detect.dead_layer import DeadLayer
+from gradwarden_server.detect.expert_starved import ExpertStarved
 from gradwarden_server.detect.exploding import ExplodingGradient
 from gradwarden_server.detect.never_synchronized import NeverSynchronized
 from gradwarden_server.detect.nonfinite_gradient import NonFiniteGradient
@@ -32,6 +34,8 @@ DETECTORS: Mapping[str, type[Detector]] = {
         RankSilent,
         RunFailed,
         OverheadBudgetExceeded,
+        DeadLayer,
+        ExpertStarved,
     )
 }
 BASELINE_SCHEMA = SETTING_TYPES
