@@ -6,10 +6,11 @@ WORKERS ?= 2
 BIN     := .venv/bin
 DEMO    ?=
 ARGS    ?=
+SEEDS   ?= 10
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo serve web install install-full test test-full lint test-web debian clean
+.PHONY: help demo serve web install install-full test test-full lint test-web debian zoo clean
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,6 +37,9 @@ test: install debian lint test-web ## lint, types, web tests and the core tests
 
 test-full: install-full debian lint test-web ## the same with heavy libraries and long chaos
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --durations=30 $(ARGS)
+
+zoo: install ## train small real networks, sick and healthy, and print what the detectors said (SEEDS=10)
+	@$(BIN)/python -m tests.zoo --seeds $(SEEDS) $(ARGS)
 
 lint: install ## ruff and mypy --strict
 	@$(BIN)/ruff check .
