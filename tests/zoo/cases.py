@@ -45,7 +45,8 @@ class Case:
         variants: Which ways of stepping are run.
         ranks: Processes, over gloo where there is more than one.
         lives: How often the job is started under the same run id.
-        dies: It ends badly on purpose: by an exception, killed, or standing still.
+        dies: It ends badly on purpose: by an exception, killed, or not at all.
+        stands: Its processes stand still, alive; the runner ends them.
         clock: What is done to the recorded times, see :mod:`tests.zoo.clock`.
         quick: Part of the core tests.
     """
@@ -59,6 +60,7 @@ class Case:
     ranks: int = 1
     lives: int = 1
     dies: bool = False
+    stands: bool = False
     clock: Clock | None = None
     quick: bool = False
 

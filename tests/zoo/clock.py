@@ -7,7 +7,8 @@ the frames' other numbers stay as the trainer wrote them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import json
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -52,16 +53,19 @@ class _Rewriter:
         paused = sum(p.seconds for p in self._clock.pauses if p.step <= step)
         return self._origin + ago + int(paused * SECOND)
 
-    def batch(self, batch: wire.Batch, back_ns: int | None) -> wire.Batch:
-        frames = tuple(self._frame(f) for f in batch.frames)
-        sent = self.moment(batch.sent_ns, batch.frames[-1].step)
-        if self._in_outage(batch) and back_ns is not None:
-            sent = max(sent, back_ns)
-        return replace(batch, frames=frames, sent_ns=max(sent, *(f.time_ns for f in frames)))
+    def batches(self, batch: wire.Batch, back_ns: int | None) -> Iterator[wire.Batch]:
+        """Each frame by itself, sent when it was done: what fell into a quarter of a second
+        was minutes apart, and a trainer does not wait so long."""
+        for frame in batch.frames:
+            made = self._frame(frame)
+            sent = made.time_ns + SECOND // 4
+            if back_ns is not None and self._in_outage(frame):
+                sent = max(sent, back_ns)
+            yield replace(batch, frames=(made,), sent_ns=sent)
 
-    def _in_outage(self, batch: wire.Batch) -> bool:
+    def _in_outage(self, frame: wire.Frame) -> bool:
         gone = self._clock.outage
-        return gone is not None and gone[0] <= batch.frames[-1].step <= gone[1]
+        return gone is not None and gone[0] <= frame.step <= gone[1]
 
     def _frame(self, frame: wire.Frame) -> wire.Frame:
         scalars = {n: self._scalar(n, v) for n, v in frame.scalars.items()}
@@ -104,14 +108,21 @@ def rewrite(root: Path, clock: Clock) -> None:
         back = max(rewriter.moment(f.time_ns, f.step) for f in last)
     for spool in held.values():
         for path, records in spool:
-            path.write_bytes(b"".join(pack(_rewritten(r, rewriter, back)) for r in records))
+            made = (pack(m) for r in records for m in _rewritten(r, rewriter, back))
+            path.write_bytes(b"".join(made))
 
 
 def _batches(records: Iterable[Record]) -> Iterable[Record]:
     return (r for r in records if r.kind == "batch")
 
 
-def _rewritten(record: Record, rewriter: _Rewriter, back_ns: int | None) -> Record:
-    if record.kind != "batch":
-        return record
-    return replace(record, body=wire.encode(rewriter.batch(wire.decode(record.body), back_ns)))
+def _rewritten(record: Record, rewriter: _Rewriter, back_ns: int | None) -> Iterator[Record]:
+    if record.kind == "start":
+        said = json.loads(record.body)
+        said["started_ns"] = rewriter.moment(said["started_ns"], said["first_step"])
+        yield replace(record, body=json.dumps(said).encode())
+    elif record.kind == "layout":
+        yield record
+    else:
+        for batch in rewriter.batches(wire.decode(record.body), back_ns):
+            yield replace(record, body=wire.encode(batch), frames=1)

@@ -179,5 +179,6 @@ CASES = (
         must=(Must("RunStalled"),),
         ranks=2,
         dies=True,
+        stands=True,
     ),
 )

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
-
-from gradwarden_server.alerting.spooled import replay_spool
+from unittest import mock
 
 from gradwarden import wire
 from gradwarden.spool import read_segment, segments
 from gradwarden.sync import find
+from gradwarden_server.alerting.replay import Replay
 from gradwarden_server.assets import ALERT_RULES
+from gradwarden_server.cli import spooled
 from gradwarden_server.detect import registry as detectors
 from gradwarden_server.rules import spec
-from tests.zoo.clock import rewrite
+from gradwarden_server.rules.spec import RuleSet
+from tests.zoo.cases import Case
+from tests.zoo.clock import SECOND, rewrite
 from tests.zoo.play import context
 from tests.zoo.score import Raised
 
 JUDGED = "judged.json"
+_FOR_EVER = 86_400 * SECOND
 
 
 def judge(name: str, folder: Path) -> dict[str, Any]:
@@ -47,10 +51,10 @@ def _judge(name: str, folder: Path) -> None:
     if clock is not None:
         rewrite(spool, clock)
     rules = spec.load(ALERT_RULES, detectors.schemas(), detectors.BASELINE_SCHEMA)
-    (replayed,) = replay_spool(spool, rules)
+    replay = _replayed(spool, rules, CASES[name])
     done = _done(spool)
     raised: dict[tuple[str, int], Raised] = {}
-    for change in replayed.changes:
+    for change in replay.changes:
         alert = change.alert
         if alert.fired_ns is not None:
             before = [step for time_ns, step in done if time_ns <= alert.fired_ns]
@@ -59,6 +63,28 @@ def _judge(name: str, folder: Path) -> None:
             raised[alert.fingerprint, alert.fired_ns] = said
     held = {"raised": [asdict(r) for r in raised.values()], "steps": len({s for _, s in done})}
     (folder / JUDGED).write_text(json.dumps(held))
+
+
+def _replayed(spool: Path, rules: RuleSet, case: Case) -> Replay:
+    """The replay core over a spool, told besides what no spool keeps."""
+
+    class Told(Replay):
+        def __init__(self, rules: RuleSet, facts: Any, layouts: Any, processes: Any) -> None:
+            if case.stands:  # its processes live on, and their heartbeats come
+                processes = [replace(p, last_ns=p.last_ns + _FOR_EVER) for p in processes]
+            super().__init__(rules, facts, layouts, processes)
+
+        def hear(self, batch: wire.Batch, ordinal: int, received_ns: int, **more: Any) -> None:
+            if case.clock is not None and case.clock.outage is not None:
+                arrived_ns = max(received_ns, batch.sent_ns)
+                if arrived_ns - received_ns > SECOND:
+                    self._now_ns = arrived_ns  # a service that is away asks nothing meanwhile
+                received_ns = arrived_ns
+            super().hear(batch, ordinal, received_ns, **more)
+
+    with mock.patch.object(spooled, "Replay", Told):
+        (one,) = spooled.judge(spool, rules)
+    return one.replay
 
 
 def _done(spool: Path) -> list[tuple[int, int]]:
