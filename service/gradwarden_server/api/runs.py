@@ -86,6 +86,7 @@ def get_run(run: RunId, who: Reader, parts: PartsDep) -> schemas.RunDetail:
                 place=dict(s.place),
                 last_step=s.last_step,
                 last_seen_at=rfc3339(s.last_seen_ns),
+                heartbeat_at=rfc3339(s.heartbeat_ns),
                 ended=s.ended,
             )
             for s in streams

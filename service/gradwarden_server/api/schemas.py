@@ -122,6 +122,7 @@ class RankFace(BaseModel):
     place: dict[str, Any]
     last_step: int | None
     last_seen_at: str | None
+    heartbeat_at: str | None = Field(description="The last sign that its process lived")
     ended: bool
 
 

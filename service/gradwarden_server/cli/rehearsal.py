@@ -4,13 +4,59 @@ from __future__ import annotations
 
 import argparse
 import os
+from pathlib import Path
 
 from gradwarden_server.cli.grammar import DEFAULT_URL, Parser, add, add_service
 
 
 def add_commands(commands: argparse._SubParsersAction[Parser]) -> None:
     """Add all of them."""
+    _replay(commands)
+    _backtest(commands)
     _promote(commands)
+
+
+def _replay(commands: argparse._SubParsersAction[Parser]) -> None:
+    replay = add(
+        commands,
+        "replay",
+        "judge a stored run anew, and tell how that differs from what was raised live",
+        "gradwarden replay RUN --rules my_rules/\n"
+        "  gradwarden replay RUN --rules looser.yaml --json\n"
+        "  gradwarden replay --spool /mnt/dead-node/gradwarden/spool",
+        "replaying:replay",
+    )
+    replay.add_argument("run", nargs="?", help="the run's identifier; with --spool: of all runs")
+    replay.add_argument(
+        "--rules", type=Path, metavar="PATH", help="a folder, or a file over the shipped rules"
+    )
+    replay.add_argument("--spool", type=Path, metavar="DIR", help="a spool, without any service")
+    _service(replay)
+
+
+def _backtest(commands: argparse._SubParsersAction[Parser]) -> None:
+    backtest = add(
+        commands,
+        "backtest",
+        "judge many stored runs by old and new rules, side by side",
+        "gradwarden backtest my_rules/\n"
+        "  gradwarden backtest looser.yaml --against my_rules/ --state finished,failed\n"
+        "  gradwarden backtest looser.yaml --runs run-7 run-8 --json",
+        "backtesting:backtest",
+    )
+    backtest.add_argument("rules", type=Path, help="new: a folder, or a file over the shipped ones")
+    backtest.add_argument(
+        "--against", type=Path, metavar="PATH", help="old: likewise; default: the shipped rules"
+    )
+    _runs(backtest)
+    _service(backtest)
+
+
+def _runs(command: Parser) -> None:
+    command.add_argument("--runs", nargs="+", default=[], metavar="RUN", help="these alone")
+    command.add_argument("--state", default="", help="such as finished,failed; default: all")
+    command.add_argument("--query", default="", help="part of run, name, job, model or owner")
+    command.add_argument("--limit", type=int, default=100, help="at most so many, newest (100)")
 
 
 def _promote(commands: argparse._SubParsersAction[Parser]) -> None:
