@@ -52,7 +52,10 @@ test-web: install
 debian: install
 	@$(BIN)/python tools/debian.py
 
+soak-detect: install ## simulated healthy trainings through every detector: how often is one false (ARGS="--steps 100000")
+	@$(BIN)/python benchmarks/soak_detect.py $(ARGS)
+
 clean: ## remove what was built, but not .venv
-	@rm -rf dist build dashboards/web/dist client_sdk/gradwarden/stats/kernel.so client_sdk/gradwarden/stats/kernel.sha256 .mypy_cache .ruff_cache .pytest_cache .hypothesis .screenshots
+	@rm -rf dist build dashboards/web/dist client_sdk/gradwarden/stats/kernel.so client_sdk/gradwarden/stats/kernel.sha256 service/gradwarden_server/store/columns/kernel.so service/gradwarden_server/store/columns/kernel.sha256 .mypy_cache .ruff_cache .pytest_cache .hypothesis .screenshots
 	@find . -path ./.venv -prune -o -path '*/node_modules' -prune -o -name __pycache__ -type d -print0 \
 		| xargs -0 rm -rf
