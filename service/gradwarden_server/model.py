@@ -8,11 +8,15 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 from urllib.parse import quote
 
+from gradwarden_server.matchers import Matcher, all_match
+
 Severity = Literal["page", "ticket", "note"]
 AlertState = Literal["inactive", "pending", "firing", "resolved"]
 Labels = Mapping[str, str]
 
 SEVERITIES: tuple[Severity, ...] = ("page", "ticket", "note")
+TOLD_LATE = "told_late"
+"""Why an alert that fires already is news: what muted it from its beginning is over."""
 
 
 DEFAULT_PROJECT = "default"
@@ -74,8 +78,35 @@ class Condition:
 
 
 @dataclass(frozen=True, slots=True)
+class Silence:
+    """What somebody does not want to hear for a while."""
+
+    id: int
+    project: str
+    matchers: tuple[Matcher, ...]
+    starts_ns: int
+    ends_ns: int
+    author: str
+    comment: str
+
+    def state(self, now_ns: int) -> Literal["pending", "active", "expired"]:
+        """As Alertmanager calls it."""
+        if now_ns < self.starts_ns:
+            return "pending"
+        return "active" if now_ns < self.ends_ns else "expired"
+
+    def covers(self, labels: Labels, now_ns: int) -> bool:
+        """Whether it holds back messages of alerts with these labels now."""
+        return self.state(now_ns) == "active" and all_match(self.matchers, labels)
+
+
+@dataclass(frozen=True, slots=True)
 class Alert:
-    """One incident: from pending to resolved. A new incident is a new alert."""
+    """One incident: from pending to resolved. A new incident is a new alert.
+
+    ``muted`` says what holds its messages back, until ``muted_until_ns`` where that is known;
+    ``told`` that its firing was let through at least once.
+    """
 
     id: int | None
     project: str
@@ -87,6 +118,11 @@ class Alert:
     fired_ns: int | None = None
     resolved_ns: int | None = None
     reason: str = "condition"
+    muted: str = ""
+    muted_until_ns: int | None = None
+    told: bool = False
+    acked_ns: int | None = None
+    acked_by: str | None = None
 
     @property
     def alertname(self) -> str:

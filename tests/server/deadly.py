@@ -7,7 +7,7 @@ import os
 import signal
 from functools import partial
 
-from gradwarden_server import app, cli
+from gradwarden_server import cli, house
 from gradwarden_server.store.built import Built
 from gradwarden_server.store.claims import Claim
 from gradwarden_server.store.compaction import Compaction
@@ -28,5 +28,5 @@ class Deadly(Compaction):
 
 
 if __name__ == "__main__":
-    app.Compaction = partial(Deadly, frames=FRAMES)  # type: ignore[assignment, misc]
+    house.Compaction = partial(Deadly, frames=FRAMES)  # type: ignore[assignment, misc]
     raise SystemExit(cli.main())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from gradwarden_server import app, cli
+from gradwarden_server import cli, house
 from gradwarden_server.store import compaction, shelf_tables
 
 FRAMES = 32
@@ -13,5 +13,5 @@ if __name__ == "__main__":
     shelf_tables._WRITE_BYTES, compaction._SWEEP_ROWS = 4000, 2
     # One that is only slow is taken for dead too, and must find out.
     compaction.ABANDONED_NS = 3_000_000_000
-    app.Compaction = partial(app.Compaction, frames=FRAMES)  # type: ignore[assignment, misc]
+    house.Compaction = partial(house.Compaction, frames=FRAMES)  # type: ignore[assignment, misc]
     raise SystemExit(cli.main())

@@ -13,7 +13,7 @@ import pytest
 from gradwarden import wire
 from gradwarden_server.api.front import Front
 from gradwarden_server.api.lane import Lane
-from gradwarden_server.app import House
+from gradwarden_server.house import House
 from gradwarden_server.settings import Settings
 from gradwarden_server.store.records import StartRequest
 from tests.server.traffic import FRAMES, LAYOUT, batch, frame, problem

@@ -25,7 +25,9 @@ NEW = {
     "0002": {"stream": {"logged_frames", "logged_bytes"}, "run": {"latest", "deleted_ns"}},
 }
 NEW["0001"]["run"] = NEW["0002"]["run"]
-NEW_TABLES = {"segment", "chunk", "rollup", "retention", "promotion"}
+for columns in (*NEW.values(), NEW.setdefault("0003", {}), NEW.setdefault("0004", {})):
+    columns["alert"] = {"muted", "muted_until_ns", "told", "acked_ns", "acked_by"}
+NEW_TABLES = {"segment", "chunk", "rollup", "retention", "promotion", "silence"}
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -62,17 +64,17 @@ def upgrade(database: Database, revision: str) -> None:
     command.upgrade(database._alembic(), revision)
 
 
-@pytest.mark.parametrize("first", ["0001", "0002", "0003"])
+@pytest.mark.parametrize("first", ["0001", "0002", "0003", "0004"])
 def test_rows_of_every_table_survive_the_way_up_and_down(database: Database, first: str) -> None:
     upgrade(database, first)
     database.write(lambda connection: fill(connection, 9)).result()
     before = held(database, first)
     assert all(before.values()), "every table holds something"
-    for revision in ("0002", "0003", "0004"):
+    for revision in ("0002", "0003", "0004", "0005"):
         if revision > first:
             upgrade(database, revision)
             assert held(database, first) == before
-    for revision in ("0003", "0002", "0001"):
+    for revision in ("0004", "0003", "0002", "0001"):
         if revision >= first:
             database.downgrade(revision)
             assert held(database, first) == before

@@ -10,10 +10,11 @@ from dataclasses import replace
 
 from gradwarden import wire
 from gradwarden_server.alerting import lifecycle, shadow, translate
+from gradwarden_server.alerting.muting import Muting
 from gradwarden_server.detect.assembler import Assembler
 from gradwarden_server.detect.base import Liveness
 from gradwarden_server.detect.engine import RunDetectors, Verdict
-from gradwarden_server.model import Alert, Change, Condition, RunFacts
+from gradwarden_server.model import Alert, Change, Condition, RunFacts, Silence
 from gradwarden_server.rules.spec import RuleSet
 
 BACKFILL_NS = 600 * 1_000_000_000
@@ -39,6 +40,8 @@ class Judging:
         self.facts = facts
         self.shadow = shadow.OPEN
         """Whose pages reach people as tickets now."""
+        self.silences: Sequence[Silence] = ()
+        """What people do not want to hear now."""
         self._rules = rules
         self._layouts = layouts
         self._url = external_url
@@ -119,6 +122,5 @@ class Judging:
         ending = _ENDINGS.get(self.facts.status)
         if ending is not None and drained and self.assembler.deadline_ns is None:
             new = lifecycle.resolve_all(settled, ending, max(moment, now_ns))
-            settled = lifecycle.settle(settled, new)
             changes += new
-        return changes, settled
+        return Muting(self._rules.inhibitions, self.silences).apply(standing, changes, now_ns)

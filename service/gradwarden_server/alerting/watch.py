@@ -22,7 +22,7 @@ from gradwarden_server.detect.base import Liveness, Request
 from gradwarden_server.detect.engine import DerivedPoint, RunDetectors
 from gradwarden_server.detect.state import pack, unpack
 from gradwarden_server.detect.steps import Step
-from gradwarden_server.model import Alert
+from gradwarden_server.model import Alert, Silence
 from gradwarden_server.notify.pipeline import Pipeline
 from gradwarden_server.rules.spec import RuleSet
 from gradwarden_server.store.database import Database
@@ -63,6 +63,8 @@ class Rooms:
     shadow: Callable[[str, int], Shadow] = lambda project, now_ns: OPEN
 
 
+    # What its people do not want to hear now.
+    silences: Callable[[str, int], Sequence[Silence]] = lambda project, now_ns: ()
 @dataclass(frozen=True, slots=True)
 class _Pending:
     """What is so as soon as the judgement under way is durable."""
@@ -165,6 +167,7 @@ class RunWatch:
         self._judging.start(watched.ordinal or 0, run.world_size)
         outcomes, self._late_outcomes = self._late_outcomes, []
         judged = dict(self._judged)
+        self._judging.silences = self._rooms.silences(self._project, now_ns)
         for entry in entries:
             self._take(entry)
             outcomes += self._judge(

@@ -36,7 +36,7 @@ def list_alerts(
     except BadCursor as error:
         raise Problem("malformed", f"cursor: {cursor!r}; {error}", field="cursor") from None
     return schemas.AlertList(
-        items=[_face(alert) for alert in page.items],
+        items=[face(alert) for alert in page.items],
         next_cursor=page.next_cursor,
     )
 
@@ -50,7 +50,7 @@ def get_alert(
     if story is None:
         raise Problem("not-found", f"alert: {alert}; this project has no such alert")
     return schemas.AlertDetail(
-        **_face(story.alert).model_dump(),
+        **face(story.alert).model_dump(),
         timeline=[
             schemas.TransitionFace(
                 at=rfc3339(t.at_ns),
@@ -100,7 +100,8 @@ async def test_receiver(
     return schemas.ReceiverTest(ok=receipt.ok, latency_ms=latency_ms, detail=receipt.detail)
 
 
-def _face(alert: Alert) -> schemas.AlertFace:
+def face(alert: Alert) -> schemas.AlertFace:
+    """An alert as it is told."""
     return schemas.AlertFace(
         id=alert.id or 0,
         alertname=alert.alertname,
@@ -113,4 +114,7 @@ def _face(alert: Alert) -> schemas.AlertFace:
         resolved_at=rfc3339(alert.resolved_ns),
         reason=alert.reason,
         fingerprint=alert.fingerprint,
+        muted=alert.muted or None,
+        acknowledged_at=rfc3339(alert.acked_ns),
+        acknowledged_by=alert.acked_by,
     )

@@ -32,6 +32,7 @@ from gradwarden_server.store.maintenance import Janitor
 from gradwarden_server.store.removal import RunRemoval
 from gradwarden_server.store.retention import RetentionStore
 from gradwarden_server.store.runs import RunStore
+from gradwarden_server.store.silences import Silences
 from gradwarden_server.store.timespan import TimeSpans
 from gradwarden_server.store.tokens import TokenStore
 from gradwarden_server.telemetry import Telemetry
@@ -82,6 +83,7 @@ class Parts:
     """Everything that routes work with; ``create_app`` is where it is put together."""
 
     settings: Settings
+    started_ns: int
     database: Database
     runs: RunStore
     frames: FrameLog
@@ -102,6 +104,7 @@ class Parts:
     messenger: Messenger
     judge: Judge
     shadows: Shadows
+    silences: Silences
     retention: RetentionStore
     removal: RunRemoval
     janitor: Janitor

@@ -69,6 +69,10 @@ class RunFace(BaseModel):
     status: str
     health: Literal["ok", "warn", "crit", "silent"]
     reason: str
+    verdict: str = Field(
+        description="Health in words: healthy, healthy (partly watched) where fewer than 80 % of "
+        "the detectors that could watch it are armed, at risk, critical or silent"
+    )
     attempt: int = Field(description="The newest attempt's number")
     step: int | None
     loss: Number | None
@@ -186,6 +190,9 @@ class AlertFace(BaseModel):
     resolved_at: str | None
     reason: str
     fingerprint: str
+    muted: str | None = Field(description="What holds its messages back: a silence, or its cause")
+    acknowledged_at: str | None
+    acknowledged_by: str | None
 
 
 class AlertList(BaseModel):

@@ -14,8 +14,9 @@ import uvicorn
 from pydantic import ValidationError
 
 from gradwarden_server import logs
-from gradwarden_server.app import House, StartRefused, create_app
+from gradwarden_server.app import create_app
 from gradwarden_server.cli.faults import DONE, NO, UNREACHABLE, USAGE, CommandError
+from gradwarden_server.house import House, StartRefused
 from gradwarden_server.notify.spec import ReceiversError
 from gradwarden_server.rules.spec import RulesError
 from gradwarden_server.settings import Settings

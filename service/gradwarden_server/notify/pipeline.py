@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from gradwarden_server.model import Alert, Change, Notification
 from gradwarden_server.notify.payload import body, group_key
 from gradwarden_server.notify.spec import Receiver
-from gradwarden_server.notify.stages import Bundle, Dedup, Group, Route, Stage, is_news
+from gradwarden_server.notify.stages import Bundle, Dedup, Group, Mute, Route, Stage, is_news
 
 
 class Pipeline:
@@ -78,4 +78,4 @@ def _moments(changes: Sequence[Change]) -> Iterator[tuple[Change, ...]]:
 
 def build(receivers: Sequence[Receiver], external_url: str) -> Pipeline:
     """The line as it ships."""
-    return Pipeline((Route(receivers), Group(), Dedup()), external_url)
+    return Pipeline((Mute(), Route(receivers), Group(), Dedup()), external_url)

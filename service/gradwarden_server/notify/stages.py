@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from gradwarden_server.model import Alert, Change, Labels
+from gradwarden_server.model import TOLD_LATE, Alert, Change, Labels
 from gradwarden_server.notify.spec import Receiver
 
 
@@ -70,11 +70,27 @@ class Group:
 
 
 @dataclass(frozen=True, slots=True)
+class Mute:
+    """Nothing of an alert that is muted, but the end of one that was told before."""
+
+    def __call__(self, bundles: Iterable[Bundle]) -> list[Bundle]:
+        return [
+            replace(
+                bundle,
+                alerts=tuple(a for a in bundle.alerts if _heard(a)),
+                news=tuple(c for c in bundle.news if _heard(c.alert)),
+            )
+            for bundle in bundles
+        ]
+
+
+@dataclass(frozen=True, slots=True)
 class Dedup:
     """No message where nothing changed for the outside.
 
-    News is an alert that began to fire, or one that fired and is over. An enrichment waits
-    for the next message: nobody is woken twice to read one more word.
+    News is an alert that began to fire, or one that fired and is over, or one that was muted
+    from its beginning and is so no more. An enrichment waits for the next message: nobody is
+    woken twice to read one more word.
     """
 
     def __call__(self, bundles: Iterable[Bundle]) -> list[Bundle]:
@@ -85,7 +101,11 @@ def is_news(change: Change) -> bool:
     """Whether a transition is worth telling."""
     began = change.to_state == "firing" and change.from_state != "firing"
     over = change.to_state == "resolved" and change.from_state == "firing"
-    return began or over
+    return began or over or change.reason == TOLD_LATE
+
+
+def _heard(alert: Alert) -> bool:
+    return not alert.muted or (alert.state == "resolved" and alert.told)
 
 
 def _group_of(alert: Alert) -> tuple[tuple[str, str], ...]:

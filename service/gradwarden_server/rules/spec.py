@@ -2,7 +2,8 @@
 
 Strict: an unknown key, a missing parameter or a wrong type is a mistake, and all mistakes of
 all files are told together with file, line and rule. A file is known by its top-level key:
-``detectors:``, ``baseline:`` or ``groups:`` (Prometheus; checked for shape and kept beside).
+``detectors:``, ``baseline:``, ``inhibit:`` or ``groups:`` (Prometheus; checked for shape and kept
+beside).
 """
 
 from __future__ import annotations
@@ -22,7 +23,10 @@ Schemas = Mapping[str, Mapping[str, str]]
 _RULE_KEYS = {
     "alert", "detector", "params", "severity", "runbook", "source", "labels", "shadow",
 }  # fmt: skip
+_TOPS = {"detectors", "baseline", "groups", "inhibit"}
 _BASELINE_KEYS = {"params", "source"}
+_INHIBIT_KEYS = {"cause", "effects", "params", "source"}
+_INHIBIT_PARAMS = {"grace_seconds": "float"}
 _GROUP_KEYS = {"name", "interval", "query_offset", "limit", "labels", "rules"}
 _PROMETHEUS_KEYS = {
     "alert", "record", "expr", "for", "keep_firing_for", "labels", "annotations",
@@ -56,12 +60,26 @@ class DetectorRule:
 
 
 @dataclass(frozen=True, slots=True)
+class Inhibition:
+    """While the alert ``cause`` fires in a run, ``effects`` there are no news.
+
+    Those of higher severity are told all the same. The rest stay untold for ``grace_seconds``
+    behind it: an effect outlives its cause by some steps.
+    """
+
+    cause: str
+    effects: frozenset[str]
+    grace_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class RuleSet:
     """All rules of a directory."""
 
     detectors: tuple[DetectorRule, ...]
     baseline: Mapping[str, Any]
     prometheus: tuple[Path, ...]
+    inhibitions: tuple[Inhibition, ...] = ()
 
 
 def load(directory: Path, schemas: Schemas, baseline: Mapping[str, str]) -> RuleSet:
@@ -81,7 +99,12 @@ def load(directory: Path, schemas: Schemas, baseline: Mapping[str, str]) -> Rule
     reader.conclude(directory)
     if reader.mistakes:
         raise RulesError(reader.mistakes)
-    return RuleSet(tuple(reader.detectors), reader.baseline, tuple(reader.prometheus))
+    return RuleSet(
+        tuple(reader.detectors),
+        reader.baseline,
+        tuple(reader.prometheus),
+        tuple(reader.inhibitions),
+    )
 
 
 class _Reader:
@@ -92,6 +115,8 @@ class _Reader:
         self.detectors: list[DetectorRule] = []
         self.baseline: dict[str, Any] = {}
         self.prometheus: list[Path] = []
+        self.inhibitions: list[Inhibition] = []
+        self._inhibited: list[tuple[str, str]] = []
         self._schemas = schemas
         self._baseline_schema = baseline
         self._lines: dict[str, str] = {}
@@ -107,11 +132,13 @@ class _Reader:
             problem = getattr(error, "problem", None) or error
             self.mistakes.append(f"{path.name}{at}: not YAML: {problem}")
             return
-        top = self._mapping(root, "file", {"detectors", "baseline", "groups"})
+        top = self._mapping(root, "file", _TOPS)
         if root is not None and isinstance(root, yaml.MappingNode) and len(top) != 1:
-            self._wrong(root, "file", "exactly one of detectors, baseline, groups at the top")
+            self._wrong(root, "file", f"exactly one of {', '.join(sorted(_TOPS))} at the top")
         for node in self._list(top.get("detectors"), "detectors"):
             self._detector(node)
+        for node in self._list(top.get("inhibit"), "inhibit"):
+            self._inhibition(node)
         if "baseline" in top:
             self._baseline(top["baseline"])
         if "groups" in top:
@@ -122,6 +149,22 @@ class _Reader:
     def conclude(self, directory: Path) -> None:
         if not self.baseline and self._baseline_schema and not self.mistakes:
             self.mistakes.append(f"{directory.name}: no file has a baseline")
+        known = {rule.alert for rule in self.detectors}
+        for at, name in self._inhibited:
+            if name not in known:
+                self.mistakes.append(f"{at}: inhibit: no rule raises {name!r}")
+
+    def _inhibition(self, node: yaml.Node) -> None:
+        held = self._mapping(node, "inhibit", _INHIBIT_KEYS)
+        cause = self._text(held.get("cause"), node, "inhibit", "cause")
+        where = f"inhibit {cause}"
+        self._text(held.get("source"), node, where, "source")
+        nodes = self._list(held.get("effects"), where)
+        effects = [self._text(effect, node, where, "effects") for effect in nodes]
+        params = self._params(held.get("params"), node, where, _INHIBIT_PARAMS)
+        self._inhibited += [(self._at(node), name) for name in (cause, *effects) if name]
+        grace = params.get("grace_seconds", 0.0)
+        self.inhibitions.append(Inhibition(cause, frozenset(effects), grace))
 
     def _detector(self, node: yaml.Node) -> None:
         where = _named(node)

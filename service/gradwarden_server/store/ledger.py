@@ -23,6 +23,7 @@ from sqlalchemy import (
 )
 
 from gradwarden_server.model import Alert, Change, Notification
+from gradwarden_server.store import audit
 from gradwarden_server.store.outbox import enqueue
 from gradwarden_server.store.tables import alert, alert_transition, delivery, outbox, run
 
@@ -178,6 +179,33 @@ class AlertLedger:
             )
             return AlertStory(found, timeline, _deliveries(project, conn, found))
 
+    def acknowledge(
+        self, project: str, conn: Connection, alert_id: int, actor: str, now_ns: int
+    ) -> bool:
+        """Note who cares for an open alert, once; False where there is no such open alert.
+
+        It changes nothing about the alert itself: what is seen to still fires.
+        """
+        mine = and_(alert.c.id == alert_id, alert.c.project == project, alert.c.state.in_(OPEN))
+        row = conn.execute(select(alert).where(mine)).one_or_none()
+        if row is None:
+            return False
+        if row.acked_ns is None:
+            acked = {"acked_ns": now_ns, "acked_by": actor[:128]}
+            conn.execute(update(alert).where(mine).values(acked))
+            conn.execute(
+                insert(alert_transition).values(
+                    alert_id=alert_id,
+                    at_ns=now_ns,
+                    from_state=row.state,
+                    to_state=row.state,
+                    reason="acknowledged",
+                    annotations={"by": actor[:128]},
+                )
+            )
+            audit.record(project, conn, now_ns, actor, "alert.acknowledge", str(alert_id), {})
+        return True
+
     def counts(self, project: str, run_rows: Collection[int]) -> dict[int, dict[str, int]]:
         """How many alerts of each run are pending and firing; runs without any have zeros."""
         query = (
@@ -206,6 +234,9 @@ class AlertLedger:
             "fired_ns": value.fired_ns,
             "resolved_ns": value.resolved_ns,
             "reason": value.reason,
+            "muted": value.muted,
+            "muted_until_ns": value.muted_until_ns,
+            "told": value.told,
         }
         if row_id is None:
             return int(
@@ -250,6 +281,11 @@ def _alert(row: Row[Any]) -> Alert:
         fired_ns=row.fired_ns,
         resolved_ns=row.resolved_ns,
         reason=row.reason,
+        muted=row.muted,
+        muted_until_ns=row.muted_until_ns,
+        told=row.told,
+        acked_ns=row.acked_ns,
+        acked_by=row.acked_by,
     )
 
 

@@ -14,6 +14,7 @@ from gradwarden_server.store.tables.alerts import (
     lease,
     outbox,
     promotion,
+    silence,
 )
 from gradwarden_server.store.tables.base import metadata
 from gradwarden_server.store.tables.samples import (
@@ -59,6 +60,7 @@ __all__ = [
     "sample_chunk",
     "segment",
     "series",
+    "silence",
     "stream",
     "token",
 ]

@@ -16,6 +16,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    true,
 )
 
 from gradwarden_server.store.tables.base import RowId, metadata
@@ -66,6 +67,12 @@ alert = Table(
     Column("fired_ns", BigInteger),
     Column("resolved_ns", BigInteger),
     Column("reason", String(64), nullable=False),
+    # What holds its messages back, until when if that is known, and whether it was ever told.
+    Column("muted", String(160), nullable=False, server_default=""),
+    Column("muted_until_ns", BigInteger),
+    Column("told", Boolean, nullable=False, server_default=true()),
+    Column("acked_ns", BigInteger),
+    Column("acked_by", String(128)),
     Index(None, "project", "state", "active_ns"),
     Index(None, "run_id", "fingerprint"),
 )
@@ -124,4 +131,18 @@ promotion = Table(
     Column("alertname", String(128), primary_key=True),
     Column("at_ns", BigInteger, nullable=False),
     Column("actor", String(128), nullable=False),
+)
+
+silence = Table(
+    "silence",
+    metadata,
+    Column("id", RowId, primary_key=True),
+    Column("project", String(128), ForeignKey("project.name"), nullable=False),
+    # [[name, value, is_regex, is_equal], ...]
+    Column("matchers", JSON, nullable=False),
+    Column("starts_ns", BigInteger, nullable=False),
+    Column("ends_ns", BigInteger, nullable=False),
+    Column("author", String(128), nullable=False),
+    Column("comment", Text, nullable=False),
+    Index(None, "project", "ends_ns"),
 )

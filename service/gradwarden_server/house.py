@@ -1,0 +1,325 @@
+"""The one place where parts meet: every part of one service, put together."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import socket
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from functools import partial
+from typing import Any, TypeVar
+
+from fastapi import FastAPI
+from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor
+
+from gradwarden_server import assets, telemetry
+from gradwarden_server.alerting.commit import Registrar
+from gradwarden_server.alerting.evaluator import Evaluator
+from gradwarden_server.alerting.promotion import Shadows
+from gradwarden_server.alerting.watch import Rooms
+from gradwarden_server.api.access import Doorman
+from gradwarden_server.api.deps import Parts
+from gradwarden_server.api.pace import Pace
+from gradwarden_server.api.summary import Summaries
+from gradwarden_server.api.throttle import Throttle
+from gradwarden_server.detect import registry as detectors
+from gradwarden_server.model import DEFAULT_PROJECT, Queued
+from gradwarden_server.notify import pipeline, registry
+from gradwarden_server.notify import spec as receivers_spec
+from gradwarden_server.notify.delivery import Courier
+from gradwarden_server.notify.message import Outcome, Sender, Sent
+from gradwarden_server.rules import spec as rules_spec
+from gradwarden_server.settings import Settings
+from gradwarden_server.store import clickhouse_engines
+from gradwarden_server.store.clickhouse import ClickHouseShelf
+from gradwarden_server.store.commands import CommandStore
+from gradwarden_server.store.compaction import Compaction
+from gradwarden_server.store.compactor import Compactor
+from gradwarden_server.store.compare import Comparison
+from gradwarden_server.store.database import Database, Priority
+from gradwarden_server.store.entries import LogReader
+from gradwarden_server.store.evaluation import EvaluationStore
+from gradwarden_server.store.fleet import Fleet
+from gradwarden_server.store.frames import FrameLog
+from gradwarden_server.store.history import History
+from gradwarden_server.store.ledger import AlertLedger
+from gradwarden_server.store.maintenance import Janitor
+from gradwarden_server.store.notices import Listener, Topic
+from gradwarden_server.store.outbox import Outbox
+from gradwarden_server.store.overview import LiveRun, Overview
+from gradwarden_server.store.promotions import Promotions
+from gradwarden_server.store.recorded import RecordedSeries
+from gradwarden_server.store.removal import RunRemoval
+from gradwarden_server.store.retention import RetentionStore
+from gradwarden_server.store.runs import RunStore
+from gradwarden_server.store.shelf import Shelves
+from gradwarden_server.store.shelf_tables import TableShelf
+from gradwarden_server.store.silences import Silences
+from gradwarden_server.store.timespan import TimeSpans
+from gradwarden_server.store.tokens import TokenStore
+from gradwarden_server.store.watched import WatchedRuns
+from gradwarden_server.store.workshop import Workshop
+from gradwarden_server.telemetry import RunGauges, Snapshot, Telemetry, span
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+# The writer lets go of the interpreter at every statement; to get it back from a thread that
+# computes it would wait for the default of 5 ms each time.
+_SWITCH_SECONDS = 0.0005
+
+
+class StartRefused(Exception):
+    """The service must not start like this; the text says what to do."""
+
+
+class House:
+    """All parts of one service, put together; ``open`` prepares, ``start`` sets in motion."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Build every part without touching the database.
+
+        Raises:
+            ReceiversError, RulesError: a file is wrong; all mistakes are told.
+            ValueError: the database or the series engine is of a kind that there is not.
+        """
+        self.settings = settings
+        now_ns = time.time_ns()
+        self.telemetry = Telemetry()
+        receivers = (
+            receivers_spec.load(settings.receivers, os.environ) if settings.receivers else ()
+        )
+        rules = rules_spec.load(
+            settings.rules or assets.ALERT_RULES, detectors.schemas(), detectors.BASELINE_SCHEMA
+        )
+        self.database = database = Database(settings.db)
+        self.outbox = Outbox(database.engine)
+        self.overview = Overview(database)
+        self.recorded = RecordedSeries(database)
+        run_store = RunStore(database)
+        frames = FrameLog(database, lambda project: self.evaluator.wake())
+        self.series = _series(settings)
+        reader = LogReader(database, shelves=Shelves(TableShelf(database), self.series))
+        ledger = AlertLedger(database.engine)
+        fleet = Fleet(database)
+        history = History(reader, run_store)
+        commands = CommandStore(database)
+        self.tokens = TokenStore(database)
+        senders = {
+            name: _Counted(name, sender, self.telemetry)
+            for name, sender in registry.connect(receivers).items()
+        }
+        self.courier = Courier(_Urgent(database), self.outbox, senders, time.time_ns)
+        evaluation = EvaluationStore(database)
+        silences = Silences(database)
+        shadows = Shadows(Promotions(database), rules, settings.shadow_days)
+        rooms = Rooms(
+            database=database,
+            runs=run_store,
+            log=reader,
+            evaluation=evaluation,
+            watched=WatchedRuns(database),
+            registrar=Registrar(database, evaluation, ledger, self.recorded, commands),
+            ledger=ledger,
+            rules=rules,
+            pipeline=pipeline.build(receivers, settings.url),
+            external_url=settings.url,
+            service_started_ns=now_ns,
+            shadow=shadows.of,
+            silences=silences.current,
+        )
+        holder = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
+        self.evaluator = Evaluator(
+            rooms, self.outbox, receivers, holder, time.time_ns, self.courier.wake
+        )
+        self.janitor = Janitor(database, holder, series=self.series)
+        workshop = Workshop(settings.db, settings.precision_bits)
+        self.compaction = Compaction(database, reader, settings.precision_bits, workshop=workshop)
+        self.compactor = Compactor(self.compaction)
+        self.listener = Listener(
+            database,
+            {
+                Topic.FRAMES: self.evaluator.wake,
+                Topic.COMMANDS: partial(commands.forget, DEFAULT_PROJECT),
+            },
+        )
+        self.parts = Parts(
+            settings=settings,
+            started_ns=now_ns,
+            database=database,
+            runs=run_store,
+            frames=frames,
+            log=reader,
+            history=history,
+            timespans=TimeSpans(database, reader.segments),
+            comparison=Comparison(reader, run_store, history),
+            ledger=ledger,
+            tokens=self.tokens,
+            commands=commands,
+            telemetry=self.telemetry,
+            doorman=Doorman(self.tokens, settings),
+            throttle=Throttle(settings.rate_per_second, settings.max_in_flight),
+            pace=Pace(),
+            backlog=self.compactor.wait_seconds,
+            receivers=receivers,
+            messenger=self.courier,
+            judge=self.evaluator,
+            shadows=shadows,
+            silences=silences,
+            retention=RetentionStore(database),
+            removal=RunRemoval(database),
+            janitor=self.janitor,
+            fleet=fleet,
+            summaries=Summaries(fleet),
+        )
+        self.telemetry.watch(self.snapshot)
+        self._tracing: Callable[[], None] | None = None
+        self._opened = False
+
+    def open(self) -> None:
+        """Hold the file, migrate, register the admin token, and check who could log in.
+
+        Raises:
+            DatabaseInUse: another process holds the SQLite file.
+            Unavailable: the database does not answer.
+            StartRefused: the bind address is not loopback and no token exists.
+        """
+        if self._opened:
+            return
+        settings = self.settings
+        alone = self.database.hold_lock(f"gradwarden serve at {settings.url}")
+        self.database.ping()
+        self.database.migrate()
+        self.compaction.recover(alone)
+        if alone:
+            self.evaluator.inherit()
+        now_ns = time.time_ns()
+        if settings.admin_token_file is not None:
+            secret = _read_secret(settings)
+            self.tokens.register(DEFAULT_PROJECT, "admin token file", secret, now_ns).result()
+        if settings.on_loopback:
+            log.warning("no token is asked for: only this machine can connect to %s", settings.host)
+        elif not self.tokens.any_live(now_ns):
+            # A PostgreSQL URL may hold a password; it is not repeated here.
+            where = f" --db {settings.db}" if self.database.kind == "sqlite" else ""
+            raise StartRefused(
+                f"{settings.host} can be reached from outside and no token exists yet. "
+                f"Make one first:\n  gradwarden token create --name admin --scope admin{where}"
+            )
+        if not settings.evaluate:
+            log.warning("nothing is judged here: GRADWARDEN_EVALUATE is false")
+        elif settings.receivers is None:
+            log.warning("alerts are recorded and nobody is told: GRADWARDEN_RECEIVERS is not set")
+        self._opened = True
+
+    def start(self) -> None:
+        """Begin to compact, and to evaluate and deliver where that is asked for."""
+        sys.setswitchinterval(_SWITCH_SECONDS)
+        self.compactor.start()
+        if self.settings.evaluate:
+            self.courier.start()
+            self.evaluator.start()
+        self.janitor.start()
+        self.listener.start()
+
+    def stop(self) -> None:
+        """Finish what is under way, in order, and let go of everything."""
+        self.listener.stop()
+        self.janitor.stop()
+        self.compactor.stop()
+        if self._opened and self.settings.evaluate:
+            self.evaluator.stop()
+            self.courier.stop()
+        self.database.close()
+        if self.series is not None:
+            self.series.close()
+        if self._tracing is not None:
+            self._tracing()
+
+    def trace(self, app: FastAPI) -> None:
+        """Send spans of every request, commit, evaluation and delivery, where asked to."""
+        if self.settings.otlp_endpoint:
+            provider = telemetry.start_tracing(self.settings.otlp_endpoint)
+            FastAPIInstrumentor.instrument_app(
+                app, tracer_provider=provider, excluded_urls="-/,metrics,assets/"
+            )
+            self._tracing = provider.shutdown
+
+    def snapshot(self, project: str | None) -> Snapshot:
+        """What a scrape tells beyond the counters; only this project's runs one by one."""
+        totals = self.overview.totals(project, telemetry.MOST_RUNS)
+        oldest_ns = self.outbox.oldest_unsent()
+        age = 0.0 if oldest_ns is None else max(0.0, (time.time_ns() - oldest_ns) / 1e9)
+        return Snapshot(
+            runs=totals.runs,
+            alerts=totals.alerts,
+            live=tuple(self._gauges(live) for live in totals.live),
+            live_count=totals.live_count,
+            outbox_waiting=self.outbox.counts().get("waiting", 0),
+            outbox_oldest_seconds=age,
+            writer_queue_depth=self.database.queue_depth,
+            evaluator_lag_seconds=self.evaluator.lag_seconds,
+            evaluator_errors=self.evaluator.errors,
+            compaction=self.compactor.progress,
+        )
+
+    def _gauges(self, live: LiveRun) -> RunGauges:
+        norm = (live.latest or {}).get("grad_norm")
+        return RunGauges(
+            live.project,
+            live.run,
+            live.last_step,
+            None if norm is None else float(norm),
+            self.telemetry.nonfinite(live.project, live.run),
+        )
+
+
+def _series(settings: Settings) -> ClickHouseShelf | None:
+    if not settings.series:
+        return None
+    return ClickHouseShelf(clickhouse_engines.connect(settings.series))
+
+
+def _read_secret(settings: Settings) -> str:
+    assert settings.admin_token_file is not None
+    try:
+        secret = settings.admin_token_file.read_text(encoding="utf-8").strip()
+    except OSError as error:
+        raise StartRefused(f"admin_token_file: {error}") from None
+    if len(secret) < 20:
+        raise StartRefused(
+            f"admin_token_file: {settings.admin_token_file} holds {len(secret)} characters; "
+            "write at least 20 random ones, for example: openssl rand -base64 32"
+        )
+    return secret
+
+
+class _Urgent:
+    """The writer as the courier sees it: deliveries go before acks."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def write(self, job: Callable[[Any], T]) -> Future[T]:
+        return self._database.write(job, Priority.ALERT)
+
+
+class _Counted:
+    """A sender whose tries are counted and traced."""
+
+    def __init__(self, name: str, sender: Sender, numbers: Telemetry) -> None:
+        self._name = name
+        self._sender = sender
+        self._numbers = numbers
+
+    def send(self, queued: Queued, now_ns: int) -> Outcome:
+        with span("deliver", receiver=self._name, attempt=queued.attempts):
+            outcome = self._sender.send(queued, now_ns)
+        result = "ok" if isinstance(outcome, Sent) else "failed"
+        self._numbers.deliveries.labels(self._name, result).inc()
+        return outcome
