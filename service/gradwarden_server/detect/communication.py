@@ -71,7 +71,7 @@ def causes(ranks: Sequence[int], durations: Table, step_seconds: float) -> tuple
     """
     if len(durations) < LEAST_STEPS or len(ranks) < 2 or step_seconds <= 0:
         return ()
-    lost = np.median(_median_of_others(durations) - durations, axis=0)
+    lost = np.median(median_of_others(durations) - durations, axis=0)
     found = [
         Cause(rank, float(seconds), float(seconds) / step_seconds)
         for rank, seconds in zip(ranks, lost, strict=True)
@@ -80,7 +80,7 @@ def causes(ranks: Sequence[int], durations: Table, step_seconds: float) -> tuple
     return tuple(sorted(found, key=lambda cause: -cause.lost_seconds))
 
 
-def _median_of_others(durations: Table) -> Table:
+def median_of_others(durations: Table) -> Table:
     """For each rank and step the median over all other ranks, [steps, ranks]."""
     others = durations.shape[1] - 1
     order = np.argsort(durations, axis=1)

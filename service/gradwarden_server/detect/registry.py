@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from gradwarden_server.detect.all_reduce_slow import AllReduceSlow
 from gradwarden_server.detect.base import Detector, Rule
 from gradwarden_server.detect.baseline import SETTING_TYPES
+from gradwarden_server.detect.checkpoint_corrupt import CheckpointCorrupt
+from gradwarden_server.detect.checkpoint_slow import CheckpointSlow
+from gradwarden_server.detect.checkpoint_stale import CheckpointStale
 from gradwarden_server.detect.dead_layer import DeadLayer
 from gradwarden_server.detect.expert_starved import ExpertStarved
 from gradwarden_server.detect.exploding import ExplodingGradient
+from gradwarden_server.detect.gpu_memory import GpuMemoryPressure
+from gradwarden_server.detect.input_bound import InputBound
 from gradwarden_server.detect.never_synchronized import NeverSynchronized
 from gradwarden_server.detect.nonfinite_gradient import NonFiniteGradient
 from gradwarden_server.detect.nonfinite_loss import NonFiniteLoss
@@ -18,6 +24,8 @@ from gradwarden_server.detect.rank_silent import RankSilent
 from gradwarden_server.detect.replica_mismatch import ReplicaMismatch
 from gradwarden_server.detect.run_failed import RunFailed
 from gradwarden_server.detect.stalled import RunStalled
+from gradwarden_server.detect.straggler import Straggler
+from gradwarden_server.detect.throughput_drop import ThroughputDrop
 from gradwarden_server.detect.vanishing import VanishingGradient
 
 DETECTORS: Mapping[str, type[Detector]] = {
@@ -33,6 +41,14 @@ DETECTORS: Mapping[str, type[Detector]] = {
         RunStalled,
         RankSilent,
         RunFailed,
+        AllReduceSlow,
+        Straggler,
+        CheckpointSlow,
+        CheckpointStale,
+        CheckpointCorrupt,
+        InputBound,
+        ThroughputDrop,
+        GpuMemoryPressure,
         OverheadBudgetExceeded,
         DeadLayer,
         ExpertStarved,
