@@ -22,12 +22,14 @@ from gradwarden.errors import Faults, say
 from gradwarden.frames import FrameBook
 from gradwarden.gauge import Gauge
 from gradwarden.guard import Keeper
+from gradwarden.kept import Kept
 from gradwarden.layout import Rows
 from gradwarden.owner import Owner, inner
 from gradwarden.owners import Owners
 from gradwarden.part import Part
 from gradwarden.schedule import Schedule
 from gradwarden.stats.tensors import local
+from gradwarden.unseen import MOST_NAMES, declared
 
 DEMAND = 3
 """Steps captured whatever the schedule says after a non-finite one that was not."""
@@ -214,6 +216,7 @@ class Watcher:
         for owner in self.owners.cleared_by(who):
             if not (owner.closure or owner.scaling):
                 owner.remember()
+                owner.kept.cleared()
                 owner.others = self._steps
 
     def stop_if_halted(self) -> None:
@@ -267,12 +270,17 @@ class Watcher:
             self.book.capture(owner.key, leads, part, kind)
             if leads:
                 self._learning_rate(owner)
+        if not again:
+            self.faults.quiet("no gradient", self._tell_unseen, owner)
+            self.faults.quiet("zeroing", self._tell_kept, owner)
         owner.pending, owner.dropped = part, False
         owner.remember()
 
     def _settle(self, owner: Owner, stepped: bool | None) -> None:
         part, owner.pending = owner.pending, None
         owner.remember()
+        if stepped is not False and not owner.closure:
+            owner.kept.consumed(owner.token)
         owner.others = self._steps
         if part is None:
             return
@@ -281,6 +289,28 @@ class Watcher:
         if self.owners.leads(owner):
             for name, value in self.ended(part).items():
                 self.book.scalar(name, value, logged=False)
+
+    def _tell_unseen(self, owner: Owner) -> None:
+        """Say which of its parameters no gradient reached, once that can be said."""
+        names = owner.unseen.took()
+        if names is not None:
+            event = {
+                "kind": "no_gradient",
+                "optimizer": owner.label,
+                "number": owner.key,
+                "steps": owner.unseen.steps,
+                "count": len(names),
+                "parameters": names[:MOST_NAMES],
+                "declared": bool(names) and declared(self.owners.model),
+            }
+            self.book.event(event, urgent=False)
+
+    def _tell_kept(self, owner: Owner) -> None:
+        """Say when steps begin with gradients that were consumed before, and when they do not."""
+        steps = owner.kept.taken()
+        if steps is not None:
+            event = {"kind": "gradients_kept", "optimizer": owner.label, "number": owner.key}
+            self.book.event({**event, "steps": steps}, urgent=False)
 
     def _refresh(self, owner: Owner) -> None:
         """A new layout when parameters were frozen, unfrozen, replaced or added."""
@@ -301,6 +331,10 @@ class Watcher:
             rate = optimizer.param_groups[0].get("lr")
             if isinstance(rate, (int, float, Tensor)):
                 self.number("lr", rate)
+
+    def kept(self) -> list[Kept]:
+        """What each optimizer's consumed gradients have come to."""
+        return [owner.kept for owner in self.owners.all()]
 
     def number(self, name: str, value: Tensor | float) -> None:
         """Attach a scalar of the step in progress; a device tensor is copied, not read."""

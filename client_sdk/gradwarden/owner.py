@@ -8,8 +8,10 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
+from gradwarden.kept import Kept
 from gradwarden.layout import Rows
 from gradwarden.part import Part
+from gradwarden.unseen import Unseen
 
 _SAMPLE = 16
 """Gradients of an optimizer that are looked at to tell a new backward pass from an old one."""
@@ -32,6 +34,7 @@ class Owner:
         """Whether anything of it was captured yet."""
         self.dropped = False
         """Whether the gradients that are there now are what zeroing left of a skipped step."""
+        self.unseen, self.kept = Unseen(), Kept()
         self.token: dict[int, tuple[Tensor, weakref.ref[Tensor], int]] = {}
         self.rows: list[tuple[int, Tensor]] = []
         self.assign(rows)
@@ -52,6 +55,16 @@ class Owner:
         self.indices = tuple(i for i, _ in self.rows)
         self.parameters = [p for _, p in self.rows]
         self.elsewhere = rows.elsewhere
+        described = ((rows.described[i], i, p) for i, p in self.rows if p.numel())
+        self.unseen.assign(
+            (d.name, p) for d, i, p in described if d.kind != "expert" and i not in rows.elsewhere
+        )
+
+    @property
+    def label(self) -> str:
+        """The optimizer's class, as it is called in events."""
+        optimizer = self.optimizer() if self.optimizer is not None else None
+        return type(optimizer).__name__ if optimizer is not None else "optimizer"
 
     @property
     def gone(self) -> bool:

@@ -83,7 +83,8 @@ class Session:
         schedule = Schedule(settings.preset, settings.every, settings.early, settings.start_step)
         schedule.replicas = place().world > 1  # until it is known better
         self._watcher = Watcher(model, optimizers, self._book, self._faults, schedule)
-        self._panel = Panel(model, settings, self._book, self._faults, schedule, self._who)
+        kept = self._watcher.kept
+        self._panel = Panel(model, settings, self._book, self._faults, schedule, self._who, kept)
         self.narrator.anatomy = self._panel.anatomy
         self._cadence = Cadence(
             self._watcher, self._book, self._panel, self._faults, self._ledger, self._event
@@ -241,6 +242,7 @@ class Session:
         self._sender.stop(deadline)
         self._voice.wait(deadline)
         self._voice.report(self._losses, self._spool)
+        self._voice.diagnose(self._spool, deadline)
         courier.LIVE.discard(self._resolver.nonce)
         lifecycle.release(self)
 

@@ -14,8 +14,9 @@ from gradwarden import wire
 
 SKIPPED_RUN = 10
 """Skipped steps in a row that are worth a line."""
-UNSEEN_STEPS = 50
-"""Steps after which a parameter that never had a gradient is named."""
+UNSEEN_STEPS, DECLARED_STEPS = 50, 1000
+"""Steps of its own optimizer after which a parameter that never had a gradient is named; the
+later one where the model declares unused parameters."""
 BORN_RATIO, BORN_TIMES, BORN_STEPS = 100.0, 5, 20
 """norm(gradient) > 100 norm(weight) in 5 of the first 20 steps: exploding from birth."""
 
@@ -51,7 +52,7 @@ class Tripwires:
     _last_counted: int = -1
     _sick: _Sick | None = None
     _told: set[str] = field(default_factory=set)
-    _seen: set[str] = field(default_factory=set)
+    _zero_born: set[str] = field(default_factory=set)
     _explosive: dict[str, int] = field(default_factory=dict)
 
     def advance(self, frame: wire.Frame, layout: wire.Layout | None) -> list[Finding]:
@@ -63,10 +64,11 @@ class Tripwires:
             matrix = Matrix(frame.values)
             self._note_nonfinite(frame.step, matrix, layout)
             new += self._born_exploding(frame.step, matrix, layout)
-            new += self._without_gradient(frame.step, matrix, layout)
         elif any(e["kind"] == "nonfinite" for e in frame.events):
             where = "the layer is unknown, since this step was not captured"
             self._sick = _Sick(frame.step, where, ())
+        for event in frame.events:
+            new += self._without_gradient(frame.step, event)
         if frame.stepped is not None:
             new += self._verdict(frame)
         self.findings += new
@@ -121,11 +123,12 @@ class Tripwires:
         norms = zip(matrix.column("l2"), matrix.column("weight_l2"), strict=True)
         for row, (gradient, weight) in enumerate(norms):
             # What begins at zero (a bias, a shift) has no size of its own to be compared with.
-            sized = (
-                len(layout.parameters[row].shape) >= 2 and weight > 0 and math.isfinite(gradient)
-            )
+            name = layout.parameters[row].name
+            if weight == 0:
+                self._zero_born.add(name)
+            matrix_like = len(layout.parameters[row].shape) >= 2 and name not in self._zero_born
+            sized = matrix_like and weight > 0 and math.isfinite(gradient)
             if sized and gradient > BORN_RATIO * weight:
-                name = layout.parameters[row].name
                 self._explosive[name] = self._explosive.get(name, 0) + 1
         worst = [n for n, times in self._explosive.items() if times >= BORN_TIMES]
         if not worst:
@@ -136,22 +139,17 @@ class Tripwires:
         )
         return self._once("born", Finding("exploding from birth", step, text, tuple(worst)))
 
-    def _without_gradient(self, step: int, matrix: Matrix, layout: wire.Layout) -> list[Finding]:
-        if "unseen" in self._told:
+    def _without_gradient(self, step: int, event: wire.Event) -> list[Finding]:
+        if event["kind"] != "no_gradient" or not event["parameters"]:
             return []
-        seen = (i for i, nan in enumerate(matrix.column("nan")) if nan == nan)
-        self._seen |= {layout.parameters[i].name for i in seen}
-        if self.steps < UNSEEN_STEPS:
-            return []
-        self._told.add("unseen")
-        unseen = tuple(p.name for p in layout.parameters if p.name not in self._seen)
-        if not unseen:
+        steps, names = event["steps"], tuple(event["parameters"])
+        if steps < DECLARED_STEPS and event["declared"]:
             return []
         text = (
-            f"{len(unseen)} trainable parameters had no gradient in {UNSEEN_STEPS} steps "
-            f"({_few(unseen)}): detached, unused, or not given to the optimizer"
+            f"{event['count']} trainable parameters had no gradient in {steps} steps of their "
+            f"{event['optimizer']} ({_few(names)}): detached or unused"
         )
-        return [Finding("no gradient", step, text, unseen)]
+        return self._once("unseen", Finding("no gradient", step, text, names))
 
     def _once(self, key: str, finding: Finding) -> list[Finding]:
         if key in self._told:

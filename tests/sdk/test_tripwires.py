@@ -16,7 +16,14 @@ from torch import nn
 
 import gradwarden
 from gradwarden import wire
-from gradwarden.tripwires import BORN_TIMES, SKIPPED_RUN, UNSEEN_STEPS, Tripwires, table
+from gradwarden.tripwires import (
+    BORN_TIMES,
+    DECLARED_STEPS,
+    SKIPPED_RUN,
+    UNSEEN_STEPS,
+    Tripwires,
+    table,
+)
 
 NAMES = ("stem.weight", "blocks.0.weight", "blocks.1.weight", "head.weight")
 LAYOUT = wire.Layout(
@@ -26,7 +33,6 @@ LAYOUT = wire.Layout(
 WIDTH = len(wire.COLUMNS)
 CLEAN = (1.0, 0.5, 0.0, 0.0, 0.0, 0.0)
 BAD = (math.nan, math.nan, 2.0, 0.0, 0.0, 0.0)
-ABSENT = (math.nan,) * WIDTH
 
 
 def frame(
@@ -69,15 +75,34 @@ def test_a_skipped_bad_step_is_a_line_and_a_row_of_them_another() -> None:
     assert wires.skipped == SKIPPED_RUN
 
 
-def test_a_parameter_that_never_had_a_gradient_is_named() -> None:
+def without_gradient(steps: int, names: list[str], declared: bool = False) -> wire.Frame:
+    event = {"kind": "no_gradient", "optimizer": "SGD", "number": 0, "steps": steps}
+    event |= {"count": len(names), "parameters": names, "declared": declared}
+    return wire.Frame(1, steps, 0, events=(event,))
+
+
+def test_a_parameter_that_never_had_a_gradient_is_named_once() -> None:
     wires = Tripwires()
-    kinds = [
-        k
-        for step in range(UNSEEN_STEPS + 5)
-        for k in told(wires, frame(step, [CLEAN, ABSENT, CLEAN, CLEAN]), LAYOUT)
-    ]
-    assert kinds == ["no gradient"]
-    assert wires.findings[0].layers == ("blocks.0.weight",)
+    assert told(wires, without_gradient(UNSEEN_STEPS, []), None) == []
+    assert told(wires, without_gradient(UNSEEN_STEPS, ["a.weight"]), None) == ["no gradient"]
+    assert told(wires, without_gradient(UNSEEN_STEPS + 20, ["a.weight"]), None) == []
+    assert wires.findings[0].layers == ("a.weight",)
+    assert "no gradient in 50 steps of their SGD (a.weight)" in wires.findings[0].text
+
+
+def test_declared_unused_parameters_have_a_thousand_steps() -> None:
+    wires = Tripwires()
+    assert told(wires, without_gradient(UNSEEN_STEPS, ["a.weight"], True), None) == []
+    late = without_gradient(DECLARED_STEPS, ["a.weight"], True)
+    assert told(wires, late, None) == ["no gradient"]
+
+
+def test_a_weight_that_begins_at_zero_has_no_size_to_be_compared_with() -> None:
+    wires = Tripwires()
+    unmeasured = (math.nan,) * len(wire.HISTOGRAM)
+    for step in range(10):
+        rows = [(*CLEAN, *unmeasured, 1e-3 * step)] * 4
+        assert told(wires, frame(step, rows), LAYOUT) == []
 
 
 def test_exploding_from_birth_needs_five_of_the_first_steps() -> None:

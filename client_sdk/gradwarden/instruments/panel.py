@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from torch import nn
@@ -15,8 +15,11 @@ from gradwarden.instruments.activations import Activations
 from gradwarden.instruments.anatomy import Anatomy
 from gradwarden.instruments.communication import Communication
 from gradwarden.instruments.gpu import Gpu
+from gradwarden.instruments.manner import Manner
 from gradwarden.instruments.modes import EvalMode
 from gradwarden.instruments.spans import Spans
+from gradwarden.instruments.zeroing import Zeroing
+from gradwarden.kept import Kept
 from gradwarden.schedule import Schedule
 from gradwarden.settings import Settings
 
@@ -32,8 +35,9 @@ class Panel:
         faults: Faults,
         schedule: Schedule,
         describe: Callable[[], Mapping[str, Any]],
+        kept: Callable[[], Iterable[Kept]],
     ) -> None:
-        """``describe`` tells run, rank and attempt, for traces.
+        """``describe`` tells run, rank and attempt, for traces; ``kept`` each optimizer's own.
 
         Raises:
             ConfigurationError: ``settings.activations`` names no module, or too many.
@@ -44,7 +48,7 @@ class Panel:
         self.anatomy.on_step = spans.hear
         communication = Communication(model, settings.comm, book, faults)
         self._all: list[Instrument] = [self.anatomy, spans, communication, Gpu(model)]
-        self._all.append(EvalMode(model, book))
+        self._all += [EvalMode(model, book), Manner(self.anatomy, book), Zeroing(kept, faults)]
         if settings.activations:
 
             def captures() -> bool:
