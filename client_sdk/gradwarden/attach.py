@@ -55,6 +55,8 @@ def watch(
     spool_bytes: int | None = None,
     exit_seconds: float | None = None,
     notify_url: str | None = None,
+    resume_command: str | None = None,
+    diagnose: bool | None = None,
     disabled: bool | None = None,
 ) -> Monitor:
     """Watch the gradients of ``model`` from its optimizer's steps on.
@@ -70,7 +72,9 @@ def watch(
     of the first ``early`` ones; fewer where capturing costs more than 1 % of a step, unless
     ``throttle`` is False. ``comm`` says how all-reduces are timed, ``spans`` how often a step
     becomes an OpenTelemetry trace, ``activations`` (patterns such as ``blocks.*.act``) of which
-    modules the outputs are measured, and ``guard`` what may act on the run.
+    modules the outputs are measured, and ``guard`` what may act on the run. ``resume_command``
+    is what a person types to resume this run, with ``{checkpoint}`` and ``{step}`` in it where
+    they belong; a diagnosis shows it with its last good checkpoint.
 
     Raises:
         ConfigurationError: an argument or variable is unusable. Nothing raises later.
@@ -160,6 +164,15 @@ class Monitor:
         """Whether the guard halted the run; the same on all ranks after the same step."""
         keeper = self._session.keeper
         return keeper is not None and keeper.should_stop
+
+    def verify_checkpoint(self, path: str | os.PathLike[str]) -> bool | None:
+        """Whether the checkpoint at ``path`` is what was saved; ask before it is loaded.
+
+        Reads all of it, on this thread. True: as it was recorded. False: cut off, changed or
+        not there; do not load it. None: nothing speaks against it, and this process knows
+        nothing to compare it with; the service may, and pages if it differs.
+        """
+        return self._session.quietly("verify", self._session.verify_checkpoint, path)
 
     def last_healthy_checkpoint(self) -> Saved | None:
         """The newest checkpoint known to be whole, finite and followed by enough clean steps.

@@ -69,10 +69,11 @@ class Checkpoints:
         self._faults.quiet("checkpoint", self._beside, target, event, foreign=False)
 
     def saved(self, path: str | os.PathLike[str], step: int) -> None:
-        """Tell of a checkpoint that something else wrote; only our thread waits for the disk."""
+        """Tell of a checkpoint that something else just wrote; our thread alone waits for it."""
         if not self._heard():
             return
         event = {"kind": "checkpoint", "path": str(path), "ok": False, "saved_step": int(step)}
+        event["sick"] = self._faults.quiet("checkpoint", self._sick)
         self._beside(Path(path), event, foreign=True)
 
     def wait(self, deadline: float) -> None:
@@ -100,7 +101,8 @@ class Checkpoints:
             if foreign:
                 flush(target)
             digest, size = checksum(target)
-            event |= {"bytes": size, "sha256": digest, "ok": True}
+            written = {"modified_ns": modified(target)}
+            event |= {"bytes": size, "sha256": digest, **written, "ok": True}
         except OSError as error:
             if foreign and not target.exists():  # a trainer that keeps few of them took it away
                 return
@@ -111,7 +113,7 @@ class Checkpoints:
 def checksum(path: Path) -> tuple[str, int]:
     """SHA-256 and size of a file, or of a directory's files in name order."""
     digest, size = hashlib.sha256(), 0
-    for file in _files(path):
+    for file in files(path):
         if path.is_dir():
             digest.update(str(file.relative_to(path)).encode() + b"\0")
         with open(file, "rb") as stream:
@@ -121,9 +123,14 @@ def checksum(path: Path) -> tuple[str, int]:
     return digest.hexdigest(), size
 
 
+def modified(path: Path) -> int:
+    """When a file was written last, or the newest of a directory's, in UTC nanoseconds."""
+    return max((file.stat().st_mtime_ns for file in files(path)), default=0)
+
+
 def flush(path: Path) -> None:
     """fsync a file, or every file of a directory."""
-    for file in _files(path):
+    for file in files(path):
         descriptor = os.open(file, os.O_RDONLY)
         try:
             os.fsync(descriptor)
@@ -131,7 +138,8 @@ def flush(path: Path) -> None:
             os.close(descriptor)
 
 
-def _files(path: Path) -> list[Path]:
+def files(path: Path) -> list[Path]:
+    """The file itself, or all files of a directory in name order."""
     return sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
 
 

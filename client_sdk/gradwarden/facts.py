@@ -66,8 +66,22 @@ def start_record(
         "page": settings.page,
         "cost_per_hour": settings.cost_per_hour,
         "target_loss": settings.target_loss,
-        "place": {**where(), **{f"gpu_{k}": v for k, v in device_facts(device).items()}},
+        "place": {
+            **where(),
+            **{f"gpu_{k}": v for k, v in device_facts(device).items()},
+            **_again(settings),
+        },
     }
+
+
+def _again(settings: Settings) -> dict[str, Any]:
+    """What a diagnosis must know to say how this run is resumed."""
+    found = {}
+    if settings.resume_command:
+        found["resume_command"] = settings.resume_command
+    if "gradwarden.integrations.huggingface" in sys.modules:
+        found["trainer"] = "transformers"
+    return found
 
 
 def _tracked() -> dict[str, Any]:

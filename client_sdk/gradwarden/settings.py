@@ -73,6 +73,10 @@ class Settings:
     """How long the end of the process may wait for delivery; the rest is spooled."""
     notify_url: str | None = None
     """Where tripwires post, with or without a server."""
+    resume_command: str | None = None
+    """What resumes this run, told with a diagnosis; {checkpoint} and {step} are filled in."""
+    diagnose: bool = True
+    """Say at the end of a run without a service what ailed it."""
     disabled: bool = False
     """Do nothing at all."""
 
@@ -126,6 +130,13 @@ def _line(value: object, where: str) -> str:
     text = _text(value, where)
     if not text.isascii() or not text.isprintable():  # it travels in an HTTP header
         raise ConfigurationError(f"{where}: expected printable ASCII characters")
+    return text
+
+
+def _command(value: object, where: str) -> str:
+    text = _text(value, where)
+    if not text.isprintable():  # it is shown to be copied, and must be one line
+        raise ConfigurationError(f"{where}: expected one line of printable characters")
     return text
 
 
@@ -262,5 +273,7 @@ _CHECKS: dict[str, Any] = {
     "spool_bytes": _count,
     "exit_seconds": _seconds,
     "notify_url": _notify,
+    "resume_command": _command,
+    "diagnose": _flag,
     "disabled": _flag,
 }

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-from gradwarden import coverage, wire
+from gradwarden import aftermath, coverage, wire
 from gradwarden.errors import Faults, say
 from gradwarden.identity import Identity
 from gradwarden.outbox import Losses
@@ -48,6 +48,7 @@ class Voice:
         self._scalars: set[str] = set()
         self._costs: deque[float] = deque(maxlen=256)
         self._posts: list[threading.Thread] = []
+        self._status = ""
 
     def cost(self) -> float:
         """Median seconds that a step spent in our hooks."""
@@ -69,6 +70,7 @@ class Voice:
 
     def part(self, status: str, losses: Losses, deadline: float) -> None:
         """Tell the companions how the run ended and what was found."""
+        self._status = status
         found = self._tripwires
         numbers = {"steps": found.steps, "skipped": found.skipped, "frames_lost": losses.total}
         text = "\n".join([f.text for f in found.findings] + table(found, losses.total))
@@ -92,6 +94,19 @@ class Voice:
             say(
                 f"{spool.held} frames are spooled; deliver them with: "
                 f"gradwarden sync {spool.directory}"
+            )
+
+    def diagnose(self, spool: Spool, deadline: float) -> None:
+        """What ailed a run without a service, once its spool is whole; bounded in time.
+
+        Silent behind a run too short to be judged in which nothing was noticed.
+        """
+        identity, settings = self._identity(), self._settings
+        told = bool(self._tripwires.findings) or self._tripwires.steps >= coverage.AT_STEP
+        if settings.url is None and settings.diagnose and spool.held and identity and told:
+            left = deadline - time.monotonic()
+            self._faults.quiet(
+                "diagnosis", aftermath.tell, spool.directory, identity, self._status, left
             )
 
     def _cover(self, layout: wire.Layout) -> None:

@@ -22,6 +22,7 @@ def _bare_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         if name.startswith(("GRADWARDEN_", "TORCHELASTIC_", "SLURM_")):
             monkeypatch.delenv(name)
     monkeypatch.setenv("GRADWARDEN_THROTTLE", "0")  # a busy machine would choose the steps
+    monkeypatch.setenv("GRADWARDEN_DIAGNOSE", "0")  # a process for each of hundreds of runs
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     torch.manual_seed(0)
 

@@ -408,13 +408,22 @@ def test_confidence_falls_where_most_was_not_watched() -> None:
 
 def test_a_healthy_run_and_one_that_is_partly_watched() -> None:
     well = told(case(coverage=armed("A", "B", "C", "D")))
-    assert (well.verdict, well.sick) == ("healthy", False)
+    assert well.verdict == "healthy"
     assert well.headline == "no known pattern; 4 of 4 detectors armed"
     blind = armed("A", "B", "C", D="add monitor.log(loss=loss)", E="one rank: nothing to compare")
     partly = told(case(coverage=blind))
     assert partly.verdict == "healthy (partly watched)"
     assert (partly.coverage.armed, partly.coverage.of) == (3, 4)
     assert [gap.by for gap in partly.coverage.gaps] == ["add monitor.log(loss=loss)"]
+
+
+def test_what_healed_is_told_and_what_only_ended_with_the_run_did_not_heal() -> None:
+    over = alert("InputBound", 100, "ticket", until=300)
+    healed = told(case(over))
+    assert (healed.verdict, healed.findings[0].state) == ("healthy", "healed")
+    assert "healed by now: InputBound at step 100" in healed.headline
+    ended = told(case(replace(over, reason="run_finished"), status="finished"))
+    assert (ended.verdict, ended.findings[0].state) == ("at risk", "ended")
 
 
 def test_a_diagnosis_as_of_a_step_knows_nothing_later() -> None:

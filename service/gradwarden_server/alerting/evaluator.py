@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from gradwarden_server.alerting.commit import Alerts
+from gradwarden_server.alerting.coverage import Recalled
 from gradwarden_server.alerting.farewell import close_alerts
 from gradwarden_server.alerting.watch import Rooms, RunWatch
 from gradwarden_server.detect.base import Coverage
@@ -90,6 +91,7 @@ class Evaluator:
     ) -> None:
         """``changed`` is called after each round in which something may wait for delivery."""
         self._rooms = rooms
+        self._recalled = Recalled(rooms.rules, rooms.runs, rooms.evaluation)
         self._outbox = outbox
         self._dogs = watchdogs(receivers)
         self._holder = holder
@@ -140,10 +142,12 @@ class Evaluator:
         return self._thread.is_alive() and fresh
 
     def coverage(self, project: str, run: str) -> list[Coverage] | None:
-        """What watches a run; None where another process evaluates it."""
+        """What watches a run, or watched it last; None where nobody evaluated it yet."""
         with self._lock:
             held = self._held.get((project, run))
-            return None if held is None else list(held.watch.detectors.coverage())
+            if held is not None:
+                return list(held.watch.detectors.coverage())
+        return self._recalled.of(project, run)
 
     def unjudged(self, project: str, run: str) -> int:
         """Batches of a run that no detector has looked at yet, wherever it is evaluated."""

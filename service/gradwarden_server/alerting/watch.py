@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from gradwarden import wire
 from gradwarden_server.alerting import translate
 from gradwarden_server.alerting.commit import Alerts, Judgement, Registrar
+from gradwarden_server.alerting.coverage import shares
 from gradwarden_server.alerting.judging import BACKFILL_NS, Judging, Outcome
 from gradwarden_server.alerting.shadow import OPEN, Shadow
 from gradwarden_server.detect.base import Liveness, Request
@@ -39,6 +40,7 @@ log = logging.getLogger(__name__)
 _SNAPSHOT_STEPS = 256
 _SNAPSHOT_NS = 30 * 1_000_000_000
 _POINTS_NS = 10 * 1_000_000_000
+_COUNT_NS = 5 * 1_000_000_000
 _POINTS = 512  # of all series of a run together
 _LATEST = 64
 _NORM = "gradwarden_gradient_norm"
@@ -61,10 +63,10 @@ class Rooms:
     service_started_ns: int
     # Whose pages are tickets now, of a project.
     shadow: Callable[[str, int], Shadow] = lambda project, now_ns: OPEN
-
-
     # What its people do not want to hear now.
     silences: Callable[[str, int], Sequence[Silence]] = lambda project, now_ns: ()
+
+
 @dataclass(frozen=True, slots=True)
 class _Pending:
     """What is so as soon as the judgement under way is durable."""
@@ -115,6 +117,7 @@ class RunWatch:
         self._points_ns = 0
         self._oldest_ns: int | None = None
         self._pending: _Pending | None = None
+        self._counted_ns = 0
         self.latest: dict[str, float | str] = {}
         """Newest values by name; non-finite ones as text."""
         self._judged = dict(self._cursor.judged)
@@ -164,10 +167,10 @@ class RunWatch:
         run = self._run = watched.run
         self._judging.facts = translate.facts(run, self._rooms.external_url)
         self._judging.shadow = self._rooms.shadow(self._project, now_ns)
+        self._judging.silences = self._rooms.silences(self._project, now_ns)
         self._judging.start(watched.ordinal or 0, run.world_size)
         outcomes, self._late_outcomes = self._late_outcomes, []
         judged = dict(self._judged)
-        self._judging.silences = self._rooms.silences(self._project, now_ns)
         for entry in entries:
             self._take(entry)
             outcomes += self._judge(
@@ -195,6 +198,9 @@ class RunWatch:
             self._points, self._points_ns = [], pending.now_ns
         if pending.snapshot:
             self._snapshot_ns, self._steps_since = pending.now_ns, 0
+        if pending.now_ns - self._counted_ns >= _COUNT_NS or self._run.status != "running":
+            self._counted_ns = pending.now_ns
+            self.latest |= shares(self.detectors.coverage())
 
     def _layout(self, digest: str) -> wire.Layout | None:
         return self._rooms.runs.layout(self._project, digest)
@@ -306,9 +312,8 @@ class RunWatch:
         return late or self._run.status != "running"
 
     def _snapshot(self, position: int, now_ns: int) -> Snapshot | None:
-        due = self._steps_since >= _SNAPSHOT_STEPS or (
-            self._steps_since and now_ns - self._snapshot_ns > _SNAPSHOT_NS
-        )
+        over = now_ns - self._snapshot_ns > _SNAPSHOT_NS or self._run.status != "running"
+        due = self._steps_since >= _SNAPSHOT_STEPS or (self._steps_since and over)
         if not due:
             return None
         state = {

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from gradwarden_server.alerting.coverage import ARMED, WATCHABLE
 from gradwarden_server.alerting.lifecycle import AT_THE_END
 from gradwarden_server.api.plain import kept_number, rfc3339
+from gradwarden_server.diagnosis.coverage import HEALTHY, PARTLY, partly
 from gradwarden_server.store.fleet import Ailment, Fleet, ListedRun
 from gradwarden_server.store.ledger import OPEN
 
@@ -25,6 +27,7 @@ _SPARK_STEPS = 240
 _RECOUNT_SECONDS = 2.0
 _SETTLED_NS = 60 * 1_000_000_000
 _MOST_KEPT = 2000
+_WORDS = {"warn": "at risk", "crit": "critical", "silent": "silent"}
 _RANK = {"page": 0, "ticket": 1, "note": 2}
 
 
@@ -78,6 +81,7 @@ class Summaries:
                     "status": run.status,
                     "health": health,
                     "reason": reason,
+                    "verdict": verdict(health, values.get(run.id, {})),
                     "attempt": run.attempt or 1,
                     "step": run.last_step,
                     "loss": kept_number(values.get(run.id, {}).get("loss")),
@@ -124,6 +128,15 @@ def judge(run: ListedRun, ailing: Sequence[Ailment], now_ns: int) -> tuple[Healt
     if run.status == "running" and quiet_ns > SILENT_NS:
         return "silent", f"nothing heard for {quiet_ns // 1_000_000_000} s"
     return "ok", summary
+
+
+def verdict(health: Health, values: Mapping[str, Any]) -> str:
+    """Health in words; a run that is well says so only as far as somebody looked."""
+    if health != "ok":
+        return _WORDS[health]
+    armed, of = values.get(ARMED), values.get(WATCHABLE)
+    known = isinstance(armed, (int, float)) and isinstance(of, (int, float))
+    return PARTLY if known and partly(int(armed), int(of)) else HEALTHY  # type: ignore[arg-type]
 
 
 def spark(norms: Sequence[float]) -> Spark:

@@ -181,6 +181,17 @@ def _reading(commands: argparse._SubParsersAction[Parser]) -> None:
     alerts.add_argument("id", nargs="?", type=int, help="show this alert")
     alerts.add_argument("--state", default="pending,firing", help="default: pending,firing")
     alerts.add_argument("--run", help="of this run only")
+    diagnose = add(
+        commands,
+        "diagnose",
+        "tell what ails a run, why, and what to do first",
+        "gradwarden diagnose RUN\n  gradwarden diagnose --spool ~/.local/state/gradwarden/spool",
+        "diagnosing:diagnose",
+    )
+    diagnose.add_argument("run", nargs="?", help="the run's identifier")
+    diagnose.add_argument(
+        "--spool", type=Path, metavar="DIR", help="of a spool on disk, without a service"
+    )
     receivers = Group(commands, "receivers", "list receivers, and send them a test message")
     listing = add(
         receivers.actions, "list", "who is told", "gradwarden receivers list", "reading:receivers"
@@ -193,7 +204,7 @@ def _reading(commands: argparse._SubParsersAction[Parser]) -> None:
         "reading:test_receiver",
     )
     test.add_argument("name", help="as in the receivers file")
-    for command in (runs, alerts, listing, test):
+    for command in (runs, alerts, diagnose, listing, test):
         add_service(command, default=os.environ.get("GRADWARDEN_URL") or DEFAULT_URL)
         command.add_argument("--json", action="store_true", help="print JSON")
     for command in (runs, alerts):

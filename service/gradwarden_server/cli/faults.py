@@ -11,7 +11,8 @@ REFUSED = 4
 EXIT_CODES = """\
 exit codes:
   0  done
-  1  done, and the answer is no: mistakes found, a receiver refused, frames left behind
+  1  done, and the answer is no: mistakes found, a run is ill, a receiver refused, frames left
+     behind
   2  wrong usage, or a configuration that is refused
   3  the service or the database cannot be reached, or is in use
   4  the token is missing, not live, or of too small a scope

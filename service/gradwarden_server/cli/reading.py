@@ -106,7 +106,7 @@ def runs(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(page, indent=2))
         return DONE
-    columns = ("run", "name", "status", "health", "step", "loss", "last_seen_at", "reason")
+    columns = ("run", "name", "status", "verdict", "step", "loss", "last_seen_at", "reason")
     table(columns, page["items"], "no runs yet; call gradwarden.watch(model, optimizer) in one")
     return DONE
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,12 @@ from gradwarden_server.rules.spec import RuleSet
 
 _LABELS = ("training_job", "owner", "team", "environment", "cluster", "queue")
 _WORST = ("failed", "preempted", "cancelled", "finished")
+Hear = Callable[[str, int, wire.Batch], None]
+"""Told of (run, attempt number, batch)."""
+
+
+def _deaf(run: str, ordinal: int, batch: wire.Batch) -> None:
+    """Nobody listens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +34,11 @@ class Spooled:
     replay: Replay
     damaged: int = 0
     """Batches that could not be read."""
+    status: str = "running"
+    """How it ended."""
+    starts: Sequence[tuple[int, Mapping[str, Any]]] = ()
+    """What each process said of itself, with the number of its attempt."""
+    layouts: Mapping[str, wire.Layout] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -49,11 +60,11 @@ class _Run:
     damaged: int = 0
 
 
-def judge(directory: Path, rules: RuleSet) -> list[Spooled]:
+def judge(directory: Path, rules: RuleSet, hear: Hear = _deaf) -> list[Spooled]:
     """Judge every run whose spools lie at or under a directory, in the order of their starts.
 
     A frame counts as received when its batch was sealed, so that what is found does not depend
-    on when the spool is read.
+    on when the spool is read. ``hear`` is told of every batch as it is judged.
 
     Raises:
         FileNotFoundError: there is no such directory.
@@ -61,7 +72,7 @@ def judge(directory: Path, rules: RuleSet) -> list[Spooled]:
     if not directory.is_dir():
         raise FileNotFoundError(f"no spool directory at {directory}")
     runs = _runs(directory)
-    judged = [_judged(name, run, rules) for name, run in runs.items() if run.streams]
+    judged = [_judged(name, run, rules, hear) for name, run in runs.items() if run.streams]
     return sorted(judged, key=lambda one: one.facts.started_ns)
 
 
@@ -113,7 +124,7 @@ def _meet(
             held.status = str(event.get("status", "finished"))
 
 
-def _judged(name: str, run: _Run, rules: RuleSet) -> Spooled:
+def _judged(name: str, run: _Run, rules: RuleSet, hear: Hear) -> Spooled:
     first: dict[str, int] = {}
     for (attempt, _), stream in run.streams.items():
         at_ns = stream.first_ns if not stream.start.get("parent") else stream.last_ns
@@ -139,12 +150,15 @@ def _judged(name: str, run: _Run, rules: RuleSet) -> Spooled:
         if held is None:
             continue
         cell = int(held.start.get("shard") or 0), int(held.start.get("shards") or 1)
+        hear(name, ordinals[batch.stream.attempt], batch)
         replay.hear(batch, ordinals[batch.stream.attempt], received_ns, cell=cell)
     newest = max(ordinals.values())
     last = {a for a, n in ordinals.items() if n == newest}
     statuses = [s.status for (a, _), s in run.streams.items() if a in last]
-    replay.close(_status(statuses), max(p.last_ns for p in processes))
-    return Spooled(facts, replay, run.damaged)
+    status = _status(statuses)
+    replay.close(status, max(p.last_ns for p in processes))
+    starts = [(ordinals[attempt], s.start) for (attempt, _), s in run.streams.items()]
+    return Spooled(facts, replay, run.damaged, status, starts, run.layouts)
 
 
 def _facts(name: str, run: _Run, processes: Sequence[Process]) -> RunFacts:

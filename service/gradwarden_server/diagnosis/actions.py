@@ -22,6 +22,8 @@ _RESUMES = frozenset({"RunFailed", "RunStalled", "RankSilent"})
 """Sicknesses that harm no weights, and after which somebody has to start the run again."""
 _TRANSFORMERS = re.compile(r"(?:.*/)?checkpoint-(\d+)/?\Z")
 _STEPS_FOR_PACE = 200
+_LEAST_HOURS = 0.01
+_STOP = re.compile(r"Stop the run( if it goes on)?(: weights are poisoned)?\. ?")
 
 
 def actions(
@@ -47,8 +49,11 @@ def actions(
         note: Why that one, or why there is none.
     """
     worst = _worst(story)
+    over = case.status != "running"
     failed = any(one.name in _RESUMES and one.severity != "note" for one in story)
     advice = _advice(root, worst)
+    if over:  # there is nothing left to stop
+        advice = _STOP.sub("", advice).replace("Stop the run and resume", "Resume")
     told = []
     if harmed or failed:
         told.append(_resume(case, series, advice, harmed, good, note))
@@ -120,9 +125,8 @@ def _loses(case: Case, series: Series, good: Checkpoint) -> str | None:
     ]
     if paces:
         hours = steps * median(paces) * case.world_size / 3600
-        text += (
-            f", about {hours:.2g} {devices.rstrip('s') if devices == 'GPUs' else 'device'}-hours"
-        )
+        if hours >= _LEAST_HOURS:
+            text += f", about {hours:.2g} {'GPU' if 'GPU' in devices else 'process'}-hours"
     return text
 
 

@@ -106,6 +106,6 @@ def _change(name: str, one: Incident, step: int, summary: str, value: str) -> In
         step=step,
         active_ns=one.active_ns,
         ended_ns=None,
-        state="",
+        state="change",
         annotations={"summary": summary, "value": value},
     )

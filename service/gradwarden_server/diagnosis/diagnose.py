@@ -54,7 +54,7 @@ def diagnose(case: Case, series: Series | None = None, at: int | None = None) ->
     writer = _Writer(case, series, found, explained, good, note)
     findings = [finding for story in held for finding in writer.story(story)]
     watched = coverage.summary(case.coverage)
-    urgent = [story for story in held if _of(story) in _URGENT]
+    urgent = [story for story in held if _of(story) in _URGENT and not _healed(story)]
     return Diagnosis(
         run=case.run,
         name=case.name,
@@ -131,7 +131,9 @@ class _Writer:
                 for other in story
                 if other.id in self._explained and self._explained[other.id][0].id == one.id
             ),
-            evidence=evidence.evidence(self._case, self._series, one, pattern),
+            evidence=evidence.evidence(
+                self._case, self._series, one, pattern, alone=len(story) == 1
+            ),
             actions=acts,
             ruled_out=out,
             not_ruled_out=left,
@@ -202,8 +204,12 @@ def _of(story: Sequence[Incident]) -> str:
 
 def _urgency(story: Sequence[Incident]) -> tuple[int, bool, tuple[int, int, int]]:
     severity = ("page", "ticket", "note").index(_of(story))
-    over = all(one.ended_ns is not None for one in story if one.kind == "alert")
-    return severity, over, story[0].order
+    return severity, _healed(story), story[0].order
+
+
+def _healed(story: Sequence[Incident]) -> bool:
+    """Whether all of it went by itself."""
+    return all(one.state in ("healed", "change") for one in story)
 
 
 def _earliest(held: Sequence[Sequence[Incident]]) -> Incident | None:
@@ -245,8 +251,11 @@ def _headline(
         if len(urgent[0]) > 1:
             text += f"; what followed: {_chain(urgent[0][1:])}"
         return text
+    healed = [story for story in held if _of(story) in _URGENT]
     notes = sum(len(story) for story in held)
     quiet = f"{notes} notes and nothing more" if notes else "no known pattern"
+    if healed:
+        quiet = f"healed by now: {_chain(healed[0])}"
     if case.status == "failed" and not held:
         quiet = "the run failed, and no known pattern says why"
     return f"{quiet}; {armed} of {of} detectors armed"

@@ -8,7 +8,7 @@ from statistics import median
 
 from gradwarden_server.diagnosis import links
 from gradwarden_server.diagnosis.case import Case, Points, Series
-from gradwarden_server.diagnosis.changes import LOOK_BACK, lr_jump
+from gradwarden_server.diagnosis.changes import BATCHES, LOOK_BACK, LR, lr_jump
 from gradwarden_server.diagnosis.incidents import Incident
 from gradwarden_server.diagnosis.patterns import Pattern
 from gradwarden_server.diagnosis.words import Evidence, Excluded
@@ -19,10 +19,15 @@ _ALIKE = 1.2  # less is no change worth a line
 _MOST = 6
 
 
-def evidence(case: Case, series: Series, one: Incident, pattern: Pattern) -> tuple[Evidence, ...]:
-    """What was seen: the detector's own words first, then the series, before against after."""
+def evidence(
+    case: Case, series: Series, one: Incident, pattern: Pattern, alone: bool
+) -> tuple[Evidence, ...]:
+    """What was seen: the detector's own words first, then the series, before against after.
+
+    A note that stands ``alone`` has its own words only: there may be many.
+    """
     found = list(_said(case, one, pattern))
-    if one.step is not None:
+    if one.step is not None and not (alone and one.severity == "note"):
         for key in pattern.series:
             item = _shown(case, series, one, one.step, key)
             if item is not None:
@@ -32,6 +37,8 @@ def evidence(case: Case, series: Series, one: Incident, pattern: Pattern) -> tup
 
 def _said(case: Case, one: Incident, pattern: Pattern) -> Iterator[Evidence]:
     layer, rank = one.said("layer"), one.said("rank")
+    if one.name in (LR, BATCHES):
+        return  # its own series tells it better
     words = [one.said("bracket"), one.said("values_before")]
     if not pattern.told:
         words.insert(0, one.said("cause"))

@@ -9,6 +9,8 @@ from typing import Literal
 from gradwarden_server.model import SEVERITIES, Alert, Severity
 
 FOREVER = 2**63 - 1
+_WITH_THE_RUN = ("run_finished", "run_cancelled")
+"""Why an alert closes that did not heal."""
 _ONSETS = ("onset_step", "onset", "since_step", "since", "began_at", "first_step", "step")
 """Annotations that may tell a step; the smallest is the onset."""
 
@@ -26,7 +28,7 @@ class Incident:
     step: int | None
     active_ns: int
     ended_ns: int | None
-    state: str
+    state: Literal["firing", "pending", "healed", "ended", "change"]
     severity: Severity | None = None
     annotations: Mapping[str, str] = field(default_factory=dict)
     alerts: tuple[int, ...] = ()
@@ -102,11 +104,17 @@ def _one(alerts: list[Alert], last_attempt: int) -> Incident:
         step=min(steps, default=None),
         active_ns=min(a.active_ns for a in alerts),
         ended_ns=ended,
-        state="resolved" if ended is not None else "firing" if "firing" in open_ else "pending",
+        state=_state(alerts) if ended is not None else "firing" if "firing" in open_ else "pending",
         severity=severity,
         annotations=words,
         alerts=tuple(a.id for a in alerts if a.id is not None),
     )
+
+
+def _state(alerts: list[Alert]) -> Literal["healed", "ended"]:
+    """How it came to an end."""
+    last = max(alerts, key=lambda a: a.resolved_ns or FOREVER)
+    return "ended" if last.reason in _WITH_THE_RUN else "healed"
 
 
 def _rank(severity: str) -> int:

@@ -46,6 +46,7 @@ class Excluded:
 class Finding:
     """One sickness, or the change that began one.
 
+    ``state`` is ``healed`` where it went by itself, and ``ended`` where the run did first.
     ``step`` and ``attempt`` are its onset. ``explained_by`` and ``explains`` are ids of other
     findings of the same run. The first of ``actions`` is the first safe one.
     """
@@ -54,7 +55,7 @@ class Finding:
     kind: Literal["alert", "change"]
     name: str
     severity: Literal["page", "ticket", "note"] | None
-    state: str
+    state: Literal["firing", "pending", "healed", "ended", "change"]
     attempt: int
     step: int | None
     layer: str | None
@@ -118,11 +119,6 @@ class Diagnosis:
     last_good_checkpoint: Checkpoint | None
     checkpoint_note: str
     coverage: Coverage
-
-    @property
-    def sick(self) -> bool:
-        """Whether a page or ticket was found."""
-        return any(f.severity in ("page", "ticket") for f in self.findings)
 
     def finding(self, id_: str) -> Finding:
         """A finding by its id.

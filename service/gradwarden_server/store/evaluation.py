@@ -217,6 +217,17 @@ class EvaluationStore:
 
         return self._database.write(job, Priority.ALERT).result()
 
+    def kept(self, project: str, run_row: int) -> Snapshot | None:
+        """The newest state of a run's detectors, for reading only."""
+        query = (
+            select(t.detector_state.c.position, t.detector_state.c.body)
+            .join(t.run, t.run.c.id == t.detector_state.c.run_id)
+            .where(t.run.c.project == project, t.detector_state.c.run_id == run_row)
+        )
+        with self._database.read() as connection:
+            row = connection.execute(query).one_or_none()
+        return None if row is None else Snapshot(row.position, row.body)
+
     def move(
         self,
         project: str,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Collection
 from concurrent.futures import Future
 from typing import Any
 
@@ -164,9 +165,10 @@ class RunStore:
         last: int | None = None,
         times_ns: tuple[int, int] | None = None,
         limit: int = 1000,
+        kinds: Collection[str] = (),
     ) -> list[EventRecord]:
         """The newest ``limit`` events of a run within steps [first, last], in time order, and
-        within [t0, t1] of series time.
+        within [t0, t1] of series time; of these kinds, or of all.
         """
         statement = (
             select(t.event, t.attempt.c.ordinal)
@@ -180,6 +182,8 @@ class RunStore:
             statement = statement.where(t.event.c.step <= last)
         if times_ns is not None:
             statement = statement.where(t.event.c.time_ns.between(*times_ns))
+        if kinds:
+            statement = statement.where(t.event.c.kind.in_(kinds))
         statement = statement.order_by(t.event.c.time_ns.desc(), t.event.c.id.desc()).limit(limit)
         with self._database.read() as connection:
             rows = connection.execute(statement).mappings().all()
