@@ -11,11 +11,14 @@ from gradwarden_server.detect.checkpoint_corrupt import CheckpointCorrupt
 from gradwarden_server.detect.checkpoint_slow import CheckpointSlow
 from gradwarden_server.detect.checkpoint_stale import CheckpointStale
 from gradwarden_server.detect.dead_layer import DeadLayer
+from gradwarden_server.detect.eval_mode import TrainingInEvalMode
 from gradwarden_server.detect.expert_starved import ExpertStarved
 from gradwarden_server.detect.exploding import ExplodingGradient
 from gradwarden_server.detect.gpu_memory import GpuMemoryPressure
+from gradwarden_server.detect.gradients_not_zeroed import GradientsNotZeroed
 from gradwarden_server.detect.input_bound import InputBound
 from gradwarden_server.detect.never_synchronized import NeverSynchronized
+from gradwarden_server.detect.no_gradient import NoGradient
 from gradwarden_server.detect.nonfinite_gradient import NonFiniteGradient
 from gradwarden_server.detect.nonfinite_loss import NonFiniteLoss
 from gradwarden_server.detect.norm_self_check import NormSelfCheckFailed
@@ -23,6 +26,7 @@ from gradwarden_server.detect.overhead import OverheadBudgetExceeded
 from gradwarden_server.detect.rank_silent import RankSilent
 from gradwarden_server.detect.replica_mismatch import ReplicaMismatch
 from gradwarden_server.detect.run_failed import RunFailed
+from gradwarden_server.detect.stale_gradients import StaleGradients
 from gradwarden_server.detect.stalled import RunStalled
 from gradwarden_server.detect.straggler import Straggler
 from gradwarden_server.detect.throughput_drop import ThroughputDrop
@@ -52,6 +56,10 @@ DETECTORS: Mapping[str, type[Detector]] = {
         OverheadBudgetExceeded,
         DeadLayer,
         ExpertStarved,
+        NoGradient,
+        GradientsNotZeroed,
+        TrainingInEvalMode,
+        StaleGradients,
     )
 }
 BASELINE_SCHEMA = SETTING_TYPES
