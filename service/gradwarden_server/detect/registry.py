@@ -15,6 +15,7 @@ from gradwarden_server.detect.eval_mode import TrainingInEvalMode
 from gradwarden_server.detect.expert_starved import ExpertStarved
 from gradwarden_server.detect.exploding import ExplodingGradient
 from gradwarden_server.detect.gpu_memory import GpuMemoryPressure
+from gradwarden_server.detect.gradient_shift import GradientShift
 from gradwarden_server.detect.gradients_not_zeroed import GradientsNotZeroed
 from gradwarden_server.detect.input_bound import InputBound
 from gradwarden_server.detect.never_synchronized import NeverSynchronized
@@ -60,6 +61,7 @@ DETECTORS: Mapping[str, type[Detector]] = {
         GradientsNotZeroed,
         TrainingInEvalMode,
         StaleGradients,
+        GradientShift,
     )
 }
 BASELINE_SCHEMA = SETTING_TYPES
