@@ -242,6 +242,7 @@ class Session:
         self._sender.stop(deadline)
         self._voice.wait(deadline)
         self._voice.report(self._losses, self._spool)
+        self._voice.diagnose(self._spool, deadline)
         courier.LIVE.discard(self._resolver.nonce)
         lifecycle.release(self)
 
