@@ -13,6 +13,7 @@ def add_commands(commands: argparse._SubParsersAction[Parser]) -> None:
     """Add all of them."""
     _replay(commands)
     _backtest(commands)
+    _drill(commands)
     _promote(commands)
 
 
@@ -57,6 +58,29 @@ def _runs(command: Parser) -> None:
     command.add_argument("--state", default="", help="such as finished,failed; default: all")
     command.add_argument("--query", default="", help="part of run, name, job, model or owner")
     command.add_argument("--limit", type=int, default=100, help="at most so many, newest (100)")
+
+
+def _drill(commands: argparse._SubParsersAction[Parser]) -> None:
+    drill = add(
+        commands,
+        "drill",
+        "make a synthetic run fall ill, and see its page arrive",
+        "gradwarden drill                       # a NaN; takes a second\n"
+        "  gradwarden drill --list\n"
+        "  gradwarden drill rank_silent --json\n"
+        "  gradwarden drill nan --listen 9099    # a receiver of the service is 127.0.0.1:9099",
+        "drilling:drill",
+    )
+    drill.add_argument("fault", nargs="?", default="nan", help="as --list names them (nan)")
+    drill.add_argument("--list", action="store_true", help="which faults there are; inject none")
+    drill.add_argument(
+        "--listen", type=int, metavar="PORT", help="be the webhook receiver at 127.0.0.1:PORT"
+    )
+    drill.add_argument(
+        "--patience", type=float, default=60.0, metavar="SECONDS", help="beyond what it takes (60)"
+    )
+    drill.add_argument("--delete", action="store_true", help="delete the run in the end")
+    _service(drill)
 
 
 def _promote(commands: argparse._SubParsersAction[Parser]) -> None:

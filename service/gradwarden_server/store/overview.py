@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import func, or_, select
 
+from gradwarden_server.model import DRILL
 from gradwarden_server.store import tables as t
 from gradwarden_server.store.database import Database
 from gradwarden_server.store.ledger import OPEN
@@ -43,17 +44,19 @@ class Overview:
     def totals(self, project: str | None, most_live: int) -> Totals:
         """Runs by status, open alerts by severity and state, and the newest running runs.
 
-        Sums are over all projects; runs are named of one project, or of all for None.
+        Sums are over all projects, without drills; runs are named of one project, or of all for
+        None.
         """
+        earnest = or_(t.run.c.environment.is_(None), t.run.c.environment != DRILL)
         statuses = (
             select(t.run.c.status, func.count())
-            .where(t.run.c.deleted_ns.is_(None))
+            .where(t.run.c.deleted_ns.is_(None), earnest)
             .group_by(t.run.c.status)
         )
         alerts = (
             select(t.alert.c.severity, t.alert.c.state, func.count())
             .outerjoin(t.run, t.run.c.id == t.alert.c.run_id)
-            .where(t.alert.c.state.in_(OPEN), t.run.c.deleted_ns.is_(None))
+            .where(t.alert.c.state.in_(OPEN), t.run.c.deleted_ns.is_(None), earnest)
             .group_by(t.alert.c.severity, t.alert.c.state)
         )
         live = (
