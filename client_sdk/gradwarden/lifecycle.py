@@ -28,6 +28,7 @@ _previous_hook: Any = None
 _previous_term: Any = None
 _hooked = False
 _sees_term = False
+_MOST_CAUSES = 8
 SIGTERM_SECONDS = 2.0
 """Kubernetes and Slurm follow SIGTERM with SIGKILL; the rest is spooled by then."""
 
@@ -91,7 +92,28 @@ def failure(
     except Exception:  # an exception whose own text cannot be made
         text = kind.__name__
     lines = traceback.format_exception(kind, None, trace)
-    return {"error": text[:2000], "traceback": "".join(lines)[-8000:], **_memory()}
+    told: dict[str, Any] = {"error": text[:2000], "traceback": "".join(lines)[-8000:]}
+    if causes := _causes(error):
+        told["causes"] = causes
+    return {**told, **_memory(), **_gpu_memory()}
+
+
+def _causes(error: BaseException) -> list[str]:
+    """What led to an exception, nearest first: the chain that Python prints above it."""
+    found: list[str] = []
+    seen = {id(error)}
+    while len(found) < _MOST_CAUSES:
+        hidden = error.__suppress_context__
+        cause = error.__cause__ or (None if hidden else error.__context__)
+        if cause is None or id(cause) in seen:
+            break
+        seen.add(id(cause))
+        try:
+            found.append(f"{type(cause).__name__}: {cause}"[:500])
+        except Exception:  # its own text cannot be made
+            found.append(type(cause).__name__)
+        error = cause
+    return found
 
 
 def _memory() -> dict[str, Any]:
@@ -101,6 +123,17 @@ def _memory() -> dict[str, Any]:
         return {}
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {"memory_bytes": peak if sys.platform == "darwin" else peak * 1024}
+
+
+def _gpu_memory() -> dict[str, Any]:
+    """What torch's allocator counts, asked on the host alone; nothing where no GPU is in use."""
+    torch: Any = sys.modules.get("torch")
+    try:
+        if torch is None or not torch.cuda.is_initialized():
+            return {}
+        return {"gpu_memory_peak_bytes": int(torch.cuda.max_memory_allocated())}
+    except Exception:  # a device that failed may not even say this
+        return {}
 
 
 def _on_term(number: int, frame: FrameType | None) -> None:

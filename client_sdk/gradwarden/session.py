@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from gradwarden import courier, facts, hooks, lifecycle, stats
+from gradwarden import courier, facts, hooks, lifecycle, stats, verification
 from gradwarden.agreed import Agreed
 from gradwarden.cadence import Cadence
 from gradwarden.capture import Watcher
@@ -33,6 +33,7 @@ from gradwarden.schedule import Schedule
 from gradwarden.sender import Sender
 from gradwarden.settings import Settings
 from gradwarden.spool import Spool, spool_name
+from gradwarden.standstill import Standstill
 from gradwarden.throttle import Throttle
 from gradwarden.transport import HttpTransport
 from gradwarden.voice import Voice
@@ -123,9 +124,17 @@ class Session:
         hooks.add(self._watcher)
         self._panel.start()
         self._voice.hooks = hooks.found
-        self._event({"kind": "start", **self._found()})
+        where = self._faults.quiet("place", facts.where) or {}
+        self._event({"kind": "start", "place": where, **self._found()})
         self._agreed = Agreed(f"gradwarden/stride/{number}")
-        self._pump.chores = self._agree
+        self._standstill = Standstill(
+            lambda: self._book.step_now,
+            lambda: self._panel.anatomy.thread,
+            lambda: self.narrator.phase or self._panel.anatomy.current,
+            self._panel.collective,
+            self._event,
+        )
+        self._pump.chores = self._chores
         self._pump.start()
         self._sender.start()
         courier.LIVE.add(self._resolver.nonce)
@@ -284,11 +293,21 @@ class Session:
         if event["ok"]:
             step, path = event.get("saved_step", self._book.step_now), Path(event["path"])
             self._ledger.saved(step, path, event["finite"])
-            self._ledger.described(path, event["sha256"], event["bytes"])
+            self._ledger.described(path, event["sha256"], event["bytes"], event["modified_ns"])
         self._event(event)
+
+    def verify_checkpoint(self, path: str | os.PathLike[str]) -> bool | None:
+        event = verification.look(Path(path), self._ledger.at(Path(path)))
+        self._event(event)
+        verified: bool | None = event["verified"]
+        return verified if event["ok"] else False
 
     def _poisoned(self) -> Tensor | bool:
         return of_tensors(self._watcher.owners.model.parameters())
+
+    def _chores(self) -> None:
+        self._agree()
+        self._standstill.chore()
 
     def _agree(self) -> None:
         """Ranks capture the same steps: rank 0 decides how many."""

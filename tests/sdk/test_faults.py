@@ -32,7 +32,7 @@ NET = (
 """What catches, counts and says, and the end of the process: the net itself does not fail."""
 ASKED = tuple(
     f"checkpoint.{name}"
-    for name in ("Checkpoints.save", "flush", "_files", "_flush_directory", "_replace", "_remove")
+    for name in ("Checkpoints.save", "flush", "files", "_flush_directory", "_replace", "_remove")
 )
 """What a loop relies on, so that it raises: a checkpoint that could not be written."""
 BEFORE = ("settings", "attach", "integrations")
@@ -117,6 +117,7 @@ class Training:
             monitor.capture()
             with monitor.checkpoint(checkpoint, self.step) as draft:
                 draft.write_text("weights")
+            monitor.verify_checkpoint(checkpoint)
 
     def state(self) -> list[bytes]:
         return [p.detach().numpy().tobytes() for p in self.model.parameters()]

@@ -214,6 +214,17 @@ def recorded() -> list[Step]:
             False,
         ),
         (
+            "written again since, smaller, and whole",
+            {
+                "verified": None,
+                "sha256": "b" * 64,
+                "modified_ns": 9,
+                "bytes": 500,
+                "whole": True,
+            },
+            False,
+        ),
+        (
             "written again since and cut off",
             {"verified": None, "sha256": "b" * 64, "modified_ns": 9, "bytes": 500},
             True,

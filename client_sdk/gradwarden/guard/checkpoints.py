@@ -23,6 +23,8 @@ class Saved:
     path: Path
     sha256: str | None = None
     bytes: int = 0
+    modified_ns: int = 0
+    """When it was written, by its file system."""
     finite: bool | None = None
     """Whether all weights were finite when it was saved; None while that is unknown."""
     clean: int = 0
@@ -66,12 +68,12 @@ class Ledger:
             self._held.append(entry)
         return entry
 
-    def described(self, path: Path, sha256: str, size: int) -> None:
+    def described(self, path: Path, sha256: str, size: int, modified_ns: int = 0) -> None:
         """The checksum (SHA-256, hexadecimal) and size in bytes of what lies at ``path``."""
         with self._lock:
             for entry in self._held:
                 if entry.path == path:
-                    entry.sha256, entry.bytes = sha256, size
+                    entry.sha256, entry.bytes, entry.modified_ns = sha256, size, modified_ns
 
     def step_ended(self, clean: bool) -> None:
         """One more step; a finding makes every checkpoint not yet proven start again."""
@@ -105,6 +107,11 @@ class Ledger:
     def holds(self, path: Path) -> bool:
         with self._lock:
             return any(h.path == path for h in self._held)
+
+    def at(self, path: Path) -> Saved | None:
+        """What is known of a path."""
+        with self._lock:
+            return next((h for h in reversed(self._held) if h.path == path), None)
 
     def drop(self, entry: Saved) -> None:
         """It is gone, or refused."""

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from gradwarden.checkpoint import checksum
+from gradwarden.checkpoint import checksum, modified
 from gradwarden.errors import say
 from gradwarden.guard import flags
 from gradwarden.guard.agreement import Agreement
@@ -46,7 +46,7 @@ class Shelf:
             self._report({**event, "seconds": seconds, "error": f"{type(error).__name__}: {error}"})
             say(f"guard: save({step}) failed ({type(error).__name__}: {error}); training goes on")
             return
-        event |= {"path": str(path), "seconds": time.perf_counter() - started}
+        event |= {"path": str(path), "seconds": time.perf_counter() - started, "finite": finite}
         self._ledger.saved(step, path, finite, proven=first, ours=True)
         thread = threading.Thread(
             target=self._describe, args=(path, event), name="gradwarden-checksum", daemon=True
@@ -101,18 +101,20 @@ class Shelf:
             return True
         say(f"guard: {entry.path} is refused: {wrong} from when it was saved")
         event = {"kind": "checkpoint", "path": str(entry.path), "saved_step": entry.step}
-        self._report({**event, "ok": False, "by": "guard", "error": wrong})
+        self._report({**event, "ok": False, "by": "guard", "verified": False, "error": wrong})
         return False
 
     def _describe(self, path: Path, event: dict[str, Any]) -> None:
         try:
             digest, size = checksum(path)
+            written = modified(path)
         except OSError as error:
             if self._ledger.holds(path):  # else it was thrown away meanwhile
                 self._report({**event, "error": f"{type(error).__name__}: {error}"})
             return
-        self._ledger.described(path, digest, size)
-        self._report({**event, "bytes": size, "sha256": digest, "ok": True})
+        self._ledger.described(path, digest, size, written)
+        described = {"bytes": size, "sha256": digest, "modified_ns": written, "ok": True}
+        self._report({**event, **described})
 
     def _throw_away(self, entry: Saved) -> None:
         self._ledger.drop(entry)

@@ -57,6 +57,11 @@ class Anatomy:
         """The phase that the training thread is in, if it is one that has a name."""
         return self._timeline.current
 
+    @property
+    def thread(self) -> int:
+        """The training thread's identifier."""
+        return self._timeline.thread
+
     # -- instrument -----------------------------------------------------------------------
 
     def start(self) -> None:
@@ -76,7 +81,8 @@ class Anatomy:
         self._look()
 
     def step_ended(self) -> Mapping[str, float | Pending]:
-        """``step_seconds`` and ``<phase>_seconds`` of each phase that occurred, in seconds."""
+        """``step_seconds`` and ``<phase>_seconds`` of each phase that occurred, in seconds, and
+        ``data_start`` (1.0) of a step in which a loader began anew."""
         step = self._timeline.close()
         self._steps += 1
         taps.meet_compiler()
@@ -86,9 +92,12 @@ class Anatomy:
             return {}
         if self.on_step is not None:
             self.on_step(step)
+        began = {"data_start": 1.0} if step.loads_anew else {}
         if step.on_host:
-            return {f"{phase}_seconds": seconds for phase, seconds in step.seconds().items()}
-        return {f"{phase}_seconds": _Later(step, phase) for phase in ("step", *step.phases)}
+            seconds = step.seconds()
+            return began | {f"{phase}_seconds": took for phase, took in seconds.items()}
+        later = {f"{phase}_seconds": _Later(step, phase) for phase in ("step", *step.phases)}
+        return {**began, **later}
 
     def stop(self) -> None:
         """Undo every hook and patch."""

@@ -38,8 +38,9 @@ class Gpu:
 
     def step_ended(self) -> Mapping[str, float | Pending]:
         """Of every eighth step ``gpu_memory_allocated_bytes``, ``_peak_bytes`` (both since the
-        process began or the peak was reset), ``_reserved_bytes``, ``_retries`` (how often the
-        allocator had to free its cache) and ``_ooms``; about once a second
+        process began or the peak was reset), ``_reserved_bytes``, ``_total_bytes`` (the
+        device's), ``_retries`` (how often the allocator had to free its cache) and ``_ooms``;
+        about once a second
         ``gpu_utilisation_ratio``, ``gpu_power_watts``, ``gpu_temperature_celsius``,
         ``gpu_thermal_slowdown`` and ``gpu_power_slowdown`` (1.0 while clocks are held down).
         """
@@ -127,6 +128,7 @@ def _memory(device: torch.device) -> dict[str, float]:
         "gpu_memory_allocated_bytes": float(allocated["current"]),
         "gpu_memory_peak_bytes": float(allocated["peak"]),
         "gpu_memory_reserved_bytes": float(counts["reserved_bytes"]["all"]["current"]),
+        "gpu_memory_total_bytes": float(torch.cuda.get_device_properties(device).total_memory),
         "gpu_memory_retries": float(counts["num_alloc_retries"]),
         "gpu_memory_ooms": float(counts["num_ooms"]),
     }

@@ -45,7 +45,7 @@ class Panel:
         self.anatomy = Anatomy(model, book, faults)
         spans = Spans(settings.spans, lambda: book.step_now, describe, faults)
         self.anatomy.on_step = spans.hear
-        communication = Communication(model, settings.comm, book, faults)
+        communication = self._communication = Communication(model, settings.comm, book, faults)
         self._all: list[Instrument] = [self.anatomy, spans, communication, Gpu(model)]
         self._all += [EvalMode(model, book), Zeroing(kept, faults)]
         if settings.activations:
@@ -66,6 +66,10 @@ class Panel:
         for instrument in self._all:
             scalars.update(self._faults.quiet(instrument.name, instrument.step_ended) or {})
         return scalars
+
+    def collective(self) -> str:
+        """The collective that did not end yet, as far as one is heard; else nothing."""
+        return self._faults.quiet("collective", self._communication.pending) or ""
 
     def stop(self) -> None:
         """Undo what they installed."""

@@ -141,7 +141,7 @@ def _install_backward() -> None:
 
 def _install_data() -> None:
     _replace(dataloader._BaseDataLoaderIter, "__next__", _around("data"))
-    _replace(DataLoader, "__iter__", _around("data"))  # it starts the workers
+    _replace(DataLoader, "__iter__", _around("data_start"))  # it starts the workers
 
 
 def _install_save() -> None:

@@ -15,6 +15,9 @@ PHASES = ("data", "forward", "backward", "optimizer", "checkpoint", "evaluation"
 MOST = 512
 """Boundaries of one step that are held; earlier ones are added up as they come to be known."""
 _ALIASES = dict.fromkeys(("eval", "evaluate", "validate", "validation"), "evaluation")
+_ANEW = "data_start"
+"""Data that is waited for because a loader begins, as at the start of an epoch."""
+_ALIASES[_ANEW] = "data"
 _UNSURE = "unsure"
 """A forward in eval mode with gradients: training if a backward pass follows, else evaluation."""
 _HOOKED = ("forward", "optimizer")
@@ -45,9 +48,17 @@ class Step:
     """The boundaries of one finished step, from the end of the step before to its own end."""
 
     def __init__(
-        self, begin: Mark, cuts: list[Cut], end: Mark, early: dict[str, float], merged: int
+        self,
+        begin: Mark,
+        cuts: list[Cut],
+        end: Mark,
+        early: dict[str, float],
+        merged: int,
+        loads_anew: bool = False,
     ) -> None:
         self.begin, self.cuts, self.end, self.merged = begin, cuts, end, merged
+        self.loads_anew = loads_anew
+        """Whether a data loader began in it."""
         self._early = early
         self._seconds: dict[str, float] | None = None
 
@@ -118,7 +129,12 @@ class Timeline:
         self._begin: Mark | None = None
         self._early: dict[str, float] = {}
         self._merged = self._unsure = 0
-        self._evaluating = False
+        self._evaluating = self._anew = False
+
+    @property
+    def thread(self) -> int:
+        """The training thread's identifier."""
+        return self._thread
 
     def move(self, device: torch.device | None) -> None:
         """From the next boundary on, measure on this device's clock."""
@@ -137,6 +153,7 @@ class Timeline:
         """The thread begins this phase; what was going on before stands still."""
         if get_ident() != self._thread:
             return
+        self._anew = self._anew or phase == _ANEW
         phase = _ALIASES.get(phase, phase)
         self._push(phase, phase)
 
@@ -173,8 +190,8 @@ class Timeline:
             return None
         step = None
         if self._begin is not None and not other:
-            step = Step(self._begin, self._cuts, end, self._early, self._merged)
-        self._begin, self._early = end, {}
+            step = Step(self._begin, self._cuts, end, self._early, self._merged, self._anew)
+        self._begin, self._early, self._anew = end, {}, False
         self._cuts = [Cut(self._open[-1][1], end)] if self._open else []
         self._merged = self._unsure = 0
         return step

@@ -92,7 +92,7 @@ class CheckpointCorrupt(Detector):
         known = self._saves.at(told.path)
         if told.sound is True or known is None or not told.sha256:
             return ""
-        if told.bytes < self.params.whole_share * known.bytes:
+        if not told.whole and told.bytes < self.params.whole_share * known.bytes:
             return f"it has {told.bytes} of {known.bytes} bytes"
         again = not known.modified_ns or told.modified_ns != known.modified_ns
         if again or told.sha256 == known.sha256:

@@ -18,7 +18,8 @@ class Told:
     """One event of the kind checkpoint: a save, or a look at a file (``checked``).
 
     ``step`` is the training step whose state it holds; ``seconds`` is what the save blocked the
-    training. ``sound`` is what the look found: None where nothing was known to compare with.
+    training. ``sound`` is what the look found: None where nothing was known to compare with;
+    ``whole`` that the file itself tells that nothing of it is missing.
     """
 
     rank: int
@@ -32,6 +33,7 @@ class Told:
     finite: bool | None = None
     modified_ns: int = 0
     checked: bool = False
+    whole: bool = False
     sound: bool | None = None
     error: str = ""
 
@@ -62,6 +64,7 @@ def told(step: Step) -> list[Told]:
                     finite=_flag(event.get("finite")),
                     modified_ns=_whole(event.get("modified_ns")) or 0,
                     checked="verified" in event,
+                    whole=event.get("whole") is True,
                     sound=_flag(event.get("verified")),
                     error=str(event.get("error") or event.get("reason") or ""),
                 )

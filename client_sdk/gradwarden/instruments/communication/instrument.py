@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -123,6 +124,17 @@ class Communication:
         if not (dist.is_available() and dist.is_initialized()):
             return "off: no process group"
         return "off: no DistributedDataParallel and no fully_shard seen yet"
+
+    def pending(self) -> str:
+        """The oldest reduction or exchange that did not end yet, in words; asked by any thread."""
+        held = {"all-reduce": [p for each in list(self._passages.values()) for p in list(each)]}
+        held |= {kind: list(each) for kind, each in list(self._exchanges.items())}
+        open_ = [(p.begun.at, kind, p) for kind, each in held.items() for p in each if not p.ended]
+        if not open_:
+            return ""
+        since, kind, oldest = min(open_, key=lambda found: found[0])
+        seconds = time.perf_counter() - since
+        return f"{kind} {oldest.index} of {oldest.size} bytes, for {seconds:.0f} s"
 
     # -- what the adoption asks -------------------------------------------------------------
 
