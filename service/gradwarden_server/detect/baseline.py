@@ -63,7 +63,7 @@ class Judged:
     def high(self, z: float, ratio: float) -> Flags:
         """Series above both limits."""
         over = np.asarray(self.z > z, np.bool_)
-        return over & (self.ratio > ratio) if over.any() else over
+        return over & (self.distance > np.log10(ratio)) if over.any() else over
 
 
 class Baseline:

@@ -56,9 +56,13 @@ class _Anatomy:
         self.limit[[i for i, p in rows if p.kind == "embedding"]] = np.inf
         self.limit[[i for i, p in rows if p.kind in _SILENT]] = np.inf
         self.embeddings = np.array([p.kind == "embedding" for _, p in rows], np.bool_)
-        by_layer = [[p for _, p in kept if p.layer == name] for name in self.names]
-        self.dense = np.array([any(len(p.shape) < 2 for p in ps) for ps in by_layer], np.bool_)
-        self.rare = np.array([all(p.kind in _RARE for p in ps) for ps in by_layer], np.bool_)
+        self.embedded = bool(self.embeddings.any())
+        dense, rare = np.zeros(len(rows), np.bool_), np.zeros(len(rows), np.bool_)
+        dense[[i for i, p in kept if len(p.shape) < 2]] = True
+        rare[[i for i, p in kept if p.kind in _RARE]] = True
+        self.dense, self.rare = dense[:0], rare[:0]
+        if kept:
+            self.dense, self.rare = self.any_of(dense), self.all_of(rare)
 
     def all_of(self, flags: Flags) -> Flags:
         """Layers all of whose rows have the flag."""
@@ -135,7 +139,7 @@ class DeadLayer(Detector):
             return None
         zeros = view.step.column("zero")
         over = zeros > anatomy.limit
-        whole = (zeros >= anatomy.whole) & anatomy.embeddings
+        whole = (zeros >= anatomy.whole) & anatomy.embeddings if anatomy.embedded else over
         if not np.array_equal(held.observed, view.observed):
             held.settle(anatomy)
             held.observed = view.observed

@@ -21,7 +21,7 @@ from gradwarden_server.detect.base import Coverage, Detector, Incident
 from gradwarden_server.detect.baseline import Flags, Floats
 from gradwarden_server.detect.context import GroupView, LayoutView, RunContext
 from gradwarden_server.detect.steps import Step
-from gradwarden_server.detect.updates import Updates, measured
+from gradwarden_server.detect.updates import Updates
 from gradwarden_server.model import Condition, Severity
 
 
@@ -46,6 +46,36 @@ class Params:
     clean_steps: int
 
 
+class _High:
+    """Which rows were high in the last steps, and how often."""
+
+    def __init__(self, rows: int, window: int) -> None:
+        self.ring = np.zeros((window, rows), np.bool_)
+        self.times = np.zeros(rows, np.int64)
+        self.at = self.quiet = 0
+
+    def add(self, now: Flags, often: int) -> bool:
+        """Take one step; whether a row is high now and was so often."""
+        found = bool(now.any())
+        self.quiet = 0 if found else self.quiet + 1
+        if self.quiet > len(self.ring):
+            return False  # the whole window is empty
+        self.times += now
+        self.times -= self.ring[self.at]
+        self.ring[self.at] = now
+        self.at = (self.at + 1) % len(self.ring)
+        return found and bool((now & (self.times >= often)).any())
+
+    def state(self) -> list[Any]:
+        return [self.ring, self.times, self.at, self.quiet]
+
+    @classmethod
+    def restored(cls, state: Sequence[Any]) -> _High:
+        made = cls(0, 0)
+        made.ring, made.times, made.at, made.quiet = state
+        return made
+
+
 class ExplodingGradient(Detector):
     """See the module."""
 
@@ -61,7 +91,7 @@ class ExplodingGradient(Detector):
 
     def _reset(self) -> None:
         self._high: list[bool] = []
-        self._layers: dict[int, Flags] = {}
+        self._layers: dict[int, _High] = {}
         self._row = 0
         self._births = 0
         self._weights: dict[int, Floats] = {}
@@ -84,7 +114,7 @@ class ExplodingGradient(Detector):
         excess = [self._farther(g, view, high) for g, view in ctx.groups.items()]
         farthest = max((e for e in excess if not math.isnan(e)), default=math.nan)
         self._excess = [*self._excess, farthest][-p.page_window_steps :]
-        far = bool(judged.ratio[0] > p.page_ratio) and step.stepped is not False
+        far = float(judged.distance[0]) > math.log10(p.page_ratio) and step.stepped is not False
         self._row = self._row + 1 if far and ctx.capture == "unclipped" else 0
         severity = self._weigh(ctx, high, any(often))
         born = self._from_birth(ctx)
@@ -108,15 +138,14 @@ class ExplodingGradient(Detector):
         assert view.judged is not None
         now = view.judged.high(p.z, p.ratio)
         held = self._layers.get(group)
-        if held is None or held.shape[1] != len(now):
-            held = np.zeros((0, len(now)), np.bool_)
-        held = self._layers[group] = np.vstack([held, now])[-p.ticket_window_steps :]
-        return bool((now & (held.sum(axis=0) >= p.ticket_steps)).any())
+        if held is None or len(held.times) != len(now):
+            held = self._layers[group] = _High(len(now), p.ticket_window_steps)
+        return held.add(now, p.ticket_steps)
 
     def _farther(self, group: int, view: GroupView, high: bool) -> float:
         """Decades by which weights moved farther than usual in this step; NaN if unknown."""
-        found = measured(view.step)
-        if found is None or view.step.stepped is False:
+        found = view.step.updates
+        if found is None:
             return math.nan
         known = self._updates.get(group)
         if known is None or known.layout != view.step.layout:
@@ -234,7 +263,7 @@ class ExplodingGradient(Detector):
         return {
             "incident": self._incident.state(),
             "high": self._high,
-            "layers": self._layers,
+            "layers": {group: held.state() for group, held in self._layers.items()},
             "row": self._row,
             "births": self._births,
             "weights": self._weights,
@@ -245,7 +274,8 @@ class ExplodingGradient(Detector):
     def restore(self, state: Mapping[str, Any]) -> None:
         self._incident.restore(state["incident"])
         self._high, self._row, self._births = state["high"], state["row"], state["births"]
-        self._layers = {int(group): held for group, held in state["layers"].items()}
+        layers = state["layers"].items()
+        self._layers = {int(group): _High.restored(held) for group, held in layers}
         self._weights = {int(group): held for group, held in state["weights"].items()}
         updates = state["updates"].items()
         self._updates = {int(group): Updates.restored(held) for group, held in updates}

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gradwarden import wire
 from gradwarden_server.joins import Flags, Matrix, observed
@@ -34,6 +35,21 @@ class GroupStep:
         if quantity in self.quantities:
             return self.values[:, self.quantities.index(quantity)]
         return np.full(len(self.values), np.nan, np.float32)
+
+    @cached_property
+    def updates(self) -> tuple[NDArray[np.int64], NDArray[np.float64]] | None:
+        """Rows whose update ratio was measured now, and its log10; None where none was.
+
+        Rows take turns, so that most steps have none. An update of nothing counts as 1e-30.
+        """
+        if "update_ratio" not in self.quantities or self.stepped is False:
+            return None
+        column = self.column("update_ratio")
+        rows = np.flatnonzero(column == column)
+        rows = rows[np.isfinite(column[rows])] if len(rows) else rows
+        if not len(rows):
+            return None
+        return rows, np.log10(np.maximum(column[rows].astype(np.float64), 1e-30))
 
     @cached_property
     def observed(self) -> Flags:

@@ -9,12 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradwarden_server.detect.baseline import Floats
-from gradwarden_server.detect.steps import GroupStep
 
 _MEMORY = 4
 """Measurements of a row that its level is the mean of, exponentially."""
-_SMALLEST = -30.0
-"""log10 of what stands for an update of nothing."""
 
 
 class Updates:
@@ -45,16 +42,3 @@ class Updates:
         made = cls(state[0], len(state[1]))
         made.level, made.times = state[1], state[2]
         return made
-
-
-def measured(held: GroupStep) -> tuple[NDArray[np.int64], Floats] | None:
-    """Rows whose update ratio this step has, and its log10; None where it has none."""
-    if "update_ratio" not in held.quantities:
-        return None
-    column = held.column("update_ratio")
-    rows = np.flatnonzero((column >= 0) & (column < np.inf))
-    if not len(rows):
-        return None
-    with np.errstate(divide="ignore"):
-        ratios = np.log10(column[rows].astype(np.float64))
-    return rows, np.maximum(ratios, _SMALLEST)

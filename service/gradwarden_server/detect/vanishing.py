@@ -21,7 +21,7 @@ from gradwarden_server.detect.base import Coverage, Detector, Incident
 from gradwarden_server.detect.baseline import Floats, row_medians
 from gradwarden_server.detect.context import GroupView, RunContext
 from gradwarden_server.detect.steps import Step
-from gradwarden_server.detect.updates import Updates, measured
+from gradwarden_server.detect.updates import Updates
 from gradwarden_server.model import Condition, Severity
 
 
@@ -37,6 +37,7 @@ class Params:
     steps: int
     birth_steps: int
     lr_share: float
+    every_steps: int
     smoothing_steps: int
     clean_steps: int
 
@@ -64,13 +65,19 @@ class VanishingGradient(Detector):
         self._incident = Incident()
         self._groups: dict[int, _Fade] = {}
         self._judgeable = False
+        self._count = 0
 
     def advance(self, step: Step, ctx: RunContext) -> Sequence[Condition]:
         if ctx.new_attempt:
-            self._groups = {}
+            self._groups, self._count = {}, 0
         if not ctx.groups:
             return ()
+        for group, view in ctx.groups.items():
+            self._learn(group, view)
         if ctx.lr is not None and ctx.lr <= self.params.lr_share * ctx.peak_lr:
+            return self._incident.conditions(self)
+        self._count += 1
+        if self._count % self.params.every_steps:
             return self._incident.conditions(self)
         sick = None
         for group, view in ctx.groups.items():
@@ -81,30 +88,33 @@ class VanishingGradient(Detector):
                 self._incident.sign("ticket", self._words(step, ctx, *sick))
             self._incident.clean = 0
         else:
-            self._incident.healthy_step(self.params.clean_steps)
+            self._incident.healthy_step(self.params.clean_steps // self.params.every_steps)
         return self._incident.conditions(self)
+
+    def _learn(self, group: int, view: GroupView) -> None:
+        """Take the updates of this step: they come for few rows at a time."""
+        fade = self._groups.get(group)
+        if fade is None or fade.updates.layout != view.step.layout:
+            blank = np.full(len(view.layout.blocks), np.nan)
+            updates = Updates(view.step.layout, len(view.layout))
+            fade = self._groups[group] = _Fade(blank, updates)
+        if view.step.updates is not None:
+            fade.updates.learn(*view.step.updates)
 
     def _lasting(self, group: int, view: GroupView, ctx: RunContext) -> bool:
         p = self.params
-        blocks = view.layout.blocks
-        self._judgeable = len(blocks) > p.monotone_blocks
+        self._judgeable = len(view.layout.blocks) > p.monotone_blocks
         if not self._judgeable:
             return False
-        fade = self._groups.get(group)
-        if fade is None or fade.updates.layout != view.step.layout:
-            updates = Updates(view.step.layout, len(view.layout))
-            fade = self._groups[group] = _Fade(np.full(len(blocks), np.nan), updates)
-        found = measured(view.step)
-        if found is not None and view.step.stepped is not False:
-            fade.updates.learn(*found)
+        fade = self._groups[group]
         log_rms = _block_rms(view)
-        share = 2 / (p.smoothing_steps + 1)
+        share = min(1.0, 2 * p.every_steps / (p.smoothing_steps + 1))
         moved = fade.smooth + share * (log_rms - fade.smooth)
         fade.smooth = np.where(
             np.isnan(log_rms), fade.smooth, np.where(np.isnan(fade.smooth), log_rms, moved)
         )
-        fade.steps += 1
-        fade.sick = fade.sick + 1 if self._fades(fade.smooth) else 0
+        fade.steps += p.every_steps
+        fade.sick = fade.sick + p.every_steps if self._fades(fade.smooth) else 0
         from_birth = fade.sick == fade.steps and fade.sick >= p.birth_steps
         lasts = from_birth or (ctx.armed and fade.sick >= p.steps)
         return lasts and self._matters(fade, view)
@@ -170,6 +180,7 @@ class VanishingGradient(Detector):
         return {
             "incident": self._incident.state(),
             "judgeable": self._judgeable,
+            "count": self._count,
             "groups": {
                 g: [f.smooth, f.updates.state(), f.steps, f.sick] for g, f in self._groups.items()
             },
@@ -177,7 +188,7 @@ class VanishingGradient(Detector):
 
     def restore(self, state: Mapping[str, Any]) -> None:
         self._incident.restore(state["incident"])
-        self._judgeable = state["judgeable"]
+        self._judgeable, self._count = state["judgeable"], state["count"]
         self._groups = {
             int(group): _Fade(held[0], Updates.restored(held[1]), held[2], held[3])
             for group, held in state["groups"].items()
