@@ -56,7 +56,7 @@ class Reader(nn.Module):
 def wild_rnn(ground: Ground) -> None:
     numbers, letters = data.text()
     recurrent = nn.RNN(16, 48, nonlinearity="relu", batch_first=True)
-    nn.init.normal_(recurrent.weight_hh_l0, std=2.5 / 48**0.5)
+    nn.init.normal_(recurrent.weight_hh_l0, std=3.5 / 48**0.5)
     model = Reader(letters, recurrent, 48)
     optimizer = torch.optim.Adam(model.parameters(), 1e-4)
     ground.watch(model, optimizer)

@@ -46,7 +46,7 @@ class Case:
         ranks: Processes, over gloo where there is more than one.
         lives: How often the job is started under the same run id.
         dies: It ends badly on purpose: by an exception, killed, or not at all.
-        stands: Its processes stand still, alive; the runner ends them.
+        stands: Ranks that stand still, alive, until the runner ends them.
         clock: What is done to the recorded times, see :mod:`tests.zoo.clock`.
         quick: Part of the core tests.
     """
@@ -60,7 +60,7 @@ class Case:
     ranks: int = 1
     lives: int = 1
     dies: bool = False
-    stands: bool = False
+    stands: tuple[int, ...] = ()
     clock: Clock | None = None
     quick: bool = False
 

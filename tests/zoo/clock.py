@@ -8,9 +8,10 @@ the frames' other numbers stay as the trainer wrote them.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from gradwarden import wire
@@ -35,18 +36,30 @@ class Pause:
 class Clock:
     """What is done to the recorded times.
 
-    ``stretch`` multiplies all of them. ``pauses`` come on top. What was sent from step ``a``
+    ``even`` gives every rank and step the median times: how busy the machine was that trained
+    is then no part of the run. ``stretch`` multiplies all times. ``pauses`` come on top. What was sent from step ``a``
     to step ``b`` arrives only after ``b`` where ``outage`` is ``(a, b)``.
     """
 
     stretch: float = 1.0
+    even: bool = False
     pauses: tuple[Pause, ...] = ()
     outage: tuple[int, int] | None = None
 
 
+EVEN = Clock(even=True)
+
+
 class _Rewriter:
-    def __init__(self, clock: Clock, origin_ns: int) -> None:
-        self._clock, self._origin = clock, origin_ns
+    def __init__(self, clock: Clock, batches: Sequence[wire.Batch]) -> None:
+        self._clock = clock
+        frames = [f for b in batches for f in b.frames]
+        self._origin = min(f.time_ns for f in frames)
+        spent: dict[str, list[float]] = {}
+        for name, value in (pair for f in frames for pair in f.scalars.items()):
+            if name.endswith("_seconds"):
+                spent.setdefault(name, []).append(value)
+        self._medians = {n: median(held) for n, held in spent.items()} if clock.even else {}
 
     def moment(self, time_ns: int, step: int) -> int:
         ago = int((time_ns - self._origin) * self._clock.stretch)
@@ -81,27 +94,27 @@ class _Rewriter:
         )
 
     def _scalar(self, name: str, value: float) -> float:
-        return value * self._clock.stretch if name.endswith("_seconds") else value
+        if not name.endswith("_seconds"):
+            return value
+        return self._medians.get(name, value) * self._clock.stretch
 
     def _event(self, event: Mapping[str, Any], step: int) -> dict[str, Any]:
         made = dict(event)
         if isinstance(made.get("seconds"), (int, float)):
             made["seconds"] *= self._clock.stretch
-            name = {"checkpoint": "checkpoint"}.get(made["kind"], str(made.get("name", "")))
+            phase = "checkpoint" if made["kind"] == "checkpoint" else made.get("name")
             for pause in self._clock.pauses:
-                # A phase is told with the step in which it ended.
-                if pause.phase and name.startswith(pause.phase[:4]) and pause.step == step:
+                # A thread tells of a checkpoint, so in the step before or in that of the pause.
+                if pause.phase == phase and pause.step - 1 <= step <= pause.step:
                     made["seconds"] += pause.seconds
         return made
 
 
-def rewrite(root: Path, clock: Clock) -> None:
-    """Give every spool under ``root`` the times that this clock would have shown."""
+def rewrite(root: Path, clock: Clock, target: Path) -> Path:
+    """Copy every spool under ``root`` with the times that this clock would have shown."""
     held = {d: [(p, list(read_segment(p))) for p in segments(d)] for d in find(root)}
     batches = [wire.decode(r.body) for s in held.values() for _, rs in s for r in _batches(rs)]
-    if not batches:
-        return
-    rewriter = _Rewriter(clock, min(f.time_ns for b in batches for f in b.frames))
+    rewriter = _Rewriter(clock, batches)
     back = None
     if clock.outage is not None:
         last = [f for b in batches for f in b.frames if f.step <= clock.outage[1]]
@@ -109,7 +122,10 @@ def rewrite(root: Path, clock: Clock) -> None:
     for spool in held.values():
         for path, records in spool:
             made = (pack(m) for r in records for m in _rewritten(r, rewriter, back))
-            path.write_bytes(b"".join(made))
+            copy = target / path.relative_to(root)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_bytes(b"".join(made))
+    return target
 
 
 def _batches(records: Iterable[Record]) -> Iterable[Record]:

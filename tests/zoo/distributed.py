@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tests.zoo import data
 from tests.zoo.births import deep
 from tests.zoo.cases import CLIPPED, Case, Must, layer, rank, says
-from tests.zoo.clock import Clock
+from tests.zoo.clock import EVEN, Clock
 from tests.zoo.ground import Ground
 
 SICK_AT = 120
@@ -108,7 +108,7 @@ def killed_rank(ground: Ground) -> None:
 
     def die(step: int) -> None:
         if step == SICK_AT and job.sick:
-            ground.began(step)
+            ground.began(step - 1)  # the last that anybody did
             time.sleep(2.0)  # what it said before was written down; the others wait for it
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -121,11 +121,25 @@ def hung_rank(ground: Ground) -> None:
 
     def hang(step: int) -> None:
         if step == SICK_AT and job.sick:
-            ground.began(step)
+            ground.began(step - 1)
             (ground.folder / "stands").touch()
             threading.Event().wait()
 
     job.train(300, hang)
+
+
+def frozen_rank(ground: Ground) -> None:
+    """The node of one rank is gone; the other waits for it, alive."""
+    job = Job(ground)
+
+    def freeze(step: int) -> None:
+        if step == SICK_AT and job.sick:
+            ground.began(step - 1)
+            time.sleep(2.0)
+            (ground.folder / "stands").touch()
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+    job.train(300, freeze)
 
 
 CASES = (
@@ -136,12 +150,14 @@ CASES = (
         may=("NormSelfCheckFailed",),
         variants=CLIPPED,
         ranks=2,
+        clock=EVEN,
     ),
     Case(
         "bit_flip_of_three",
         bit_flip,
         must=(Must("ReplicaMismatch", ("page", "ticket"), rank(LAST)),),
         ranks=3,
+        clock=EVEN,
     ),
     Case(
         "forgotten_wrap",
@@ -149,6 +165,7 @@ CASES = (
         must=(Must("NeverSynchronized", ("ticket",)),),
         variants=CLIPPED,
         ranks=2,
+        clock=EVEN,
     ),
     Case(
         "sleeping_rank",
@@ -168,8 +185,8 @@ CASES = (
     Case(
         "killed_rank",
         killed_rank,
-        must=(Must("RankSilent", named=rank(LAST)), Must("RunFailed", ("page",))),
-        may=("RunStalled",),
+        must=(Must("RunFailed", ("page",), rank(LAST)),),
+        may=("RankSilent", "RunStalled"),
         ranks=2,
         dies=True,
     ),
@@ -179,6 +196,15 @@ CASES = (
         must=(Must("RunStalled"),),
         ranks=2,
         dies=True,
-        stands=True,
+        stands=(0, LAST),
+    ),
+    Case(
+        "frozen_rank",
+        frozen_rank,
+        must=(Must("RankSilent", named=rank(LAST)),),
+        may=("RunStalled",),
+        ranks=2,
+        dies=True,
+        stands=(0,),
     ),
 )

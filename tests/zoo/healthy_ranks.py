@@ -11,6 +11,7 @@ from torch.nn import functional
 from tests.zoo import data
 from tests.zoo.births import deep
 from tests.zoo.cases import Case
+from tests.zoo.clock import EVEN
 from tests.zoo.distributed import Job
 from tests.zoo.ground import Ground
 
@@ -51,5 +52,5 @@ def sharded(ground: Ground) -> None:
 CASES = (
     Case("healthy_two_ranks", two_ranks, ranks=2, variants=("plain", "clip")),
     Case("healthy_evaluating_rank", evaluating_rank, ranks=2),
-    Case("healthy_sharded", sharded, ranks=2),
+    Case("healthy_sharded", sharded, ranks=2, clock=EVEN),
 )

@@ -84,18 +84,18 @@ def steady(ground: Ground) -> None:
 
 
 _EVALUATIONS = tuple(Pause(step, 600.0, "evaluation") for step in (100, 200, 300, 400, 500))
-_CHECKPOINTS = tuple(Pause(step, 200.0, "checkpoint") for step in (150, 300, 450))
+_CHECKPOINTS = tuple(Pause(step, 100.0, "checkpoint") for step in (150, 300, 450))
 
 CASES = (
     Case("healthy_resume", resume, lives=2),
     Case("healthy_preempted", preempted, lives=2, dies=True),
     Case("healthy_interrupted", interrupted, dies=True, quick=True),
     Case("healthy_long_evaluations", pauses, clock=Clock(stretch=200, pauses=_EVALUATIONS)),
-    Case("healthy_long_checkpoints", pauses, clock=Clock(stretch=500, pauses=_CHECKPOINTS)),
+    Case("healthy_long_checkpoints", pauses, clock=Clock(stretch=12_000, pauses=_CHECKPOINTS)),
     Case(
         "healthy_compile_pause",
         steady,
-        clock=Clock(stretch=200, pauses=(Pause(1, 1200.0, "compile"),)),
+        clock=Clock(stretch=200, pauses=(Pause(1, 700.0, "compile"),)),
     ),
     Case("healthy_service_outage", steady, clock=Clock(stretch=1000, outage=(200, 400))),
 )

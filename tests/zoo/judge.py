@@ -49,7 +49,7 @@ def _judge(name: str, folder: Path) -> None:
     spool = folder / "spool"
     clock = CASES[name].clock
     if clock is not None:
-        rewrite(spool, clock)
+        spool = rewrite(spool, clock, folder / "clocked")
     rules = spec.load(ALERT_RULES, detectors.schemas(), detectors.BASELINE_SCHEMA)
     replay = _replayed(spool, rules, CASES[name])
     done = _done(spool)
@@ -70,8 +70,10 @@ def _replayed(spool: Path, rules: RuleSet, case: Case) -> Replay:
 
     class Told(Replay):
         def __init__(self, rules: RuleSet, facts: Any, layouts: Any, processes: Any) -> None:
-            if case.stands:  # its processes live on, and their heartbeats come
-                processes = [replace(p, last_ns=p.last_ns + _FOR_EVER) for p in processes]
+            processes = [
+                replace(p, last_ns=p.last_ns + _FOR_EVER) if p.rank in case.stands else p
+                for p in processes
+            ]
             super().__init__(rules, facts, layouts, processes)
 
         def hear(self, batch: wire.Batch, ordinal: int, received_ns: int, **more: Any) -> None:

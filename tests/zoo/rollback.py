@@ -16,6 +16,7 @@ from gradwarden.guard import Guard, Snapshot
 from tests.zoo import data
 from tests.zoo.births import deep
 from tests.zoo.cases import Case, Must
+from tests.zoo.clock import EVEN
 from tests.zoo.ground import Ground
 
 SICK_AT = 260
@@ -90,6 +91,6 @@ CASES = (
         may=("NonFiniteLoss",),
     ),
     Case("healthy_guarded", alone_healthy),
-    Case("rolled_back_ranks", ranks, must=(_NOTED,), may=("NonFiniteLoss",), ranks=2),
-    Case("healthy_guarded_ranks", ranks_healthy, ranks=2),
+    Case("rolled_back_ranks", ranks, must=(_NOTED,), may=("NonFiniteLoss",), ranks=2, clock=EVEN),
+    Case("healthy_guarded_ranks", ranks_healthy, ranks=2, clock=EVEN),
 )

@@ -98,16 +98,19 @@ def test_the_bound_is_three_over_the_chances_where_nothing_was_seen() -> None:
 
 def test_the_recorded_clock_is_stretched_and_paused(tmp_path: Path) -> None:
     """A pause is in the times of the frames behind it, and in the phase that accounts for it."""
-    spool = tmp_path / "zoo.r0"
-    spool.mkdir()
+    spool = tmp_path / "spool" / "zoo.r0"
+    spool.mkdir(parents=True)
     frames = tuple(
         wire.Frame(seq=i, step=i, time_ns=(10 + i) * SECOND, scalars={"step_seconds": 1.0})
         for i in range(4)
     )
     batch = wire.Batch(wire.StreamKey("zoo", "A", 0, "N"), frames, sent_ns=14 * SECOND)
     (spool / "000001.spool").write_bytes(pack(Record("batch", wire.encode(batch), 4)))
-    rewrite(tmp_path, Clock(stretch=10, pauses=(Pause(2, 300.0, "evaluation"),)))
-    batches = [wire.decode(record.body) for record in read_segment(spool / "000001.spool")]
+    clock = Clock(stretch=10, pauses=(Pause(2, 300.0, "evaluation"),))
+    made = rewrite(tmp_path / "spool", clock, tmp_path / "clocked")
+    batches = [
+        wire.decode(record.body) for record in read_segment(made / "zoo.r0" / "000001.spool")
+    ]
     held = [frame for batch in batches for frame in batch.frames]
     assert all(0 < b.sent_ns - b.frames[-1].time_ns < SECOND for b in batches)
     assert [f.time_ns // SECOND for f in held] == [10, 20, 330, 340]
