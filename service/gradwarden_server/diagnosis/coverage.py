@@ -14,6 +14,8 @@ HEALTHY = "healthy"
 PARTLY = "healthy (partly watched)"
 
 _CALL = re.compile(r"\w\(")
+_IDLE = ("nothing to watch", "no clipping was seen", "for asynchronous training")
+"""What detectors say that have a line of code to offer and nothing to look for without it."""
 
 
 class Watch(Protocol):
@@ -31,9 +33,13 @@ def concerns(watch: Watch) -> bool:
     """Whether this kind of sickness could be watched for in this run.
 
     A detector that is blind names the line of code that would arm it; one that names none has
-    nothing to look for here, as replicas where there is one rank.
+    nothing to look for here, as replicas where there is one rank, and so has one whose line
+    is for another kind of training.
     """
-    return watch.state != "blind" or _CALL.search(watch.detail) is not None
+    if watch.state != "blind":
+        return True
+    idle = any(words in watch.detail for words in _IDLE)
+    return not idle and _CALL.search(watch.detail) is not None
 
 
 def counted(watches: Sequence[Watch]) -> tuple[int, int]:

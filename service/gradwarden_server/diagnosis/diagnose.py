@@ -99,7 +99,7 @@ class _Writer:
         if one.id in self._explained:
             cause, link = self._explained[one.id]
             words = f"it follows from {_short(cause)}"
-            if pattern.told and one.said("cause"):
+            if one.said("cause") and not pattern.measured:
                 words += f"; {one.said('cause')}"
             confidence: Confidence = link.sure
             why = _why_linked(cause, one, link)
@@ -156,7 +156,9 @@ class _Writer:
 
 def _cause(one: Incident, pattern: Pattern) -> str:
     said = one.said("cause")
-    return said if pattern.told and said else pattern.cause
+    # What is so from the first step on has no before that it could be measured against.
+    causal = not pattern.measured or "initialisation" in said
+    return said if said and causal else pattern.cause
 
 
 def _sure(

@@ -40,7 +40,7 @@ def _said(case: Case, one: Incident, pattern: Pattern) -> Iterator[Evidence]:
     if one.name in (LR, BATCHES):
         return  # its own series tells it better
     words = [one.said("bracket"), one.said("values_before")]
-    if not pattern.told:
+    if pattern.measured:
         words.insert(0, one.said("cause"))
     texts = [text for text in words if text] or [one.said("summary") or one.name]
     for text in texts:

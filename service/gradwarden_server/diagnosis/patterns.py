@@ -24,7 +24,7 @@ class Pattern:
         series: What to compare before and after; ``layer:<quantity>`` is of the named layer.
         rivals: Alerts whose silence rules their sickness out as the cause.
         steady: Whether a change of learning rate or a restart could have caused it.
-        told: Whether the detector's own ``cause`` is one, and not a measurement.
+        measured: Whether the detector's own ``cause`` is a measurement, and no cause yet.
         node: Whether the node of the named rank is to be taken out of use.
     """
 
@@ -34,7 +34,7 @@ class Pattern:
     series: tuple[str, ...] = ()
     rivals: tuple[str, ...] = ()
     steady: bool = False
-    told: bool = False
+    measured: bool = False
     node: bool = False
 
 
@@ -70,7 +70,6 @@ PATTERNS: Mapping[str, Pattern] = {
         series=("layer:absmax", "loss", "grad_norm", "loss_scale"),
         rivals=("ExplodingGradient", "LossDivergence", *_UNSTABLE),
         steady=True,
-        told=True,
     ),
     "NonFiniteLoss": Pattern(
         "a bad batch, or log, sqrt or division at zero in the loss",
@@ -79,7 +78,6 @@ PATTERNS: Mapping[str, Pattern] = {
         series=("loss", "grad_norm"),
         rivals=("NonFiniteGradient", "ExplodingGradient", *_UNSTABLE),
         steady=True,
-        told=True,
     ),
     "ExplodingGradient": Pattern(
         "steps too large for where the weights are: the learning rate, one bad batch, or an "
@@ -89,6 +87,7 @@ PATTERNS: Mapping[str, Pattern] = {
         series=("grad_norm", "layer:l2", "loss", "lr"),
         rivals=("GradientsNotZeroed", "ReplicaMismatch", "GradientShift"),
         steady=True,
+        measured=True,
     ),
     "VanishingGradient": Pattern(
         "saturating activations, missing residuals or normalisation, or a small initialisation",
@@ -96,7 +95,6 @@ PATTERNS: Mapping[str, Pattern] = {
         "the fall is steady over the blocks and real in its effect on the weights",
         series=("layer:l2", "layer:update_ratio", "loss"),
         rivals=("DeadLayer", "GradientUnderflow", "NoGradient"),
-        told=True,
     ),
     "DeadLayer": Pattern(
         "units that no input switches on any more: a step that was too large, or a bad bias",
@@ -144,6 +142,7 @@ PATTERNS: Mapping[str, Pattern] = {
         series=("loss", "grad_norm", "lr"),
         rivals=("ExplodingGradient", "ReplicaMismatch"),
         steady=True,
+        measured=True,
     ),
     "LossDivergence": Pattern(
         "a learning rate that is too high for this point of the training, or other data",
@@ -152,6 +151,7 @@ PATTERNS: Mapping[str, Pattern] = {
         series=("loss", "grad_norm", "lr"),
         rivals=("ExplodingGradient", "GradientShift", *_UNSTABLE),
         steady=True,
+        measured=True,
     ),
     "LossPlateau": Pattern(
         "a learning rate that is too low, or all that this model can learn from this data",
@@ -181,21 +181,18 @@ PATTERNS: Mapping[str, Pattern] = {
         "high",
         "replicas are equal to the bit after every step, and were",
         rivals=("NeverSynchronized",),
-        told=True,
         node=True,
     ),
     "NeverSynchronized": Pattern(
         "the model is not wrapped for data parallelism, so each rank trains its own",
         "high",
         "the ranks' weights were never equal",
-        told=True,
     ),
     "NormSelfCheckFailed": Pattern(
         "clipping saw other gradients than those that are stored",
         "medium",
         "two measurements of one thing differ",
         series=("clip_norm", "grad_norm"),
-        told=True,
     ),
     "AllReduceSlow": Pattern(
         "a slow link or switch, or other traffic on it",
@@ -211,6 +208,7 @@ PATTERNS: Mapping[str, Pattern] = {
         series=("step_seconds", "data_seconds"),
         rivals=("InputBound", "GpuMemoryPressure"),
         node=True,
+        measured=True,
     ),
     "RunStalled": Pattern(
         "a rank waits in a collective that others never reached, or the loop hangs",
@@ -231,7 +229,6 @@ PATTERNS: Mapping[str, Pattern] = {
         "the process itself said why it ended",
         series=("loss", "grad_norm", "gpu_memory_allocated_bytes"),
         rivals=("NonFiniteLoss", "NonFiniteGradient", "GpuMemoryPressure", "RankSilent"),
-        told=True,
     ),
     "CheckpointSlow": Pattern(
         "the storage is slow, or training waits for a save that could run beside it",
@@ -261,6 +258,7 @@ PATTERNS: Mapping[str, Pattern] = {
         "the pace fell and no detector of a part of the step names it",
         series=("step_seconds", "data_seconds", "backward_seconds", "tokens"),
         rivals=(*_SLOW, "OverheadBudgetExceeded"),
+        measured=True,
     ),
     "GpuMemoryPressure": Pattern(
         "tensors that are kept from step to step, or batches close to what fits",
