@@ -37,8 +37,9 @@ class Clock:
     """What is done to the recorded times.
 
     ``even`` gives every rank and step the median times: how busy the machine was that trained
-    is then no part of the run. ``stretch`` multiplies all times. ``pauses`` come on top. What was sent from step ``a``
-    to step ``b`` arrives only after ``b`` where ``outage`` is ``(a, b)``.
+    is then no part of the run. ``stretch`` multiplies all times. ``pauses`` come on top. What
+    was sent from step ``a`` to step ``b`` arrives only after ``b`` where ``outage`` is
+    ``(a, b)``.
     """
 
     stretch: float = 1.0
