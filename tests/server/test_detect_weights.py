@@ -11,7 +11,17 @@ import pytest
 
 from gradwarden import wire
 from gradwarden_server.detect.steps import Step
-from tests.server.detection import BLOCKS, ROWS, engine, held, noise, spoken, step
+from tests.server.detection import (
+    BLOCKS,
+    LAYOUTS,
+    ROWS,
+    engine,
+    held,
+    layout,
+    noise,
+    spoken,
+    step,
+)
 
 Numbers = np.ndarray[Any, Any]
 NOTHING = np.full(ROWS, np.nan)
@@ -135,3 +145,42 @@ def test_put_aside_and_restored_it_says_the_same(at: int) -> None:
     after = engine(["ExplodingGradient", "VanishingGradient"])
     after.restore(before.state())
     assert [(v.step, v.conditions) for s in steps[at:] for v in after.advance([s])] == said[at:]
+
+
+def spread(top: float) -> Numbers:
+    """Histograms of a thousand values a row, of which this share lies in the fifteenth bin."""
+    counts = np.zeros((ROWS, len(wire.HISTOGRAM)))
+    counts[:, 7], counts[:, 14] = 1000 * (1 - top), 1000 * top
+    return counts
+
+
+def test_a_nan_is_shown_with_the_histogram_before_it_and_its_batch() -> None:
+    steps = [step(n, batch=100.0 + n) for n in range(8)]
+    counted = {name: spread(0.25)[:, i] for i, name in enumerate(wire.HISTOGRAM)}
+    steps[3] = measured(steps[3], **counted)
+    steps.append(step(8, nan=[4], loss=np.nan, batch=108.0))
+    verdicts = engine(["NonFiniteGradient", "NonFiniteLoss"]).advance(steps)
+    pages = {name: c.annotations for (name, _), c in held(verdicts).items()}
+    assert {words["batch"] for words in pages.values()} == {"108"}
+    before = pages["NonFiniteGradient"]["values_before"]
+    assert before.endswith("0.00% of its values from 2^18 up at step 3")
+
+
+def test_the_top_bin_is_that_of_the_dtype() -> None:
+    half = layout(dtype="float16")
+    LAYOUTS[half.hash] = half
+    counted = {name: spread(0.25)[:, i] for i, name in enumerate(wire.HISTOGRAM)}
+    steps = [measured(step(n, layout=half.hash), **counted) for n in range(3)]
+    before = engine(["NonFiniteGradient"])
+    before.advance(steps)
+    after = engine(["NonFiniteGradient"])
+    after.restore(before.state())
+    (page,) = held(after.advance([step(3, nan=[4], layout=half.hash)])).values()
+    assert "25.00% of its values from 2^14 up at step 2" in page.annotations["values_before"]
+
+
+def test_where_no_histogram_was_taken_none_is_shown() -> None:
+    verdicts = engine(["NonFiniteGradient"]).advance([step(0), step(1, nan=[4])])
+    (page,) = held(verdicts).values()
+    assert page.annotations["values_before"].endswith("3.4e+38)")
+    assert "batch" not in page.annotations

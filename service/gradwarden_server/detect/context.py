@@ -104,6 +104,8 @@ class GroupView:
     bad: Flags
     before: tuple[tuple[int, NDArray[np.float32]], ...]
     judged: Judged | None = None
+    spread: tuple[int, NDArray[np.float32]] | None = None
+    """The newest histogram from before this step, [L, 16], and its step: few steps have one."""
 
     @cached_property
     def clean(self) -> bool:
@@ -137,6 +139,7 @@ class _Group:
         self.baseline = Baseline(len(view) + len(view.pools), settings)
         self.seen = np.zeros(len(view), np.bool_)
         self.before: list[tuple[int, NDArray[np.float32]]] = []
+        self.spread: tuple[int, NDArray[np.float32]] | None = None
 
     def judge(self, norms: Floats, open_: bool, complete: bool) -> Judged:
         pools = self.view.pools
@@ -222,6 +225,7 @@ class RunContext:
                 observed=held.observed,
                 bad=held.bad,
                 before=tuple(before),
+                spread=known.spread if known is not None and known.key == held.layout else None,
             )
         return views
 
@@ -284,6 +288,7 @@ class RunContext:
             known.before = [*known.before, (step.step, view.step.column("absmax").copy())][
                 -_BEFORE:
             ]
+            known.spread = _histogram(step.step, view.step) or known.spread
             self.capture = view.step.capture
         self.groups = views
         self.norm = math.sqrt(squares) if whole else math.nan
@@ -325,6 +330,7 @@ class RunContext:
                     "baseline": g.baseline.state(),
                     "seen": g.seen,
                     "before": [[at, values] for at, values in g.before],
+                    "spread": g.spread,
                 }
                 for group, g in self._groups.items()
             },
@@ -344,4 +350,18 @@ class RunContext:
             made.baseline.restore(held["baseline"])
             made.seen = held["seen"]
             made.before = [(at, values) for at, values in held["before"]]
+            if held["spread"] is not None:
+                made.spread = held["spread"][0], held["spread"][1]
             self._groups[int(group)] = made
+
+
+def _histogram(number: int, held: GroupStep) -> tuple[int, NDArray[np.float32]] | None:
+    """The step's number and its histogram, [L, 16]; None where it has none."""
+    first = wire.HISTOGRAM[0]
+    if first not in held.quantities:
+        return None
+    column = held.column(first)
+    if not (column == column).any():
+        return None
+    at = held.quantities.index(first)
+    return number, held.values[:, at : at + len(wire.HISTOGRAM)].copy()

@@ -97,6 +97,7 @@ class NonFiniteGradient(Detector):
         words = {"step": str(step.step), "attempt": str(step.attempt)}
         if rank is not None:
             words["rank"] = rank
+        words |= origin.batch(step)
         if not views:
             where = "layer unknown"
             words |= {

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from gradwarden_server.detect import origin
 from gradwarden_server.detect.base import Coverage, Detector, Incident
 from gradwarden_server.detect.context import RunContext
 from gradwarden_server.detect.steps import Step
@@ -89,7 +90,7 @@ class NonFiniteLoss(Detector):
             "attempt": str(step.attempt),
             "cause": before,
             "first_action": f"Stop the run if it goes on. {action}",
-        }
+        } | origin.batch(step, bad)
         if not step.partial or world_size == 1:  # an early look has not heard all ranks
             words["rank"] = ", ".join(map(str, bad))
         return words

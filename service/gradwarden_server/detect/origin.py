@@ -12,7 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from gradwarden import wire
 from gradwarden_server.detect.context import GroupView
+from gradwarden_server.detect.steps import Step
 
 _LARGEST = {
     "float16": 65504.0,
@@ -20,6 +22,8 @@ _LARGEST = {
     "float8_e5m2": 57344.0,
     "float64": 1.797e308,
 }
+_TOP_BIN = {"float16": 14, "float8_e4m3fn": 12, "float8_e5m2": 14}
+"""The histogram's bin that holds the largest numbers of a dtype; of others it is the last one."""
 _LARGEST_FLOAT32 = 3.4028e38
 """Also bfloat16's, whose exponent is as wide."""
 
@@ -140,7 +144,29 @@ def values_before(origin: Origin, view: GroupView) -> str:
     values = [f"{at}: {absmax[row]:.3g}" for at, absmax in view.before]
     if not values:
         return "no step before it was seen"
-    return f"abs-max by step {', '.join(values)} (largest {dtype}: {largest(dtype):.3g})"
+    peak = f"abs-max by step {', '.join(values)} (largest {dtype}: {largest(dtype):.3g})"
+    return f"{peak}{_top_bin(row, dtype, view)}"
+
+
+def _top_bin(row: int, dtype: str, view: GroupView) -> str:
+    """How much of the parameter's gradient lay in the dtype's top bin when last counted."""
+    if view.spread is None:
+        return ""
+    at, counts = view.spread
+    total = float(np.nansum(counts[row]))
+    top = _TOP_BIN.get(dtype.removeprefix("torch."), len(wire.HISTOGRAM) - 1)
+    if total <= 0:
+        return ""
+    share = float(np.nansum(counts[row, top:])) / total
+    return f"; {share:.2%} of its values from 2^{4 * top - 42} up at step {at}"
+
+
+def batch(step: Step, ranks: Sequence[int] = ()) -> dict[str, str]:
+    """The batch that the loop says it was at (``monitor.log(batch=i)``), of these ranks first."""
+    told = [
+        step.ranks[r].scalars for r in (*ranks, *step.ranks) if "batch" in step.ranks[r].scalars
+    ]
+    return {"batch": f"{told[0]['batch']:.15g}"} if told else {}
 
 
 def _peak_before(origin: Origin, view: GroupView) -> float:
