@@ -74,6 +74,10 @@ class RunDetectors:
         self._context = RunContext(layouts, settings_from(baseline), environment, world_size)
         self._speakers = Speakers()
         self._early: dict[str, tuple[int, int]] = {}
+        self._known: dict[str, tuple[Sequence[Condition], _Said]] = {}
+        self._asking = {a for a, d in self._detectors.items() if _overwrites(d, "requests")}
+        self._peeking = [d for d in self._detectors.values() if _overwrites(d, "peek")]
+        self._ticking = [d for d in self._detectors.values() if _overwrites(d, "tick")]
 
     @property
     def judged(self) -> tuple[int, int]:
@@ -96,10 +100,10 @@ class RunDetectors:
             if step.attempt < self._context.attempt:
                 continue
             said: list[Condition] = []
-            for alert, detector in self._detectors.items():
+            for detector in self._peeking:
                 conditions = detector.peek(step, self._context)
                 if any(c.active for c in conditions):
-                    self._early.setdefault(alert, (step.attempt, step.step))
+                    self._early.setdefault(detector.alert, (step.attempt, step.step))
                 said += conditions
             if said:
                 conditions = tuple(self._capped(said).values())
@@ -127,11 +131,12 @@ class RunDetectors:
                     said = self._unless_early(alert, step, said)
                 if said and said is not last.get(alert):
                     last[alert] = said
-                    for key, condition in self._capped(said).items():
+                    for key, condition in self._again(alert, said).items():
                         if before.get(key) != condition:
                             before[key] = condition
                             fresh.append(condition)
-                requests += detector.requests()
+                if alert in self._asking:
+                    requests += detector.requests()
             points = () if step.eventful else self._points(step)
             at = (step.attempt, step.step, step.time_ns)
             verdicts.append(Verdict(*at, tuple(fresh), points, step.eventful, tuple(requests)))
@@ -140,7 +145,7 @@ class RunDetectors:
     def tick(self, now_ns: int, facts: RunFacts, liveness: Liveness) -> list[Condition]:
         """Judge what only time can tell."""
         said: list[Condition] = []
-        for detector in self._detectors.values():
+        for detector in self._ticking:
             said += detector.tick(now_ns, facts, liveness)
         return list(self._capped(said).values())
 
@@ -195,6 +200,13 @@ class RunDetectors:
             return conditions
         return [c for c in conditions if c.active]
 
+    def _again(self, alert: str, conditions: Sequence[Condition]) -> _Said:
+        """What :meth:`_capped` gives; most detectors return the same list step after step."""
+        known = self._known.get(alert)
+        if known is None or known[0] is not conditions:
+            known = self._known[alert] = conditions, self._capped(conditions)
+        return known[1]
+
     def _capped(self, conditions: Iterable[Condition]) -> _Said:
         """By identity, with the rule's cap on severity; one that sees the sickness wins."""
         said: _Said = {}
@@ -223,3 +235,8 @@ class RunDetectors:
         if self._context.loss is not None:
             points.append(DerivedPoint("gradwarden_loss", labels, step.time_ns, self._context.loss))
         return tuple(points)
+
+
+def _overwrites(detector: Detector, method: str) -> bool:
+    """Whether a detector does anything when it is asked so."""
+    return getattr(type(detector), method) is not getattr(Detector, method)
