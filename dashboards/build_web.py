@@ -122,8 +122,9 @@ class CustomBuildHook(BuildHookInterface):  # type: ignore[type-arg]
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Build, then bundle; an editable install reads the checkout instead."""
         if self.target_name == "wheel":  # hatchling has room for one hook of this kind
-            kernel = runpy.run_path(str(ROOT / "client_sdk" / "build_kernel.py"))
-            kernel["into_wheel"](version, build_data)
+            for side in ("client_sdk", "service"):
+                kernel = runpy.run_path(str(ROOT / side / "build_kernel.py"))
+                kernel["into_wheel"](version, build_data)
         if version == "editable":
             return
         build()

@@ -88,13 +88,14 @@ def install(level: str) -> None:
 
 
 def main() -> None:
-    """Environment, packages, kernel, dashboard."""
+    """Environment, packages, kernels, dashboard."""
     level = sys.argv[1] if len(sys.argv) == 2 else ""
     if level not in LEVELS:
         sys.exit(f"usage: bootstrap.py {'|'.join(LEVELS)}")
     create()
     install(level)
     subprocess.run([PYTHON, ROOT / "client_sdk" / "build_kernel.py"], check=True)
+    subprocess.run([PYTHON, ROOT / "service" / "build_kernel.py"], check=True)
     subprocess.run([PYTHON, ROOT / "dashboards" / "build_web.py"], check=True)
 
 

@@ -263,15 +263,15 @@ def test_roll_ups_are_what_the_steps_say(data: st.DataObject) -> None:
     drawn = data.draw(
         st.lists(st.floats(-1, 1, width=32) if plain else numbers, min_size=count, max_size=count)
     )
-    values = np.array(drawn, np.float32)[:, None]
-    for width, rolled in rollup.roll(steps.astype(np.int64), values, None):
+    values = np.array(drawn, np.float32)[None, :]
+    for width, rolled in rollup.roll(steps.astype(np.int64), values.view(np.uint32), None):
         numbers_of, starts = rollup.buckets(steps, width)
         ends = [*starts[1:].tolist(), count]
         for i, (start, end) in enumerate(zip(starts.tolist(), ends, strict=True)):
             assert (steps[start:end] // width == numbers_of[i]).all()
-            part = values[start:end, 0]
+            part = values[0, start:end]
             finite = part[np.isfinite(part)].astype(np.float64)
-            found = {name: rolled.values[name][i, 0] for name in rollup.AGGREGATES}
+            found = {name: rolled.values[name][0, i] for name in rollup.AGGREGATES}
             assert found["count"] == finite.size
             assert found["nonfinite"] == np.isinf(part).sum()
             if finite.size:

@@ -73,4 +73,5 @@ def test_a_wheel_holds_the_kernel_and_is_tagged_for_it(wheel: zipfile.ZipFile) -
     if not any(map(shutil.which, ("cc", "gcc", "clang"))):
         missing("a C compiler", "apt-get install -y gcc")
     assert "gradwarden/stats/kernel.so" in wheel.namelist()
+    assert "gradwarden_server/store/columns/kernel.so" in wheel.namelist()
     assert re.search(r"-py3-none-(?!any)\w+\.whl$", str(wheel.filename))

@@ -116,6 +116,11 @@ class Message:
         """The message as it came."""
         self._planes = planes
 
+    @property
+    def planes(self) -> bytes:
+        """The payload, inflated: every quantity of all matrices in its turn, then the rest."""
+        return self._planes
+
     def column(self, quantity: str) -> bytes:
         """One quantity of all matrices, [m, L] float32 as four byte planes; empty if not sent."""
         header = self.header

@@ -7,14 +7,15 @@ was cut off is simply done again.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 
 from gradwarden import wire
-from gradwarden_server.joins import Flags, Matrix
-from gradwarden_server.store import codec, rollup, spine
+from gradwarden_server.joins import Flags
+from gradwarden_server.store import codec, columns, rollup, spine
 from gradwarden_server.store.built import Built, Chunk, Rollup
+from gradwarden_server.store.columns import Words
 from gradwarden_server.store.entries import LogEntry
 from gradwarden_server.store.opened import Opened
 from gradwarden_server.store.spine import Doubles, Ints, Sent, Spine, Telling
@@ -53,17 +54,17 @@ def build(
     opened = [Opened(entry) for entry in entries]
     headers = [each.header for each in opened]
     work = _Matrices([each for each in opened if each.matrices], precision_bits)
-    rooted = _ints(flag for h in headers for flag in h.rooted)
+    rooted = _ints(chain.from_iterable(h.rooted for h in headers))
     made = Spine(
         layout=next((each.header.layout for each in opened if each.matrices), ""),
         sent=_sent(opened),
         tellings=tuple(dict.fromkeys(map(_telling, opened))),
-        steps=_ints(step for h in headers for step in h.steps),
-        times_ns=_ints(time for h in headers for time in h.times),
+        steps=_ints(chain.from_iterable(h.steps for h in headers)),
+        times_ns=_ints(chain.from_iterable(h.times for h in headers)),
         capture=_ints(spine.CAPTURES.index(c) for h in headers for c in h.capture),
         stepped=_ints(-1 if s is None else int(s) for h in headers for s in h.stepped),
-        open=_ints(int(flag) for h in headers for flag in h.open),
-        matrix=_ints(flag for h in headers for flag in h.matrix),
+        open=_ints(chain.from_iterable(h.open for h in headers)),
+        matrix=_ints(chain.from_iterable(h.matrix for h in headers)),
         rooted=rooted if keep_roots else np.zeros_like(rooted),
         worded=_ints(flag if h.wide else 0 for h in headers for flag in h.matrix),
         squares=work.squares,
@@ -107,10 +108,12 @@ def _scalars(headers: Sequence[wire.Header]) -> dict[str, tuple[Ints, Doubles]]:
     for header in headers:
         for name, column in header.scalars.items():
             at, values = found.setdefault(name, ([], []))
-            for i, value in enumerate(column):
-                if value is not None:
-                    at.append(before + i)
-                    values.append(float(value))  # "NaN", "Infinity" and "-Infinity" are numbers
+            frames: Iterable[int] = range(before, before + header.n)
+            if None in column:
+                frames = [i for i, value in zip(frames, column, strict=True) if value is not None]
+                column = [value for value in column if value is not None]
+            at.extend(frames)
+            values.extend(map(float, column))  # "NaN", "Infinity" and "-Infinity" are numbers
         before += header.n
     return {name: (_ints(at), np.array(values, np.float64)) for name, (at, values) in found.items()}
 
@@ -135,16 +138,15 @@ def _words(opened: Sequence[Opened]) -> Iterator[Chunk]:
             yield name, 0, codec.pack_words(np.concatenate(parts))
 
 
-@dataclass(slots=True)
 class _Group:
     """The matrices in which any column of one group was measured."""
 
-    steps: Ints
-    held: list[Flags]
-    seen: Flags | None = None
-    order: Ints | None = None
-
-    def __post_init__(self) -> None:
+    def __init__(self, steps: Ints, held: Flags) -> None:
+        self.steps = steps[held]
+        self.held = held
+        self.seen: Flags | None = None
+        """[rows, steps], what was observed, where the group tells of it."""
+        self.order: Ints | None = None
         if (np.diff(self.steps) < 0).any():  # a spool may have arrived late
             self.order = np.argsort(self.steps, kind="stable")
 
@@ -155,6 +157,9 @@ class _Matrices:
     def __init__(self, opened: Sequence[Opened], precision_bits: int) -> None:
         """``opened`` are those that hold a matrix."""
         self._opened = opened
+        rows = opened[0].header.parameters if opened else 0
+        matrices = [each.matrices for each in opened]
+        self._batches = columns.Batches([each.planes for each in opened], matrices, rows)
         steps = np.concatenate([_NONE, *(each.matrix_steps() for each in opened)])
         self.measured: dict[str, Ints] = {}
         self.columns: dict[str, str] = {}
@@ -169,62 +174,58 @@ class _Matrices:
         for name in dict.fromkeys(q for each in opened for q in each.header.quantities):
             groups.setdefault(_GROUPS.get(name, name), []).append(name)
         for group, names in groups.items():
-            held = [each.measured(names) for each in self._opened]
-            at = np.flatnonzero(np.concatenate(held))
+            held = np.zeros(steps.size, np.bool_)
+            for name in names:
+                if not held.all():
+                    held |= columns.measured(self._batches, self._begins(name))
+            at = np.flatnonzero(held)
             if at.size:
                 self.measured[group] = at
                 self.columns |= dict.fromkeys(names, group)
-                self._add(names, _Group(steps[at], held), at)
+                self._add(names, _Group(steps, held), at)
 
     def _add(self, names: Sequence[str], group: _Group, at: Ints) -> None:
         if "nan" in names:
-            group.seen = ~np.isnan(self._laid("nan", group))
+            group.seen = ~np.isnan(self._laid("nan", group).view(np.float32))
         for name in names:
-            values = self._laid(name, group)
+            words = self._laid(name, group)
             if name == "l2":
-                norms = values if group.seen is None else np.where(group.seen, values, 0)
-                self.squares[at] = np.square(norms, dtype=np.float64).sum(axis=1)
+                norms = words.view(np.float32)
+                norms = (norms if group.seen is None else np.where(group.seen, norms, 0)).T
+                squares = np.square(np.ascontiguousarray(norms), dtype=np.float64)
+                self.squares[at] = squares.sum(axis=1)
             if self._bits and name in _ROUNDABLE:
-                values = codec.rounded(values, self._bits)
+                words = codec.rounded(words.view(np.float32), self._bits).view(np.uint32)
             seen = group.seen if name in _WATCHED else None
-            held = ~np.isnan(values) if seen is None else seen
-            self.samples += int(np.count_nonzero(held))
-            bits = codec.constant(values.view(np.uint32))
-            if bits is not None and (np.isfinite(values.flat[0]) or not held.any()):
+            told = columns.survey(words, codec.BLOCK_ROWS)
+            held = words.size - sum(told.nans) if seen is None else int(np.count_nonzero(seen))
+            self.samples += held
+            bits = codec.constant(words, told)
+            if bits is not None and (not held or np.isfinite(np.uint32(bits).view(np.float32))):
                 self.constants[name] = bits  # NaN that was measured is told by its roll-ups
                 continue
-            self._chunk(name, values)
-            self._roll(name, values, seen, group, int(np.count_nonzero(held)))
+            for block, body in enumerate(codec.pack_blocks(words, codec.BLOCK_ROWS, told)):
+                self.chunks.append((name, block, body))
+            self._roll(name, words, seen, group, held)
 
-    def _laid(self, name: str, group: _Group) -> Matrix:
-        """[m, L] of one column over the group's matrices, holes where it was not sent."""
-        rows = self._opened[0].header.parameters
-        laid = np.empty((group.steps.size, rows), np.float32)
-        at = 0
-        for each, held in zip(self._opened, group.held, strict=True):
-            end = at + int(np.count_nonzero(held))
-            each.fill(name, held, laid[at:end])
-            at = end
-        return laid
+    def _begins(self, name: str) -> Ints:
+        return _ints(each.begins(name) for each in self._opened)
 
-    def _chunk(self, name: str, values: Matrix) -> None:
-        for block, body in enumerate(codec.pack_blocks(values.T, codec.BLOCK_ROWS)):
-            self.chunks.append((name, block, body))
+    def _laid(self, name: str, group: _Group) -> Words:
+        """[L, m] of one column over the group's matrices, holes where it was not sent."""
+        return columns.lay(self._batches, self._begins(name), group.held)
 
-    def _roll(
-        self, name: str, values: Matrix, seen: Flags | None, group: _Group, held: int
-    ) -> None:
+    def _roll(self, name: str, words: Words, seen: Flags | None, group: _Group, held: int) -> None:
         steps = group.steps
         if group.order is not None:
-            steps, values = steps[group.order], values[group.order]
-            seen = None if seen is None else seen[group.order]
-        rows = values.shape[1]
+            steps, words = steps[group.order], np.take(words, group.order, axis=1)
+            seen = None if seen is None else np.take(seen, group.order, axis=1)
         widths = [
             width
             for width in rollup.WIDTHS  # else it would be larger than what it sums up
-            if held >= _WORTH * rows * rollup.buckets(steps, width)[0].size
+            if held >= _WORTH * len(words) * rollup.buckets(steps, width)[0].size
         ]
-        for width, rolled in rollup.roll(steps, values, seen, widths):
+        for width, rolled in rollup.roll(steps, words, seen, widths):
             self.rolled.setdefault(name, width)
             for aggregate in rollup.AGGREGATES:
                 if rolled.plain and aggregate in rollup.COUNTS:
@@ -232,8 +233,7 @@ class _Matrices:
                 told = rolled.values[aggregate]
                 if self._bits and name in _ROUNDABLE and aggregate == "mean":
                     told = codec.rounded(told, self._bits)
-                body = codec.pack(told.T)
-                self.rollups.append((width, name, aggregate, body))
+                self.rollups.append((width, name, aggregate, codec.pack(told)))
 
 
 def _ints(values: Iterable[int]) -> Ints:

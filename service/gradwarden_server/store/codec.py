@@ -19,16 +19,14 @@ import zstandard
 from numpy.typing import NDArray
 
 from gradwarden_server.joins import Matrix
+from gradwarden_server.store import columns
+from gradwarden_server.store.columns import HOLE, Survey, Words
 
-Words = NDArray[np.uint32]
 Bytes = NDArray[np.uint8]
 Row = NDArray[np.float32]
 
 BLOCK_ROWS = 16
 """Rows that are packed together: one layer's history reads few others with it."""
-
-HOLE = 0x7FC00000
-"""The bits of the NaN that stands for "not measured"; any other NaN is kept as it is."""
 
 _CONSTANT, _DENSE, _SPARSE = 1, 2, 3
 _PRELUDE = struct.Struct("<BII")
@@ -44,32 +42,35 @@ class Corrupt(ValueError):
 
 def pack(values: Matrix) -> bytes:
     """[rows, steps] float32 as bytes that :func:`unpack` gives back bit for bit."""
-    return pack_blocks(values, max(1, len(values)))[0] if len(values) else _empty(values)
-
-
-def pack_blocks(values: Matrix, rows: int) -> list[bytes]:
-    """The same for every ``rows`` rows of [L, steps], in a fraction of the time of single calls."""
+    if not len(values):
+        return _PRELUDE.pack(_CONSTANT, *values.shape) + _BITS.pack(0)
     words = np.ascontiguousarray(values, np.float32).view(np.uint32)
+    return pack_blocks(words, len(words), columns.survey(words, len(words)))[0]
+
+
+def pack_blocks(words: Words, rows: int, told: Survey) -> list[bytes]:
+    """The same for every ``rows`` rows of [L, steps] bits, which were surveyed by as many."""
     steps = words.shape[1]
-    holes = np.count_nonzero(words == HOLE, axis=1)
-    folded = _folded(words) if holes.sum() < words.size else words
     together = _together(steps)
+    folded: memoryview | None = None
     bodies = []
-    for start in range(0, len(words), rows):
-        block = words[start : start + rows]
+    for start, holes, alike in zip(range(0, len(words), rows), told.holes, told.alike, strict=True):
+        end = min(start + rows, len(words))
+        block = words[start:end]
         shape = block.shape
-        bits = constant(block)
-        if bits is not None:
+        if alike:
+            bits = int(block[0, 0]) if steps else 0
             bodies.append(_PRELUDE.pack(_CONSTANT, *shape) + _BITS.pack(bits))
-        elif 2 * int(holes[start : start + rows].sum()) > block.size:
+        elif 2 * holes > block.size:
             held = block != HOLE
-            mask = np.packbits(held).tobytes()
-            payload = _compress(mask + _planes(_folded(block[held][None, :])))
+            planes = columns.fold(block[held][None, :], 1, 1)
+            payload = _compress(np.packbits(held).tobytes() + planes.tobytes())
             bodies.append(_PRELUDE.pack(_SPARSE, *shape) + payload)
         else:
-            some = folded[start : start + rows]
-            ends = range(0, len(some), together)
-            parts = [_compress(_planes(some[at : at + together])) for at in ends]
+            if folded is None:
+                folded = columns.fold(words, rows, together).data
+            ends = [4 * steps * row for row in (*range(start, end, together), end)]
+            parts = [_compress(folded[a:b]) for a, b in itertools.pairwise(ends)]
             sizes = struct.pack(f"<{len(parts)}I", *map(len, parts))
             bodies.append(b"".join((_PRELUDE.pack(_DENSE, *shape), sizes, *parts)))
     return bodies
@@ -144,12 +145,12 @@ def filled(rows: int, steps: int, bits: int) -> Matrix:
     return np.full((rows, steps), bits, np.uint32).view(np.float32)
 
 
-def constant(words: Words) -> int | None:
-    """The bits that all words share, or None; nothing shares those of zero."""
+def constant(words: Words, told: Survey) -> int | None:
+    """The bits that all these surveyed words share, or None; nothing shares those of zero."""
     if not words.size:
         return 0
-    first = int(words.flat[0])
-    return first if bool((words == first).all()) else None
+    alike = all(told.alike) and bool((words[:, 0] == words[0, 0]).all())
+    return int(words[0, 0]) if alike else None
 
 
 def rounded(values: Matrix, bits: int) -> Matrix:
@@ -198,10 +199,6 @@ def _prelude(body: bytes) -> tuple[int, int, int]:
     return kind, rows, steps
 
 
-def _empty(values: Matrix) -> bytes:
-    return _PRELUDE.pack(_CONSTANT, *values.shape) + _BITS.pack(0)
-
-
 def _together(steps: int) -> int:
     """Rows that are compressed in one go: enough to be worth a call, few enough that a single
     row is read without most others."""
@@ -221,23 +218,6 @@ def _parts(body: bytes, rows: int, steps: int) -> list[bytes]:
     return [body[start:end] for start, end in itertools.pairwise(ends)]
 
 
-def _folded(words: Words) -> Words:
-    """Differences of bit patterns along the last axis, small ones of either sign near zero."""
-    signed = words.view(np.int32)
-    steps = np.empty_like(signed)
-    steps[:, :1] = signed[:, :1]
-    np.subtract(signed[:, 1:], signed[:, :-1], out=steps[:, 1:])
-    signs = steps >> 31
-    np.left_shift(steps, 1, out=steps)
-    np.bitwise_xor(steps, signs, out=steps)
-    return steps.view(np.uint32)
-
-
-def _planes(folded: Words) -> bytes:
-    """Byte plane by byte plane."""
-    return np.ascontiguousarray(folded.view(np.uint8).reshape(-1, 4).T).tobytes()
-
-
 def _words(planes: bytes, shape: tuple[int, int]) -> Words:
     flat = np.frombuffer(planes, np.uint8).reshape(4, -1)
     folded = np.empty((flat.shape[1], 4), np.uint8)
@@ -247,7 +227,7 @@ def _words(planes: bytes, shape: tuple[int, int]) -> Words:
 
 
 def _unfolded(words: Words) -> Words:
-    """What :func:`_folded` took."""
+    """What was folded, see :func:`gradwarden_server.store.columns.plain.fold`."""
     steps = (words >> np.uint32(1)) ^ (np.uint32(0) - (words & np.uint32(1)))
     return np.cumsum(steps, axis=1, dtype=np.uint32)
 
@@ -277,8 +257,9 @@ class _Contexts(threading.local):
 _mine = _Contexts()
 
 
-def _compress(raw: bytes) -> bytes:
-    return _mine.compressor.compress(raw)
+def _compress(raw: bytes | memoryview) -> bytes:
+    packed: bytes = _mine.compressor.compress(raw)
+    return packed
 
 
 def _decompress(payload: bytes | memoryview, size: int) -> bytes:

@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradwarden_server.joins import Flags, Matrix
+from gradwarden_server.store import columns
+from gradwarden_server.store.columns import Level, Words
 
 Ints = NDArray[np.int64]
 
@@ -26,7 +28,7 @@ are NaN; counts are exact up to 2**24."""
 
 @dataclass(frozen=True, slots=True)
 class Rolled:
-    """One column over buckets of one width, each array [buckets, rows].
+    """One column over buckets of one width, each array [rows, buckets].
 
     ``plain`` says that every value was measured and finite: then the counts follow from the
     steps alone.
@@ -44,112 +46,58 @@ def buckets(steps: Ints, width: int) -> tuple[Ints, Ints]:
 
 
 def roll(
-    steps: Ints, values: Matrix, observed: Flags | None, widths: Sequence[int] = WIDTHS
+    steps: Ints, words: Words, observed: Flags | None, widths: Sequence[int] = WIDTHS
 ) -> Iterator[tuple[int, Rolled]]:
     """Each of these ascending widths with the column rolled up to it.
 
     Args:
         steps: [m], rising.
-        values: [m, rows] float32.
-        observed: [m, rows], what was measured; None where a NaN says that it was not.
+        words: [rows, m], bits of float32.
+        observed: [rows, m], what was measured; None where a NaN says that it was not.
         widths: Each a multiple of the one before.
     """
     if not widths:
         return
-    finite = np.isfinite(values)
-    plain = bool(finite.all()) and (observed is None or bool(observed.all()))
     width = widths[0]
     numbers, starts = buckets(steps, width)
-    sizes = np.diff(np.append(starts, steps.size))
-    rolled = _first(values, finite, observed, starts, sizes, plain)
-    yield width, Rolled(_narrow(rolled), plain)
+    level = columns.roll(words, observed, np.append(starts, steps.size))
+    plain = int(level.finite.sum()) == words.size
+    yield width, Rolled(_narrow(level), plain)
     for wider in widths[1:]:
         numbers, starts = buckets(numbers, wider // width)
-        rolled = _merged(rolled, starts)
+        level = _merged(level, starts)
         width = wider
-        yield width, Rolled(_narrow(rolled), plain)
+        yield width, Rolled(_narrow(level), plain)
 
 
-Sums = dict[str, NDArray[np.float64]]
-
-
-def _first(
-    values: Matrix, finite: Flags, observed: Flags | None, starts: Ints, sizes: Ints, plain: bool
-) -> Sums:
-    if plain:
-        return {
-            "min": _reduced(np.minimum, values, starts, sizes),
-            "max": _reduced(np.maximum, values, starts, sizes),
-            "sum": _reduced(np.add, values, starts, sizes, np.float64),
-            "last": values[starts + sizes - 1].astype(np.float64),
-            "count": np.repeat(sizes[:, None], values.shape[1], axis=1).astype(np.float64),
-            "nonfinite": np.zeros((starts.size, values.shape[1])),
-        }
-    seen = finite if observed is None else finite & observed
-    bad = np.isinf(values) if observed is None else observed & ~finite
-    order = np.arange(len(values))[:, None]
-    newest = np.maximum.reduceat(np.where(seen, order, -1), starts, axis=0)
-    last = np.take_along_axis(values, np.maximum(newest, 0), axis=0).astype(np.float64)
-    filled = np.where(seen, values, 0.0)
-    return {
-        "min": _reduced(np.minimum, np.where(seen, values, np.inf), starts, sizes),
-        "max": _reduced(np.maximum, np.where(seen, values, -np.inf), starts, sizes),
-        "sum": _reduced(np.add, filled, starts, sizes, np.float64),
-        "last": np.where(newest >= 0, last, np.nan),
-        "count": _reduced(np.add, seen, starts, sizes, np.float64),
-        "nonfinite": _reduced(np.add, bad, starts, sizes, np.float64),
-    }
-
-
-def _merged(parts: Sums, starts: Ints) -> Sums:
-    found = {
-        "min": np.minimum.reduceat(parts["min"], starts, axis=0),
-        "max": np.maximum.reduceat(parts["max"], starts, axis=0),
-    }
-    for name in ("sum", "count", "nonfinite"):
-        found[name] = np.add.reduceat(parts[name], starts, axis=0)
-    order = np.arange(len(parts["last"]))[:, None]
-    newest = np.maximum.reduceat(np.where(parts["count"] > 0, order, -1), starts, axis=0)
-    last = np.take_along_axis(parts["last"], np.maximum(newest, 0), axis=0)
-    found["last"] = np.where(newest >= 0, last, np.nan)
-    return found
-
-
-def _narrow(sums: Sums) -> dict[str, Matrix]:
-    """As stored. A mean lies between its least and greatest, also after rounding."""
-    count = sums["count"]
-    empty = count == 0
-    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-        mean = np.where(empty, np.nan, sums["sum"] / count)
-        low = np.where(empty, np.nan, sums["min"])
-        high = np.where(empty, np.nan, sums["max"])
-        found = {
-            "min": low,
-            "max": high,
-            "mean": np.clip(mean, low, high),
-            "last": sums["last"],
-            "count": count,
-            "nonfinite": sums["nonfinite"],
-        }
-        return {name: array.astype(np.float32) for name, array in found.items()}
-
-
-def _reduced(
-    ufunc: np.ufunc,
-    values: NDArray[np.generic],
-    starts: Ints,
-    sizes: Ints,
-    dtype: type[np.float64] | None = None,
-) -> NDArray[np.float64]:
-    """``reduceat`` over the first axis; equally full buckets are reduced in one go."""
-    inner = sizes[1:-1]
-    if inner.size < 2 or (inner != inner[0]).any():
-        return np.asarray(ufunc.reduceat(values, starts, axis=0, dtype=dtype), np.float64)
-    first, last = int(starts[1]), int(starts[-1])
-    blocks = values[first:last].reshape(inner.size, int(inner[0]), *values.shape[1:])
-    ends = (
-        ufunc.reduce(values[:first], axis=0, dtype=dtype)[None],
-        ufunc.reduce(blocks, axis=1, dtype=dtype),
-        ufunc.reduce(values[last:], axis=0, dtype=dtype)[None],
+def _merged(parts: Level, starts: Ints) -> Level:
+    order = np.arange(parts.last.shape[1])
+    newest = np.maximum.reduceat(np.where(parts.finite > 0, order, -1), starts, axis=1)
+    # Where nothing is finite every part is a hole, so that any of them will do.
+    last = np.take_along_axis(parts.last, np.maximum(newest, 0), axis=1)
+    return Level(
+        np.minimum.reduceat(parts.least, starts, axis=1),
+        np.maximum.reduceat(parts.most, starts, axis=1),
+        np.add.reduceat(parts.sum, starts, axis=1),
+        np.where(newest >= 0, last, np.uint32(columns.HOLE)),
+        np.add.reduceat(parts.finite, starts, axis=1),
+        np.add.reduceat(parts.others, starts, axis=1),
     )
-    return np.concatenate(ends).astype(np.float64)
+
+
+def _narrow(level: Level) -> dict[str, Matrix]:
+    """As stored. A mean lies between its least and greatest, also after rounding."""
+    empty = level.finite == 0
+    nothing = np.uint32(columns.HOLE).view(np.float32)
+    low = np.where(empty, nothing, columns.words_of(level.least).view(np.float32))
+    high = np.where(empty, nothing, columns.words_of(level.most).view(np.float32))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean = np.clip(level.sum / level.finite, low, high).astype(np.float32)
+    return {
+        "min": low,
+        "max": high,
+        "mean": np.where(empty, nothing, mean),
+        "last": level.last.view(np.float32),
+        "count": level.finite.astype(np.float32),
+        "nonfinite": level.others.astype(np.float32),
+    }
