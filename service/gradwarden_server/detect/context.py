@@ -145,18 +145,23 @@ class _Group:
         pools = self.view.pools
         if not pools:
             return self.baseline.judge(norms, open_)
-        squares = np.square(np.nan_to_num(norms))
-        pooled = [math.sqrt(squares[rows].sum()) if complete else math.nan for rows in pools]
-        sparse = self.baseline.sparse
-        rare = [rows[sparse[rows]] for rows in pools]
-        judged = self.baseline.judge(np.concatenate([norms, pooled]), open_)
         count = len(self.view)
+        values = np.full(count + len(pools), np.nan)
+        values[:count] = norms
+        if complete:
+            for at, rows in enumerate(pools, start=count):
+                held = norms[rows]
+                square = float(held @ held)
+                values[at] = math.sqrt(np.nansum(held**2) if math.isnan(square) else square)
+        sparse = self.baseline.sparse  # as it was before this step
+        judged = self.baseline.judge(values, open_)
         z, distance, armed = judged.z[:count], judged.distance[:count], judged.armed[:count]
-        if any(map(len, rare)):
+        if sparse.any():
             z, distance, armed = z.copy(), distance.copy(), armed.copy()
-            for at, rows in enumerate(rare, start=count):
-                z[rows], distance[rows] = judged.z[at], judged.distance[at]
-                armed[rows] = judged.armed[at]
+            for at, rows in enumerate(pools, start=count):
+                rare = rows[sparse[rows]]
+                z[rare], distance[rare] = judged.z[at], judged.distance[at]
+                armed[rare] = judged.armed[at]
         return Judged(z, distance, armed, judged.releveled[:count])
 
 
