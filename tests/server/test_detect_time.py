@@ -9,6 +9,7 @@ import pytest
 
 from gradwarden_server.detect.base import Liveness, RankLiveness
 from gradwarden_server.detect.engine import RunDetectors
+from gradwarden_server.detect.steps import Step
 from gradwarden_server.model import Condition, RunFacts
 from tests.server.detection import SECOND, carrier, engine, step
 
@@ -138,6 +139,70 @@ def test_ten_minutes_of_own_downtime_are_no_evidence() -> None:
     assert said(trained("RankSilent"), started + 2 * MINUTE, liveness) == "page"
 
 
+def stack(rank: int, collective: str, *lines: str) -> Step:
+    """What a rank tells of itself while no step ends."""
+    event = {"kind": "stack", "stack": list(lines), "collective": collective, "phase": ""}
+    return carrier(LAST, event, LAST + 120, rank)
+
+
+def place(rank: int, node: str) -> Step:
+    return carrier(0, {"kind": "start", "place": {"node": node}}, 0, rank)
+
+
+IN_LOOP, IN_REDUCE = "/home/me/loop.py:12 train", "/lib/distributed_c10d.py:2800 all_reduce"
+
+
+def test_a_stall_names_stacks_collective_and_the_rank_that_is_not_in_it() -> None:
+    detectors = trained("RunStalled")
+    for rank in range(3):
+        detectors.advance([place(rank, f"n{rank}")])
+        waits = rank != 1
+        lines = (IN_LOOP, IN_REDUCE) if waits else (IN_LOOP, "/home/me/data.py:7 read")
+        detectors.advance([stack(rank, "all-reduce 2 of 400 bytes" if waits else "", *lines)])
+    detectors = restored(detectors, "RunStalled")
+    now = LAST + 11 * MINUTE
+    found = condition(detectors, now, alive([now] * 3))
+    assert found is not None
+    words = found.annotations
+    assert words["step"] == str(LAST)
+    assert words["rank"] == "1 (not in the collective)"
+    assert words["node"] == "n1"
+    assert words["stack"] == (
+        "rank 0, 2: loop.py:12 train > distributed_c10d.py:2800 all_reduce; "
+        "rank 1: loop.py:12 train > data.py:7 read"
+    )
+    assert words["collective"] == "rank 0, 2: all-reduce 2 of 400 bytes"
+
+
+def test_the_stacks_of_a_standstill_that_is_over_are_old() -> None:
+    detectors = trained("RunStalled")
+    detectors.advance([stack(0, "", IN_LOOP), step(LAST, seconds=LAST + 200)])
+    now = LAST + 200 + 20 * MINUTE
+    found = condition(detectors, now, alive(now, stepped=LAST + 200))
+    assert found is not None
+    assert "stack" not in found.annotations
+
+
+def test_a_stall_names_what_each_rank_is_doing() -> None:
+    now = LAST + 46 * MINUTE
+    liveness = alive([now, now])
+    first, second = liveness.ranks
+    liveness = replace(liveness, ranks=(replace(first, phase="evaluation"), second))
+    found = condition(trained("RunStalled"), now, liveness)
+    assert found is not None
+    assert found.annotations["phase"] == "evaluation on rank 0; train on rank 1"
+
+
+def test_a_silent_rank_is_told_with_its_node_its_phase_and_its_last_stack() -> None:
+    detectors = trained("RankSilent")
+    detectors.advance([place(1, "rack3-n7"), stack(1, "barrier", IN_LOOP)])
+    found = condition(detectors, 1000.0, alive([997, 700], stepped=999))
+    assert found is not None
+    words = found.annotations
+    assert (words["node"], words["phase"]) == ("rack3-n7", "train")
+    assert (words["stack"], words["collective"]) == ("rank 1: loop.py:12 train", "rank 1: barrier")
+
+
 def test_a_run_of_which_nobody_is_heard_is_silent_and_not_stalled() -> None:
     now = LAST + 11 * MINUTE
     assert said(trained("RunStalled"), now, alive(LAST)) is None
@@ -232,3 +297,59 @@ def test_the_last_checkpoint_is_told_with_the_failure() -> None:
     found = condition(detectors, LAST + 11 * MINUTE, alive(LAST, ended=True))
     assert found is not None
     assert found.annotations["last_checkpoint"] == "/ck/90.pt (step 90)"
+
+
+def test_a_failed_run_names_node_memory_and_the_chain_of_causes() -> None:
+    detectors = trained("RunFailed")
+    detectors.advance([place(0, "n7")])
+    event = {
+        "kind": "finish",
+        "status": "failed",
+        "error": "ValueError: bad batch",
+        "causes": ["KeyError: 'image'"],
+        "memory_bytes": 3 * 2**30,
+        "gpu_memory_peak_bytes": 79 * 2**30,
+    }
+    detectors.advance([carrier(LAST, event, LAST)])
+    detectors = restored(detectors, "RunFailed")
+    found = condition(detectors, LAST + 11 * MINUTE, alive(LAST, ended=True))
+    assert found is not None
+    words = found.annotations
+    assert words["cause"] == "rank 0: ValueError: bad batch because of KeyError: 'image'"
+    assert words["node"] == "n7"
+    assert words["memory"] == "at its peak 3.0 GiB of its process, 79.0 GiB on its GPU"
+
+
+@pytest.mark.parametrize(
+    ("sentence", "bad", "damaged", "expected"),
+    [
+        ("nothing was wrong before", None, "", "/ck/400.pt (step 400)"),
+        ("NaN from step 450 on: 200 steps older", 450, "", "/ck/200.pt (step 200)"),
+        ("the newest was found damaged", None, "/ck/400.pt", "/ck/300.pt (step 300)"),
+    ],
+)
+def test_the_last_good_checkpoint_is_whole_finite_and_old_enough(
+    sentence: str, bad: int | None, damaged: str, expected: str
+) -> None:
+    detectors = engine(["RunFailed"])
+    for n in range(500):
+        sick = bad is not None and n >= bad
+        detectors.advance([step(n, loss=float("nan") if sick else 1.0)])
+        if n and n % 100 == 0:
+            event = {"kind": "checkpoint", "path": f"/ck/{n}.pt", "saved_step": n, "ok": True}
+            event |= {"sha256": "a" * 64, "finite": True, "seconds": 2}
+            detectors.advance([carrier(n, event, n)])
+    if damaged:
+        event = {"kind": "checkpoint", "path": damaged, "ok": False, "verified": False}
+        detectors.advance([carrier(499, event, 499)])
+    detectors.advance([carrier(500, {"kind": "finish", "status": "failed"}, 500)])
+    found = condition(detectors, 500 + 11 * MINUTE, alive(500, ended=True))
+    assert found is not None
+    assert found.annotations["last_good_checkpoint"] == expected, sentence
+
+
+def restored(detectors: RunDetectors, alert: str) -> RunDetectors:
+    """The same, out of its snapshot."""
+    after = engine([alert])
+    after.restore(detectors.state())
+    return after

@@ -12,7 +12,9 @@ from typing import Any, ClassVar
 
 from gradwarden_server.detect.base import Coverage, Detector, Liveness
 from gradwarden_server.detect.context import RunContext
-from gradwarden_server.detect.pace import Pace, duration
+from gradwarden_server.detect.pace import Pace, duration, known_phase
+from gradwarden_server.detect.places import Places, some
+from gradwarden_server.detect.stacks import Stacks, phases
 from gradwarden_server.detect.steps import Step
 from gradwarden_server.model import Condition, RunFacts, Severity
 
@@ -38,8 +40,13 @@ class RankSilent(Detector):
         super().__init__(alert, params)
         self.params: Params = params
         self._pace = Pace()
+        self._places = Places()
+        self._stacks = Stacks()
 
     def advance(self, step: Step, ctx: RunContext) -> Sequence[Condition]:
+        self._stacks.observe(step)
+        if step.events:
+            self._places.observe(step)
         self._pace.observe(step, longest_good=self.params.page_seconds)
         return ()
 
@@ -62,12 +69,14 @@ class RankSilent(Detector):
         urgent = longest >= p.page_seconds or (stands and longest >= p.standing_page_seconds)
         ranks = sorted(r.rank for r in silent)
         first = min(silent, key=lambda r: (-silent[r], r.rank))
+        nodes = {self._places.node(r.rank) or r.host for r in silent} - {""}
         every = len(silent) == len(liveness.living)
         words = {
-            "summary": f"{'every rank' if every else 'rank ' + _some(ranks)} silent for "
+            "summary": f"{'every rank' if every else 'rank ' + some(ranks)} silent for "
             f"{duration(longest)}; the run {'stands' if stands else 'goes on'}",
-            "rank": _some(ranks),
-            "node": ", ".join(sorted({r.host for r in silent if r.host})) or "unknown",
+            "rank": some(ranks),
+            "node": some(sorted(nodes)) or "unknown",
+            "phase": phases({r.rank: known_phase(r.phase) or "train" for r in silent}),
             "cause": "no heartbeat: the process was killed, its node is lost, or the way from it "
             "to gradwarden is cut",
             "first_action": "Look whether the process and its node live (kubectl get pod, squeue, "
@@ -75,18 +84,20 @@ class RankSilent(Detector):
         }
         if first.last_step is not None:
             words["step"] = str(first.last_step)
+        words |= self._stacks.words(ranks)
         return self.say("page" if urgent else "ticket", words)
 
     def coverage(self, ctx: RunContext) -> Coverage:
         return Coverage(self.alert, "armed")
 
     def state(self) -> dict[str, Any]:
-        return self._pace.state()
+        return {
+            "pace": self._pace.state(),
+            "places": self._places.state(),
+            "stacks": self._stacks.state(),
+        }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        self._pace.restore(state)
-
-
-def _some(ranks: Sequence[int], shown: int = 8) -> str:
-    text = ", ".join(map(str, ranks[:shown]))
-    return text if len(ranks) <= shown else f"{text} and {len(ranks) - shown} more"
+        self._pace.restore(state["pace"])
+        self._places.restore(state["places"])
+        self._stacks.restore(state["stacks"])

@@ -6,13 +6,17 @@ A silent death, of which no rank said goodbye, counts as a kill.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any, ClassVar
 
 from gradwarden_server.detect.base import Coverage, Detector, Liveness
 from gradwarden_server.detect.context import RunContext
 from gradwarden_server.detect.pace import duration
+from gradwarden_server.detect.places import Places, some
+from gradwarden_server.detect.saves import Saves, told
+from gradwarden_server.detect.stacks import Stacks
 from gradwarden_server.detect.steps import Step
 from gradwarden_server.model import Condition, RunFacts, Severity
 
@@ -34,6 +38,7 @@ class Params:
     silent_seconds: float
     settle_seconds: float
     page_environment: str
+    healthy_steps: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +51,13 @@ class _End:
     at_ns: int
     error: str
     memory_bytes: int
+    gpu_bytes: int = 0
+    causes: tuple[str, ...] = ()
+
+    @property
+    def chain(self) -> str:
+        """What was raised, and what led to it."""
+        return " because of ".join([self.error or "no error text", *self.causes])
 
 
 class RunFailed(Detector):
@@ -60,26 +72,55 @@ class RunFailed(Detector):
         self.params: Params = params
         self._attempt = 0
         self._ends: list[_End] = []
-        self._checkpoint = ""
+        self._places = Places()
+        self._stacks = Stacks()
+        self._saves = Saves()
+        self._onset: int | None = None
+        self._clean = 0
 
     def advance(self, step: Step, ctx: RunContext) -> Sequence[Condition]:
         if step.attempt > self._attempt:
             self._attempt, self._ends = step.attempt, []
+        if ctx.new_attempt:
+            self._onset, self._clean = None, 0
+        self._stacks.observe(step)
+        if step.events:
+            self._hear(step)
+        if not step.eventful:
+            self._look(step, ctx)
+        return ()
+
+    def _hear(self, step: Step) -> None:
+        self._places.observe(step)
+        for save in told(step):
+            self._saves.add(save)
+            if save.checked and save.sound is False:
+                self._saves.drop(save.path)
         for rank, event in step.events:
-            if event["kind"] == "checkpoint" and event.get("ok"):
-                self._checkpoint = f"{event.get('path', '')} (step {step.step})"
             if event["kind"] == "finish":
-                memory = event.get("memory_bytes")
+                causes = event.get("causes")
                 end = _End(
                     rank=rank,
                     status=str(event.get("status", "")),
                     step=step.step,
                     at_ns=step.first_received_ns,
                     error=str(event.get("error") or ""),
-                    memory_bytes=memory if isinstance(memory, int) else 0,
+                    memory_bytes=_bytes(event.get("memory_bytes")),
+                    gpu_bytes=_bytes(event.get("gpu_memory_peak_bytes")),
+                    causes=tuple(map(str, causes)) if isinstance(causes, list) else (),
                 )
                 self._ends.append(end)
-        return ()
+
+    def _look(self, step: Step, ctx: RunContext) -> None:
+        """Since when weights may be poisoned: a checkpoint from then on is not good."""
+        poisoned = step.stepped is not False and not all(v.clean for v in ctx.groups.values())
+        if poisoned or (ctx.loss is not None and not math.isfinite(ctx.loss)):
+            self._onset = step.step if self._onset is None else self._onset
+            self._clean = 0
+        elif self._onset is not None:
+            self._clean += 1
+            if self._clean >= self.params.healthy_steps:
+                self._onset = None
 
     def tick(self, now_ns: int, facts: RunFacts, liveness: Liveness) -> Sequence[Condition]:
         p = self.params
@@ -95,7 +136,7 @@ class RunFailed(Detector):
             key=lambda e: (_kind(e) == "collective", e.at_ns, e.rank),
         )
         if failures:
-            failed_ns, words = min(e.at_ns for e in failures), self._failed(failures)
+            failed_ns, words = min(e.at_ns for e in failures), self._failed(failures, liveness)
         elif facts.status == "failed":
             failed_ns, words = facts.ended_ns or facts.last_seen_ns, self._unknown(facts)
         else:
@@ -119,11 +160,10 @@ class RunFailed(Detector):
             "cause": cause,
             "first_action": action,
         }
-        if self._checkpoint:
-            words["last_checkpoint"] = self._checkpoint
-        return words
+        before = None if self._onset is None else self._onset - self.params.healthy_steps
+        return words | self._saves.words(before)
 
-    def _failed(self, failures: Sequence[_End]) -> dict[str, str]:
+    def _failed(self, failures: Sequence[_End], liveness: Liveness) -> dict[str, str]:
         first = failures[0]
         kind = _kind(first)
         action = {
@@ -134,16 +174,21 @@ class RunFailed(Detector):
             "exception": "Read the error; if it is not in your code or data, resume from the last "
             "good checkpoint.",
         }[kind]
-        chain = "; ".join(f"rank {e.rank}: {e.error or 'no error text'}" for e in failures[:5])
+        chain = "; ".join(f"rank {e.rank}: {e.chain}" for e in failures[:5])
         name = {"memory": "out of memory", "collective": "a collective was aborted"}.get(
             kind, "an exception"
         )
         words = self._words(
             f"run failed at step {first.step}: {name} on rank {first.rank}", chain, action
         )
-        words |= {"step": str(first.step), "rank": str(first.rank)}
-        if first.memory_bytes:
-            words["memory"] = f"{first.memory_bytes / 2**30:.1f} GiB"
+        words |= {"step": str(first.step), **self._places.words([first.rank])}
+        host = next((r.host for r in liveness.ranks if r.rank == first.rank and r.host), "")
+        if host:
+            words.setdefault("node", host)
+        memory = [("of its process", first.memory_bytes), ("on its GPU", first.gpu_bytes)]
+        peaks = [f"{count / 2**30:.1f} GiB {where}" for where, count in memory if count]
+        if peaks:
+            words["memory"] = "at its peak " + ", ".join(peaks)
         return words
 
     def _silent(self, liveness: Liveness) -> dict[str, str]:
@@ -154,12 +199,13 @@ class RunFailed(Detector):
             "Look at the scheduler and at dmesg for a kill; then resume from the last good "
             "checkpoint.",
         )
-        hosts = sorted({r.host for r in liveness.living if r.host})
-        if hosts:
-            words["node"] = ", ".join(hosts[:8])
+        words["rank"] = some(sorted(r.rank for r in liveness.living))
+        nodes = {self._places.node(r.rank) or r.host for r in liveness.living} - {""}
+        if nodes:
+            words["node"] = some(sorted(nodes))
         if steps:
             words["step"] = str(max(steps))
-        return words
+        return words | self._stacks.words()
 
     def _unknown(self, facts: RunFacts) -> dict[str, str]:
         words = self._words(
@@ -178,18 +224,32 @@ class RunFailed(Detector):
             "the scheduler took its place",
             "Nothing: the scheduler starts it again.",
         )
-        return words | {"step": str(end.step), "rank": str(end.rank)}
+        return words | {"step": str(end.step), **self._places.words([end.rank])}
 
     def coverage(self, ctx: RunContext) -> Coverage:
         return Coverage(self.alert, "armed")
 
     def state(self) -> dict[str, Any]:
-        ends = [[e.rank, e.status, e.step, e.at_ns, e.error, e.memory_bytes] for e in self._ends]
-        return {"attempt": self._attempt, "ends": ends, "checkpoint": self._checkpoint}
+        return {
+            "attempt": self._attempt,
+            "ends": [list(astuple(end)) for end in self._ends],
+            "places": self._places.state(),
+            "stacks": self._stacks.state(),
+            "saves": self._saves.state(),
+            "onset": [self._onset, self._clean],
+        }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        self._attempt, self._checkpoint = state["attempt"], state["checkpoint"]
-        self._ends = [_End(*row) for row in state["ends"]]
+        self._attempt = state["attempt"]
+        self._ends = [_End(*row[:-1], tuple(row[-1])) for row in state["ends"]]
+        self._places.restore(state["places"])
+        self._stacks.restore(state["stacks"])
+        self._saves.restore(state["saves"])
+        self._onset, self._clean = state["onset"]
+
+
+def _bytes(value: object) -> int:
+    return value if isinstance(value, int) and not isinstance(value, bool) else 0
 
 
 def _kind(end: _End) -> str:

@@ -15,6 +15,8 @@ from typing import Any, ClassVar
 from gradwarden_server.detect.base import Coverage, Detector, Liveness
 from gradwarden_server.detect.context import RunContext
 from gradwarden_server.detect.pace import Pace, duration, known_phase
+from gradwarden_server.detect.places import Places, some
+from gradwarden_server.detect.stacks import Stacks, phases
 from gradwarden_server.detect.steps import Step
 from gradwarden_server.model import Condition, RunFacts, Severity
 
@@ -49,8 +51,13 @@ class RunStalled(Detector):
         super().__init__(alert, params)
         self.params: Params = params
         self._pace = Pace()
+        self._places = Places()
+        self._stacks = Stacks()
 
     def advance(self, step: Step, ctx: RunContext) -> Sequence[Condition]:
+        self._stacks.observe(step)
+        if step.events:
+            self._places.observe(step)
         self._pace.observe(step, longest_good=self._limits(None, started=True)[1])
         return ()
 
@@ -100,9 +107,10 @@ class RunStalled(Detector):
         doing = (
             f"in phase {phase}" if phase else "between steps" if steps else "before its first step"
         )
+        doings = {r.rank: known_phase(r.phase) or "train" for r in alive.living}
         words = {
             "summary": f"no step for {duration(standing)}, {doing}; its processes are alive",
-            "phase": phase or "train",
+            "phase": phases(doings) if doings else phase or "train",
             "cause": f"it usually goes on within {duration(limit)}: a hang in a collective, in "
             "the data loader or on storage",
             "first_action": "Look at one process with py-spy dump --pid PID before anything is "
@@ -110,15 +118,27 @@ class RunStalled(Detector):
         }
         if last is not None:
             words["step"] = str(last)
-        if behind:
-            words["rank"] = ", ".join(map(str, behind)) + " (behind the others)"
-        return words
+        apart = self._stacks.apart()
+        blamed, why = (behind, "behind the others") if behind else (apart, "not in the collective")
+        if blamed:
+            hosts = {r.rank: r.host for r in alive.ranks}
+            nodes = {self._places.node(rank) or hosts.get(rank, "") for rank in blamed} - {""}
+            words["rank"] = f"{some(blamed)} ({why})"
+            if nodes:
+                words["node"] = some(sorted(nodes))
+        return words | self._stacks.words()
 
     def coverage(self, ctx: RunContext) -> Coverage:
         return Coverage(self.alert, "armed")
 
     def state(self) -> dict[str, Any]:
-        return self._pace.state()
+        return {
+            "pace": self._pace.state(),
+            "places": self._places.state(),
+            "stacks": self._stacks.state(),
+        }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        self._pace.restore(state)
+        self._pace.restore(state["pace"])
+        self._places.restore(state["places"])
+        self._stacks.restore(state["stacks"])
