@@ -49,6 +49,7 @@ class Voice:
         self._costs: deque[float] = deque(maxlen=256)
         self._posts: list[threading.Thread] = []
         self._status = ""
+        self._saved = False
 
     def cost(self) -> float:
         """Median seconds that a step spent in our hooks."""
@@ -58,6 +59,7 @@ class Voice:
     def hear(self, frame: wire.Frame, layout: wire.Layout | None) -> None:
         """Take one frame as it is sealed."""
         self._scalars |= set(frame.scalars)
+        self._saved = self._saved or any(e["kind"] == "checkpoint" for e in frame.events)
         if "overhead_seconds" in frame.scalars:
             self._costs.append(frame.scalars["overhead_seconds"])
         before = self._tripwires.steps
@@ -113,9 +115,18 @@ class Voice:
         identity = self._identity()
         if identity is not None and identity.rank != 0:
             return
-        matrices = {p.layer for p in layout.parameters if p.kind == "matrix"}
-        server = self._reached() if self._settings.url is not None else None
-        say(coverage.line(self._scalars, True, len(matrices), server, self.hooks, self.cost()))
+        facts = coverage.Facts(
+            scalars=self._scalars,
+            matrices=len({p.layer for p in layout.parameters if p.kind == "matrix"}),
+            world=identity.world if identity is not None else 1,
+            server=self._reached() if self._settings.url is not None else None,
+            experts=any(p.kind == "expert" for p in layout.parameters),
+            weights=self._settings.preset != "light",
+            saved=self._saved,
+            hooks=self.hooks,
+            seconds=self.cost(),
+        )
+        say(coverage.line(facts))
 
     def _speak(self, finding: Finding) -> None:
         say(finding.text)

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -211,14 +212,42 @@ def test_checkpoint_mark_and_phase_travel_as_events(
 
 
 def test_the_coverage_line_says_what_one_more_line_adds() -> None:
-    bare = coverage.line(set(), True, 4, None, ["clip", "step"], 0.0005)
-    assert bare.startswith("3 of 6 detectors armed; monitor.log(loss=loss, lr=lr) adds Non")
-    assert "GRADWARDEN_URL adds RunStalled, RunFailed" in bare
-    assert bare.endswith("hooks: clip, step; cost 0.50 ms a step")
-    full = coverage.line({"loss", "lr"}, True, 4, True, ["step"], 0.001)
-    assert full == "6 of 6 detectors armed; hooks: step; cost 1.00 ms a step"
-    down = coverage.line({"loss", "lr"}, True, 4, False, ["step"], 0.001)
-    assert down.startswith("4 of 6 detectors armed; RunStalled, RunFailed wait for the service")
+    seen = {"step_seconds", "lr"}
+    bare = coverage.Facts(seen, hooks=["clip", "step"], seconds=0.0005)
+    assert coverage.line(bare) == (
+        "12 of 22 detectors armed; "
+        "monitor.log(loss=loss) adds NonFiniteLoss, LossSpike, LossDivergence; "
+        "val_loss at evaluations adds Overfitting; "
+        "monitor.checkpoint(path, step) watches checkpoints; "
+        "GRADWARDEN_URL adds RunStalled, RankSilent, RunFailed; "
+        "hooks: clip, step; cost 0.50 ms a step"
+    )
+    logged = seen | {"loss", "val_loss"}
+    full = replace(bare, scalars=logged, server=True, saved=True, hooks=["step"], seconds=0.001)
+    assert coverage.line(full) == "22 of 22 detectors armed; hooks: step; cost 1.00 ms a step"
+    down = coverage.line(replace(full, server=False))
+    assert down.startswith("19 of 22 detectors armed; RunStalled, RankSilent, RunFailed wait for")
+    ready, lacking = coverage.armed(replace(full, scalars=logged - {"lr"}))
+    assert lacking == ["UpdateRatioOutOfBand"]
+    assert "UpdateRatioOutOfBand" not in ready
+
+
+@pytest.mark.parametrize(
+    ("changed", "more"),
+    [
+        ({"world": 4}, {"ReplicaMismatch", "NeverSynchronized", "AllReduceSlow", "Straggler"}),
+        ({"scalars": {"clip_coefficient"}}, {"ClipSaturation", "NormSelfCheckFailed"}),
+        ({"scalars": {"loss_scale"}}, {"GradientUnderflow", "LossScaleCollapse"}),
+        ({"scalars": {"gpu_memory_allocated_bytes"}}, {"GpuMemoryPressure"}),
+        ({"scalars": {"loss", "eval/loss"}}, {"Overfitting"}),
+        ({"experts": True}, {"ExpertStarved"}),
+    ],
+)
+def test_a_run_is_watched_for_what_can_befall_it(changed: dict[str, Any], more: set[str]) -> None:
+    plain = coverage.Facts({"step_seconds"})
+    before, after = (set(coverage.armed(f)[0]) for f in (plain, replace(plain, **changed)))
+    assert more <= after - before
+    assert "VanishingGradient" not in coverage.armed(replace(plain, matrices=3))[0]
 
 
 def test_the_coverage_line_of_a_short_run_names_its_hooks(

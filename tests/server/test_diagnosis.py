@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from gradwarden import coverage
 from gradwarden_server.diagnosis.case import Place, Span, Watched, alerts_of
 from gradwarden_server.diagnosis.causes import LINKS
 from gradwarden_server.diagnosis.changes import NAMES, lr_jump
@@ -380,14 +381,14 @@ def test_evidence_shows_before_and_after_and_links_to_it() -> None:
 
 
 def test_what_was_watched_and_silent_is_ruled_out_and_what_was_blind_is_not() -> None:
-    coverage = armed(
+    watched = armed(
         "ExplodingGradient",
         "LossDivergence",
         "NormSelfCheckFailed",
         ReplicaMismatch="one rank: there is no replica to compare with",
     )
     series = Stored({"lr": flat(1e-3, 1000)})
-    (finding,) = told(case(SICK, coverage=coverage), series).findings
+    (finding,) = told(case(SICK, coverage=watched), series).findings
     out = {item.what: item.by for item in finding.ruled_out}
     assert out["ExplodingGradient"] == "its detector watched and saw nothing up to step 1000"
     assert out["a jump of the learning rate"] == "it was 0.001 over steps 800-1000"
@@ -397,11 +398,11 @@ def test_what_was_watched_and_silent_is_ruled_out_and_what_was_blind_is_not() ->
 
 
 def test_confidence_falls_where_most_was_not_watched() -> None:
-    coverage = [
+    watched = [
         Watched("ExplodingGradient", "waiting", "20 of 100 steps"),
         Watched("LossDivergence", "blind", "add monitor.log(loss=loss)"),
     ]
-    (finding,) = told(case(SICK, coverage=coverage)).findings
+    (finding,) = told(case(SICK, coverage=watched)).findings
     assert finding.confidence == "medium"
     assert "not ruled out: ExplodingGradient, LossDivergence" in finding.why
 
@@ -446,6 +447,10 @@ def test_there_are_never_more_findings_than_somebody_can_read() -> None:
     found = told(case(*notes, alert("NonFiniteLoss", 9000), last=9000))
     assert len(found.findings) == 50
     assert chains(found)[0] == ["NonFiniteLoss"]
+
+
+def test_the_sdks_coverage_line_knows_every_detector() -> None:
+    assert set(coverage.DETECTORS) == {rule.alert for rule in RULES.detectors}
 
 
 def test_every_alert_that_detectors_raise_has_a_pattern() -> None:
