@@ -51,11 +51,12 @@ def house(tmp_path_factory: pytest.TempPathFactory, receiver: LocalReceiver) -> 
 def test_version_and_help_say_what_there_is() -> None:
     assert gradwarden("--version").stdout.startswith("gradwarden 0.")
     text = gradwarden("--help").stdout
-    told = "serve migrate token runs alerts receivers halt command check sync export import"
+    told = "serve migrate token runs alerts receivers halt command check sync export import "
+    told += "replay backtest tune drill promote"
     for command in told.split():
         assert f"\n    {command}" in text, command
     assert "exit codes:" in text
-    for words in (["serve"], ["token", "create"], ["receivers", "test"], ["sync"]):
+    for words in (["serve"], ["token", "create"], ["receivers", "test"], ["sync"], ["tune"]):
         shown = gradwarden(*words, "--help")
         assert shown.returncode == 0
         assert "example:\n  gradwarden" in shown.stdout

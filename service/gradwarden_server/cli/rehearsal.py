@@ -13,6 +13,7 @@ def add_commands(commands: argparse._SubParsersAction[Parser]) -> None:
     """Add all of them."""
     _replay(commands)
     _backtest(commands)
+    _tune(commands)
     _drill(commands)
     _promote(commands)
 
@@ -58,6 +59,30 @@ def _runs(command: Parser) -> None:
     command.add_argument("--state", default="", help="such as finished,failed; default: all")
     command.add_argument("--query", default="", help="part of run, name, job, model or owner")
     command.add_argument("--limit", type=int, default=100, help="at most so many, newest (100)")
+
+
+def _tune(commands: argparse._SubParsersAction[Parser]) -> None:
+    tune = add(
+        commands,
+        "tune",
+        "propose thresholds that keep stored good runs quiet, as a diff of the rules",
+        "gradwarden tune\n"
+        "  gradwarden tune vision --rules my_rules/ | patch -p1\n"
+        "  gradwarden tune --good run-1 run-2 run-3 run-4 run-5 --sick run-9 --json",
+        "tuning:tune",
+    )
+    tune.add_argument("of_project", nargs="?", metavar="PROJECT", help="GRADWARDEN_PROJECT")
+    tune.add_argument(
+        "--rules", type=Path, metavar="PATH", help="a folder, or a file over the shipped rules"
+    )
+    tune.add_argument(
+        "--good", nargs="+", default=[], metavar="RUN", help="runs without fault (all finished)"
+    )
+    tune.add_argument(
+        "--sick", nargs="+", default=[], metavar="RUN", help="runs that were ill (all failed)"
+    )
+    tune.add_argument("--limit", type=int, default=100, help="at most so many of each (100)")
+    _service(tune)
 
 
 def _drill(commands: argparse._SubParsersAction[Parser]) -> None:
