@@ -333,7 +333,8 @@ def test_a_run_that_never_ends_is_let_go_and_found_again_when_it_speaks(bench: B
     assert bench.evaluator.coverage(PROJECT, "r")
     bench.now += 48 * 3600 * SECOND
     bench.round()
-    assert bench.evaluator.coverage(PROJECT, "r") is None
+    assert not bench.evaluator._held
+    assert bench.evaluator.coverage(PROJECT, "r"), "what watched it last is recalled"
     bench.send(4, SICK, sick=(SICK,))
     bench.round()
     assert ("NonFiniteGradient", "page", "firing") in {line[:3] for line in bench.story()}

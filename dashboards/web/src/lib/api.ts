@@ -22,6 +22,8 @@ export interface RunSummary {
   environment: string | null;
   status: string;
   health: Health;
+  /** Health in words: "healthy (partly watched)" where few detectors are armed. */
+  verdict: string;
   reason: string | null;
   attempt: number | null;
   step: number | null;
