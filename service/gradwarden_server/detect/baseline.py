@@ -98,7 +98,7 @@ class Baseline:
         self._full = bool((self._held == self._ring.shape[1]).all())
         self._away = bool(self._outside.any())
         self._enough: Flags | None = None
-        self._some = self._every = self._lacking = False
+        self._some = self._every = self._lacking = self._solid = False
 
     @property
     def known(self) -> int:
@@ -123,8 +123,11 @@ class Baseline:
         """
         values = np.asarray(x, np.float64)
         seen = np.isfinite(values)
-        y = np.full(self.size, np.nan)
-        np.log10(values, out=y, where=seen & (values > 0))
+        positive = seen & (values > 0)
+        whole = bool(positive.all())
+        y = np.log10(values) if whole else np.full(self.size, np.nan)
+        if not whole:
+            np.log10(values, out=y, where=positive)
         enough = self._ready()
         if self._lacking or (self._some and self._steps % self._settings.refresh_steps == 0):
             self._refresh()
@@ -138,7 +141,7 @@ class Baseline:
             z = distance / self._spread
             flagged = np.abs(z) > self._settings.flag_z
             flagged = flagged & (np.abs(distance) > self._far) if flagged.any() else None
-        releveled = self._learn(y, seen, flagged)
+        releveled = self._learn(y, seen, whole, flagged)
         self._steps += 1
         return Judged(z, distance, armed, releveled)
 
@@ -150,14 +153,15 @@ class Baseline:
             self._enough = (self._positive >= self._settings.armed_after) & ~self._sparse
             self._some, self._every = bool(self._enough.any()), bool(self._enough.all())
             self._lacking = bool((self._enough & np.isnan(self._median)).any())
+            self._solid = bool((self._positive == self._ring.shape[1]).all())
         return self._enough
 
-    def _learn(self, y: Floats, seen: Flags, flagged: Flags | None) -> Flags:
+    def _learn(self, y: Floats, seen: Flags, whole: bool, flagged: Flags | None) -> Flags:
         if flagged is None:
-            self._keep(slice(None) if seen.all() else np.flatnonzero(seen), y)
+            self._keep(slice(None) if whole or seen.all() else np.flatnonzero(seen), y, whole)
             return self._none
         out = np.flatnonzero(flagged)
-        self._keep(np.flatnonzero(seen & ~flagged), y)
+        self._keep(np.flatnonzero(seen & ~flagged), y, whole)
         if not len(out):
             return self._none
         self._excluded[out, self._outside[out]] = y[out]
@@ -168,16 +172,17 @@ class Baseline:
             self._relevel(np.flatnonzero(releveled))
         return np.asarray(releveled, np.bool_)
 
-    def _keep(self, rows: slice | NDArray[np.int64], y: Floats) -> None:
-        """Put the values of some series into their windows."""
+    def _keep(self, rows: slice | NDArray[np.int64], y: Floats, whole: bool) -> None:
+        """Put the values of some series into their windows; ``whole`` says that none is NaN."""
         at, window = self._at[rows], self._ring.shape[1]
         index = self._first[rows] + at
-        old, new = np.isnan(self._flat[index]), np.isnan(y[rows])
+        if not (whole and self._solid):
+            old, new = np.isnan(self._flat[index]), np.isnan(y[rows])
+            if (old != new).any():
+                self._positive[rows] += old
+                self._positive[rows] -= new
+                self._enough = None
         self._flat[index] = y[rows]
-        if (old != new).any():
-            self._positive[rows] += old
-            self._positive[rows] -= new
-            self._enough = None
         at = at + 1
         at[at == window] = 0
         self._at[rows] = at
@@ -230,6 +235,10 @@ def centre_and_spread(
 def row_medians(values: NDArray[np.floating], counts: NDArray[np.int64]) -> Floats:
     """Row medians of the values that are numbers, of which each row has so many."""
     ordered = np.sort(values, axis=1)  # puts the NaNs last
+    width = ordered.shape[1]
+    if width and (counts == width).all():
+        middle = ordered[:, (width - 1) // 2 : width // 2 + 1].astype(np.float64)
+        return np.asarray((middle[:, 0] + middle[:, -1]) / 2, np.float64)
     rows = np.arange(len(ordered))
     low = ordered[rows, np.maximum(counts - 1, 0) // 2].astype(np.float64)
     high = ordered[rows, np.minimum(counts // 2, ordered.shape[1] - 1)].astype(np.float64)
