@@ -45,7 +45,8 @@ class Ground:
         Every step is captured whatever it costs: which ones a throttle leaves out would
         depend on how busy the machine is.
         """
-        given = {"environment": "prod", "throttle": False, "exit_seconds": 60.0, **more}
+        given = {"environment": "prod", "throttle": False, "exit_seconds": 60.0, "diagnose": False}
+        given |= more
         self.monitor = gradwarden.watch(
             model, optimizer, run=RUN, spool=self.folder / "spool", **given
         )
