@@ -41,7 +41,7 @@ FLOORS = (
 THIRD_PARTY = {
     "torch": {"gradwarden", "demo"},
     "zstandard": {"gradwarden.wire", "store", "detect"},
-    "re2": {"matchers"},
+    "re2": {"matchers", "promql"},
     "sqlalchemy": {"store", "migrations"},
     "alembic": {"store", "migrations"},
     "psycopg": {"store"},
@@ -54,7 +54,8 @@ THIRD_PARTY = {
     "prometheus_client": {"telemetry"},
     "opentelemetry": {"telemetry", "house", "gradwarden.instruments.spans"},
     "yaml": {"settings", "rules", "notify", "app", "cli"},
-    "numpy": {"store", "detect", "rules", "alerting", "api", "app", "demo", "joins", "transfer"},
+    "promql_parser": {"promql"},
+    "numpy": {"promql", "store", "detect", "rules", "alerting", "api", "app", "demo", "joins", "transfer"},
     "markdown_it": {"api"},
     "mlflow": {"transfer"},
     "pyarrow": {"transfer"},
