@@ -34,6 +34,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import recorder
 
 from gradwarden import wire
@@ -121,7 +122,22 @@ class Recording:
         self.matrices = sum(bool(f.values) for _, f in frames)
         self.frames = len(frames)
         self.messages = [Message(y, b.sent_ns) for y, b in zip(bodies, batches, strict=True)]
-        self.alone = [Message(wire.encode(replace(b, frames=(f,))), b.sent_ns) for b, f in frames]
+        self.alone = [Message(wire.encode(alone(b, f)), b.sent_ns) for b, f in frames]
+
+
+def alone(batch: wire.Batch, frame: wire.Frame) -> wire.Batch:
+    """A frame in a batch of its own, which has the columns that this frame needs."""
+    if not frame.values:
+        return replace(batch, frames=(frame,))
+    rows = np.frombuffer(frame.values, "<f4").reshape(batch.parameters, -1)
+    taken = [
+        at
+        for at, name in enumerate(batch.quantities)
+        if name in wire.QUANTITIES or not np.isnan(rows[:, at]).all()
+    ]
+    values = np.ascontiguousarray(rows[:, taken]).tobytes()
+    quantities = tuple(batch.quantities[at] for at in taken)
+    return replace(batch, frames=(replace(frame, values=values),), quantities=quantities)
 
 
 class Player:
