@@ -2,9 +2,8 @@
 
 An applied one poisons the weights: page at once. A skipped one is a note; several are a
 ticket, many in a row a page. Where a loss scale governs (``loss_scale`` is logged), skips are
-how it finds its level: only a run of them counts, and before the first applied step only one
-longer than calibration needs. The layer is not named from data that clipping changed, since
-one NaN makes all of it NaN.
+how it finds its level, and LossScaleCollapse alone speaks of them. The layer is not named from
+data that clipping changed, since one NaN makes all of it NaN.
 """
 
 from __future__ import annotations
@@ -31,7 +30,6 @@ class Params:
     skipped_ticket: int
     skipped_window_steps: int
     skipped_in_a_row: int
-    calibration_skips: int
     overflow_share: float
 
 
@@ -48,7 +46,6 @@ class NonFiniteGradient(Detector):
         self._incident = Incident()
         self._skips: list[bool] = []
         self._row = 0
-        self._applied_before = False
         self._scaled = False
 
     def peek(self, step: Step, ctx: RunContext) -> Sequence[Condition]:
@@ -67,6 +64,8 @@ class NonFiniteGradient(Detector):
         applied = step.stepped is not False
         self._scaled = self._scaled or step.scalar("loss_scale") is not None
         skipped = (bool(views) or blind) and not applied
+        if skipped and self._scaled:
+            return self._incident.conditions(self)
         self._skips = [*self._skips, skipped][-self.params.skipped_window_steps :]
         if not (views or blind):
             self._row = 0
@@ -79,16 +78,12 @@ class NonFiniteGradient(Detector):
             if applied:  # also where what was skipped had paged before
                 self._incident.annotations.setdefault(PROOF, _APPLIED)
             self._incident.clean = 0
-        self._applied_before = self._applied_before or (applied and not views)
         return self._incident.conditions(self)
 
     def _weigh_skips(self) -> Severity:
-        p = self.params
-        calibrating = self._scaled and not self._applied_before
-        if self._row > p.calibration_skips if calibrating else self._row >= p.skipped_in_a_row:
+        if self._row >= self.params.skipped_in_a_row:
             return "page"
-        often = sum(self._skips) > p.skipped_ticket
-        return "ticket" if often and not self._scaled else "note"
+        return "ticket" if sum(self._skips) > self.params.skipped_ticket else "note"
 
     def _words(
         self, step: Step, ctx: RunContext, views: Mapping[int, GroupView], applied: bool
@@ -169,14 +164,13 @@ class NonFiniteGradient(Detector):
             "incident": self._incident.state(),
             "skips": self._skips,
             "row": self._row,
-            "applied_before": self._applied_before,
             "scaled": self._scaled,
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         self._incident.restore(state["incident"])
         self._skips, self._row = state["skips"], state["row"]
-        self._applied_before, self._scaled = state["applied_before"], state["scaled"]
+        self._scaled = state["scaled"]
 
 
 def _bad(views: Mapping[int, GroupView]) -> dict[int, GroupView]:

@@ -10,19 +10,26 @@ from gradwarden_server.detect.baseline import SETTING_TYPES
 from gradwarden_server.detect.checkpoint_corrupt import CheckpointCorrupt
 from gradwarden_server.detect.checkpoint_slow import CheckpointSlow
 from gradwarden_server.detect.checkpoint_stale import CheckpointStale
+from gradwarden_server.detect.clip_saturation import ClipSaturation
 from gradwarden_server.detect.dead_layer import DeadLayer
 from gradwarden_server.detect.eval_mode import TrainingInEvalMode
 from gradwarden_server.detect.expert_starved import ExpertStarved
 from gradwarden_server.detect.exploding import ExplodingGradient
 from gradwarden_server.detect.gpu_memory import GpuMemoryPressure
 from gradwarden_server.detect.gradient_shift import GradientShift
+from gradwarden_server.detect.gradient_underflow import GradientUnderflow
 from gradwarden_server.detect.gradients_not_zeroed import GradientsNotZeroed
 from gradwarden_server.detect.input_bound import InputBound
+from gradwarden_server.detect.loss_divergence import LossDivergence
+from gradwarden_server.detect.loss_plateau import LossPlateau
+from gradwarden_server.detect.loss_scale_collapse import LossScaleCollapse
+from gradwarden_server.detect.loss_spike import LossSpike
 from gradwarden_server.detect.never_synchronized import NeverSynchronized
 from gradwarden_server.detect.no_gradient import NoGradient
 from gradwarden_server.detect.nonfinite_gradient import NonFiniteGradient
 from gradwarden_server.detect.nonfinite_loss import NonFiniteLoss
 from gradwarden_server.detect.norm_self_check import NormSelfCheckFailed
+from gradwarden_server.detect.overfitting import Overfitting
 from gradwarden_server.detect.overhead import OverheadBudgetExceeded
 from gradwarden_server.detect.rank_silent import RankSilent
 from gradwarden_server.detect.replica_mismatch import ReplicaMismatch
@@ -31,6 +38,7 @@ from gradwarden_server.detect.stale_gradients import StaleGradients
 from gradwarden_server.detect.stalled import RunStalled
 from gradwarden_server.detect.straggler import Straggler
 from gradwarden_server.detect.throughput_drop import ThroughputDrop
+from gradwarden_server.detect.update_ratio import UpdateRatioOutOfBand
 from gradwarden_server.detect.vanishing import VanishingGradient
 
 DETECTORS: Mapping[str, type[Detector]] = {
@@ -40,6 +48,16 @@ DETECTORS: Mapping[str, type[Detector]] = {
         NonFiniteLoss,
         ExplodingGradient,
         VanishingGradient,
+        GradientUnderflow,
+        LossScaleCollapse,
+        LossSpike,
+        LossDivergence,
+        LossPlateau,
+        UpdateRatioOutOfBand,
+        ClipSaturation,
+        Overfitting,
+        DeadLayer,
+        ExpertStarved,
         ReplicaMismatch,
         NeverSynchronized,
         NormSelfCheckFailed,
@@ -55,8 +73,6 @@ DETECTORS: Mapping[str, type[Detector]] = {
         ThroughputDrop,
         GpuMemoryPressure,
         OverheadBudgetExceeded,
-        DeadLayer,
-        ExpertStarved,
         NoGradient,
         GradientsNotZeroed,
         TrainingInEvalMode,
