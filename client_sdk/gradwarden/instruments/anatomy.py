@@ -49,6 +49,13 @@ class Anatomy:
         self._steps = 0
         self._deaf = False
         self._compiled: Any = None
+        self._device = "cpu"
+        self._stepped = False
+        self._rounds = 0
+        self.autocast = ""
+        """The type in which the newest training forward under autocast computed."""
+        self.alternations = 0
+        """Steps in which another optimizer stepped between two backward passes."""
         self.on_step: Callable[[Step], None] | None = None
         """Is given every finished step, on the training thread."""
 
@@ -85,6 +92,8 @@ class Anatomy:
         ``data_start`` (1.0) of a step in which a loader began anew."""
         step = self._timeline.close()
         self._steps += 1
+        self.alternations += self._rounds > 1
+        self._rounds = 0
         taps.meet_compiler()
         if self._steps < 3 or self._steps % _DEVICE_EVERY == 0:
             self._look()
@@ -113,6 +122,10 @@ class Anatomy:
 
     def enter(self, phase: str) -> None:
         """A phase begins on this thread; ignored on any thread but the training's."""
+        if phase == "backward":
+            self._rounds, self._stepped = self._rounds + self._stepped, False
+        elif phase == "optimizer":
+            self._stepped = True
         self._bound(self._timeline.enter, phase)
 
     def leave(self, phase: str) -> None:
@@ -154,7 +167,10 @@ class Anatomy:
         """The root module's forward, or that of its compiled self, begins."""
         model = self._model()
         training = model is not None and model.training
-        self._bound(self._timeline.enter_forward, torch.is_grad_enabled(), training)
+        learns = torch.is_grad_enabled()
+        if learns:
+            self.autocast = _autocast(self._device) or self.autocast
+        self._bound(self._timeline.enter_forward, learns, training)
 
     def root(self) -> nn.Module | None:
         """The watched model, while it lives."""
@@ -170,6 +186,7 @@ class Anatomy:
         parameter = next(model.parameters(), None)
         if parameter is not None:
             self._timeline.move(parameter.device)
+            self._device = parameter.device.type
         self._wrap_call(model)
 
     def _wrap_call(self, model: nn.Module) -> None:
@@ -191,6 +208,16 @@ class Anatomy:
         self._compiled = call
         model._compiled_call_impl = call
         self._undo.append(lambda: _put_back(self._model(), call, compiled))
+
+
+def _autocast(device: str) -> str:
+    """The type that autocast casts to now, or nothing where it is off or unknown."""
+    try:
+        if torch.is_autocast_enabled(device):
+            return str(torch.get_autocast_dtype(device)).removeprefix("torch.")
+    except (RuntimeError, TypeError):  # a kind of device without autocast
+        pass
+    return ""
 
 
 def _put_back(model: nn.Module | None, ours: Any, original: Any) -> None:

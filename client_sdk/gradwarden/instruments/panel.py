@@ -15,6 +15,7 @@ from gradwarden.instruments.activations import Activations
 from gradwarden.instruments.anatomy import Anatomy
 from gradwarden.instruments.communication import Communication
 from gradwarden.instruments.gpu import Gpu
+from gradwarden.instruments.manner import Manner
 from gradwarden.instruments.modes import EvalMode
 from gradwarden.instruments.spans import Spans
 from gradwarden.instruments.zeroing import Zeroing
@@ -47,7 +48,7 @@ class Panel:
         self.anatomy.on_step = spans.hear
         communication = self._communication = Communication(model, settings.comm, book, faults)
         self._all: list[Instrument] = [self.anatomy, spans, communication, Gpu(model)]
-        self._all += [EvalMode(model, book), Zeroing(kept, faults)]
+        self._all += [EvalMode(model, book), Manner(self.anatomy, book), Zeroing(kept, faults)]
         if settings.activations:
 
             def captures() -> bool:
