@@ -28,6 +28,7 @@ class Heard:
     wide: tuple[str, ...] = ()
     shard: int = 0
     shards: int = 1
+    _alone: GroupStep | None = None
 
     @property
     def factual(self) -> bool:
@@ -35,6 +36,11 @@ class Heard:
         f = self.frame
         facts = f.values or f.roots or f.scalars or f.capture or f.stepped is not None
         return bool(facts or not f.events)
+
+    @property
+    def stepped(self) -> bool | None:
+        """As a flag; a message may have numbers in its place."""
+        return None if self.frame.stepped is None else bool(self.frame.stepped)
 
     @property
     def ends(self) -> bool:
@@ -50,6 +56,14 @@ class Heard:
         return rows.reshape(shape)
 
     @property
+    def alone(self) -> GroupStep | None:
+        """Its matrix as that of a step of which it is all that its rank said."""
+        if self._alone is None and (rows := self.matrix) is not None:
+            said = self.frame.capture, self.stepped
+            self._alone = GroupStep(rows, self.quantities, self.layout, self.rank, *said)
+        return self._alone
+
+    @property
     def checksums(self) -> dict[str, bytes]:
         """Full checksums by column, 64-bit words by row."""
         words = np.frombuffer(self.frame.wide, "<u8").reshape(-1, max(1, len(self.wide)))
@@ -60,10 +74,8 @@ class Heard:
         """Whether it holds a non-finite fact."""
         if not math.isfinite(self.frame.scalars.get("loss", 0.0)):
             return True
-        rows = self.matrix
-        return rows is not None and bool(
-            GroupStep(rows, self.quantities, self.layout, self.rank).bad.any()
-        )
+        held = self.alone
+        return held is not None and bool(held.bad.any())
 
 
 def freeze(heard: Heard) -> list[Any]:

@@ -110,6 +110,8 @@ class Joiner:
 
 def _rank(rank: int, spoken: Sequence[Heard]) -> tuple[RankStep, GroupStep | None]:
     """What one rank said of a step in all its frames, and its matrix."""
+    if len(spoken) == 1:
+        return _said(spoken[0]), spoken[0].alone
     scalars: dict[str, float] = {}
     for heard in spoken:
         scalars.update(heard.frame.scalars)
@@ -131,6 +133,24 @@ def _rank(rank: int, spoken: Sequence[Heard]) -> tuple[RankStep, GroupStep | Non
         checksums={name: words for h in spoken for name, words in h.checksums.items()},
     )
     return said, matrix
+
+
+def _said(heard: Heard) -> RankStep:
+    """What one rank said of a step in a single frame, as nearly all do."""
+    frame, matrix = heard.frame, heard.alone
+    return RankStep(
+        group=heard.group,
+        time_ns=frame.time_ns,
+        scalars=frame.scalars,
+        stepped=heard.stepped,
+        capture=frame.capture,
+        bad_gradient=matrix is not None and bool(matrix.bad.any()),
+        shard=heard.shard,
+        shards=heard.shards,
+        spoke=matrix is not None,
+        roots=frame.roots,
+        checksums=heard.checksums if frame.wide else {},
+    )
 
 
 def _strictest(said: set[wire.Capture]) -> wire.Capture:
