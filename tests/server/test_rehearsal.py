@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sqlite3
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -146,3 +147,18 @@ def test_findings_at_one_place_are_the_same_and_others_are_paired_in_order() -> 
     assert (apart.gone, apart.new) == ((at(3, "B"),), (at(1, "C"),))
     assert not compare(before, before)
     assert counts(before)["A"] == {"page": 0, "ticket": 2, "note": 0}
+
+
+def test_a_replay_owns_up_to_what_no_log_holds(house: Service) -> None:
+    """The run never said its end, so by the replay's reckoning its process was killed."""
+    begin(house, "vanished")
+    began = time.time_ns() - 3_600 * 10**9
+    frames = [frame(n, time_ns=began + n * 10**8, scalars={"loss": 1.0}) for n in (1, 2, 3)]
+    send(house, batch("vanished", frames))
+    shown = gradwarden("replay", "vanished", "--url", house.url).stdout
+    assert shown.endswith("the same alerts were raised live\n"), "it may still train"
+    with sqlite3.connect(house.path) as connection:
+        connection.execute("UPDATE run SET last_seen_ns = ? WHERE run = 'vanished'", (began,))
+    shown = gradwarden("replay", "vanished", "--url", house.url).stdout
+    assert "RunFailed" in shown
+    assert "heartbeats are not kept: when RankSilent, RunFailed spoke" in shown

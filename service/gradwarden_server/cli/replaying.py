@@ -20,6 +20,7 @@ from gradwarden_server.cli.bars import bars
 from gradwarden_server.cli.faults import DONE, USAGE, CommandError
 from gradwarden_server.cli.reading import Client, table
 
+_BY_HEARTBEATS = ("run_stalled", "rank_silent", "run_failed")
 _COLUMNS = ("step", "severity", "alert", "attempt", "layer", "rank", "ended", "summary")
 
 
@@ -42,6 +43,10 @@ def replay(options: argparse.Namespace) -> int:
     _tell(found, "no alert")
     print()
     _tell_difference(difference)
+    by_heartbeats = {r.alert for r in rules.detectors if r.detector in _BY_HEARTBEATS}
+    inferred = sorted(by_heartbeats & {f.alert for f in (*difference.gone, *difference.new)})
+    if inferred:
+        print(f"heartbeats are not kept: when {', '.join(inferred)} spoke can only be inferred")
     return DONE
 
 
