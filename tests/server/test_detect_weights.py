@@ -98,6 +98,16 @@ def test_a_head_that_begins_at_zero_has_no_size_to_be_compared_with() -> None:
     assert spoken(engine(["ExplodingGradient"]).advance(born(gradient, grown))) == {}
 
 
+@pytest.mark.parametrize(("usual", "told"), [(1e-6, False), (0.1, True)])
+def test_a_layer_of_rounding_noise_may_grow_as_it_likes(usual: float, told: bool) -> None:
+    """A bias before batch norm has no gradient until the norm is put into eval mode."""
+    rows = noise(330, sigma=0.1)
+    rows[:, 4] *= usual
+    rows[300:, 4] *= 30
+    first = spoken(engine(["ExplodingGradient"]).advance(step(n, r) for n, r in enumerate(rows)))
+    assert (("ExplodingGradient", "ticket") in first) == told
+
+
 def fading(per_block: float, top: float) -> Numbers:
     """L2 norms by row, of which each block towards the input has ``per_block`` of the next."""
     rms = [top * per_block ** (BLOCKS - 1 - i) for i in range(BLOCKS)]

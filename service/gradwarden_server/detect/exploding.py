@@ -33,6 +33,7 @@ class Params:
     ratio: float
     ticket_steps: int
     ticket_window_steps: int
+    negligible_share: float
     page_steps: int
     page_window_steps: int
     loss_z: float
@@ -135,12 +136,25 @@ class ExplodingGradient(Detector):
     def _one_layer(self, group: int, view: GroupView) -> bool:
         """Whether one layer is high now and was so often; a single spike of one is no news."""
         p = self.params
-        assert view.judged is not None
-        now = view.judged.high(p.z, p.ratio)
+        now = self._rows(view)
         held = self._layers.get(group)
         if held is None or len(held.times) != len(now):
             held = self._layers[group] = _High(len(now), p.ticket_window_steps)
         return held.add(now, p.ticket_steps)
+
+    def _rows(self, view: GroupView) -> Flags:
+        """Rows that are high, but for those that used to be nothing beside the whole.
+
+        A bias before batch norm has a gradient of rounding errors alone until the norm is fixed.
+        """
+        p = self.params
+        assert view.judged is not None
+        now = view.judged.high(p.z, p.ratio)
+        if not now.any():
+            return now
+        usual = view.norms / view.judged.ratio
+        least = p.negligible_share * math.sqrt(float(np.nansum(np.square(usual))))
+        return np.asarray(now & (usual > least), np.bool_)
 
     def _farther(self, group: int, view: GroupView, high: bool) -> float:
         """Decades by which weights moved farther than usual in this step; NaN if unknown."""
@@ -206,7 +220,7 @@ class ExplodingGradient(Detector):
         start, shares = "", ""
         for view in ctx.groups.values():
             assert view.judged is not None
-            high = view.judged.high(p.z, p.ratio)
+            high = self._rows(view)
             walk = [int(r) for r in view.layout.backward if high[r]]
             if walk:
                 start = view.layout.layer(walk[0])
