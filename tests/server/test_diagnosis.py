@@ -334,7 +334,7 @@ def test_a_command_that_needs_a_checkpoint_is_not_given_without_one() -> None:
     places = [Place(0, "h", {"resume_command": "train --from {checkpoint}"})]
     (action,) = told(case(SICK, places=places)).findings[0].actions
     assert action.command is None
-    assert "no checkpoint is known" in action.text
+    assert "No checkpoint is known" in action.text
 
 
 def test_what_an_action_loses_is_told_in_steps_and_gpu_hours() -> None:
@@ -364,6 +364,15 @@ def test_a_rank_that_flips_bits_costs_its_node_its_place(facts: dict, command: s
     assert finding.actions[-1].command == command
 
 
+@pytest.mark.parametrize(("phase", "actions"), [("data", 1), ("outside", 1), ("backward", 2)])
+def test_a_slow_ranks_node_is_in_doubt_only_where_its_device_is_slow(
+    phase: str, actions: int
+) -> None:
+    slow = alert("Straggler", 500, "ticket", rank="3", phase=phase, first_action="Look at it.")
+    found = told(case(slow, places=[Place(3, "n3")], world=4))
+    assert len(found.findings[0].actions) == actions
+
+
 def test_evidence_shows_before_and_after_and_links_to_it() -> None:
     series = Stored(
         {"loss": stepped(2.0, math.inf, 1000, 1010), "grad_norm": flat(1.0, 1010)},
@@ -384,8 +393,8 @@ def test_what_was_watched_and_silent_is_ruled_out_and_what_was_blind_is_not() ->
     watched = armed(
         "ExplodingGradient",
         "LossDivergence",
-        "NormSelfCheckFailed",
         ReplicaMismatch="one rank: there is no replica to compare with",
+        NormSelfCheckFailed="no norm: call clip_grad_norm_(parameters)",
     )
     series = Stored({"lr": flat(1e-3, 1000)})
     (finding,) = told(case(SICK, coverage=watched), series).findings
@@ -393,8 +402,20 @@ def test_what_was_watched_and_silent_is_ruled_out_and_what_was_blind_is_not() ->
     assert out["ExplodingGradient"] == "its detector watched and saw nothing up to step 1000"
     assert out["a jump of the learning rate"] == "it was 0.001 over steps 800-1000"
     assert "a restart" in out
-    assert [item.what for item in finding.not_ruled_out] == ["ReplicaMismatch"]
+    assert out["ReplicaMismatch"].startswith("one rank"), "where nothing could be, nothing was"
+    left = {item.what: item.by for item in finding.not_ruled_out}
+    assert left == {"NormSelfCheckFailed": "blind: no norm: call clip_grad_norm_(parameters)"}
     assert finding.confidence == "high"
+
+
+def test_detectors_that_were_still_learning_rule_nothing_out() -> None:
+    watched = armed("ExplodingGradient", "LossDivergence")
+    (finding,) = told(case(alert("NonFiniteGradient", 20), coverage=watched)).findings
+    assert not {"ExplodingGradient", "LossDivergence"} & {i.what for i in finding.ruled_out}
+    late = [Span(1, 0, 900, None), Span(2, 901)]
+    again = alert("NonFiniteGradient", 950, attempt=2)
+    (finding,) = told(case(again, coverage=watched, attempts=late)).findings
+    assert "ExplodingGradient" not in {i.what for i in finding.ruled_out}
 
 
 def test_confidence_falls_where_most_was_not_watched() -> None:
@@ -423,6 +444,9 @@ def test_what_healed_is_told_and_what_only_ended_with_the_run_did_not_heal() -> 
     healed = told(case(over))
     assert (healed.verdict, healed.findings[0].state) == ("healthy", "healed")
     assert "healed by now: InputBound at step 100" in healed.headline
+    assert healed.findings[0].actions[0].text.startswith("Nothing now: it went by itself.")
+    harm = alert("ExplodingGradient", 100, "ticket", until=300)
+    assert told(case(harm, events=[saved(1000)])).last_good_checkpoint is not None
     ended = told(case(replace(over, reason="run_finished"), status="finished"))
     assert (ended.verdict, ended.findings[0].state) == ("at risk", "ended")
 
@@ -447,6 +471,15 @@ def test_there_are_never_more_findings_than_somebody_can_read() -> None:
     found = told(case(*notes, alert("NonFiniteLoss", 9000), last=9000))
     assert len(found.findings) == 50
     assert chains(found)[0] == ["NonFiniteLoss"]
+
+
+def test_what_came_again_and_again_is_told_once_in_the_chain() -> None:
+    spikes = [alert("LossSpike", 1001 + 5 * n, "note", until=1002 + 5 * n) for n in range(3)]
+    found = told(case(*spikes, alert("LossDivergence", 1030, "ticket")), JUMPED)
+    assert found.stories[0].text == (
+        "a jump of the learning rate at step 1000 -> LossSpike at step 1001 (3 times) -> "
+        "LossDivergence at step 1030"
+    )
 
 
 def test_the_sdks_coverage_line_knows_every_detector() -> None:

@@ -26,7 +26,7 @@ def diagnose(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(told, indent=2))
     else:
-        tell(told)
+        tell(told, options.url.rstrip("/"))
     return _code([told])
 
 

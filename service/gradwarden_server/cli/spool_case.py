@@ -149,7 +149,9 @@ class _Series:
         found = []
         for step, columns in self._matrices(first, last):
             if quantity in columns and not math.isnan(columns["zero"][row]):
-                found.append((step, columns[quantity][row]))
+                value = columns[quantity][row]
+                if quantity not in wire.SLOW or not math.isnan(value):  # they come in turn
+                    found.append((step, value))
         return found
 
     def _matrices(self, first: int, last: int) -> Iterator[tuple[int, dict[str, list[float]]]]:

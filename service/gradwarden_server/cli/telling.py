@@ -20,13 +20,16 @@ SICK = ("critical", "at risk")
 _STYLES = {"critical": "bold red", "at risk": "bold yellow", "page": "red", "ticket": "yellow"}
 _WIDTH = 80
 _LABEL = 10
-_GAPS = 4
+_GAPS = 3
 _NOTES = 5
 _SHA = 12
 
 
-def tell(diagnosis: Told) -> None:
-    """Print it; a command stands alone on its line, unbroken, to be copied."""
+def tell(diagnosis: Told, url: str = "") -> None:
+    """Print it; a command stands alone on its line, unbroken, to be copied.
+
+    ``url`` is the service that shows the run's page; without one no page is named.
+    """
     narrow = sys.stdout.isatty()
     console = Console(width=None if narrow else _WIDTH, highlight=False)
     if console.width > _WIDTH:
@@ -37,7 +40,9 @@ def tell(diagnosis: Told) -> None:
     head.append(diagnosis["verdict"].upper(), _STYLES.get(diagnosis["verdict"], "bold green"))
     head.append(_clean(f"  {diagnosis['run']} {name}".rstrip() + f" ({diagnosis['status']}{at})"))
     console.print(head)
-    console.print(_text(diagnosis["headline"]))
+    roots = {f["symptom"].lower() for f in diagnosis["findings"]}
+    if diagnosis["headline"].lower() not in roots:
+        console.print(_text(diagnosis["headline"]))
     findings = {finding["id"]: finding for finding in diagnosis["findings"]}
     alone = []
     number = 0
@@ -47,7 +52,7 @@ def tell(diagnosis: Told) -> None:
             alone.append(told[0])
             continue
         number += 1
-        _story(console, number, told)
+        _story(console, number, told, url)
     if alone:
         console.print()
         rows = [("notes", f"{f['name']}: {f['symptom']}") for f in alone[:_NOTES]]
@@ -58,7 +63,7 @@ def tell(diagnosis: Told) -> None:
     console.print(_rows(list(_footing(diagnosis))))
 
 
-def _story(console: Console, number: int, told: Sequence[Told]) -> None:
+def _story(console: Console, number: int, told: Sequence[Told], url: str) -> None:
     root, *rest = told
     console.print()
     title = Text(f"{number} ", "bold")
@@ -71,19 +76,22 @@ def _story(console: Console, number: int, told: Sequence[Told]) -> None:
     rows += [("then", _followed(item)) for item in rest]
     rows += [("ruled out", f"{item['what']}: {item['by']}") for item in root["ruled_out"]]
     rows += [("open", f"{item['what']}: {item['by']}") for item in root["not_ruled_out"]]
-    if root["evidence"]:
-        rows.append(("look at", root["evidence"][0]["path"]))
     console.print(_rows(rows))
+    if url and root["evidence"]:
+        _copied(console, f"  look at    {url}{root['evidence'][0]['path']}")
     for at, action in enumerate(root["actions"]):
         console.print(_rows([("DO FIRST" if at == 0 else "THEN", action["text"])]))
         if action["command"]:
-            # Alone and unbroken: it is copied as it stands.
-            line = Text(" " * (_LABEL + 4) + _clean(action["command"]), "bold")
-            console.print(line, soft_wrap=True, crop=False, overflow="ignore")
+            _copied(console, " " * (_LABEL + 4) + action["command"], "bold")
         rows = [("risk", action["risk"])]
         if action["loses"]:
             rows.append(("loses", action["loses"]))
         console.print(_rows(rows))
+
+
+def _copied(console: Console, line: str, style: str = "") -> None:
+    """A line to be copied: unbroken, however narrow the terminal is."""
+    console.print(Text(_clean(line), style), soft_wrap=True, crop=False, overflow="ignore")
 
 
 def _where(root: Told) -> Iterator[str]:

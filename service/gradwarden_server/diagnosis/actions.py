@@ -21,6 +21,8 @@ from gradwarden_server.diagnosis.words import Action, Checkpoint
 _RESUMES = frozenset({"RunFailed", "RunStalled", "RankSilent"})
 """Sicknesses that harm no weights, and after which somebody has to start the run again."""
 _TRANSFORMERS = re.compile(r"(?:.*/)?checkpoint-(\d+)/?\Z")
+_OF_THE_DEVICE = ("forward", "backward", "optimizer")
+"""Phases in which a slow rank's hardware is in doubt, and not its data or its own code."""
 _STEPS_FOR_PACE = 200
 _LEAST_HOURS = 0.01
 _STOP = re.compile(r"Stop the run( if it goes on)?(: weights are poisoned)?\. ?")
@@ -49,6 +51,8 @@ def actions(
         note: Why that one, or why there is none.
     """
     worst = _worst(story)
+    if all(one.state in ("healed", "change") for one in story):
+        return _healed(_advice(root, worst))
     over = case.status != "running"
     failed = any(one.name in _RESUMES and one.severity != "note" for one in story)
     advice = _advice(root, worst)
@@ -62,6 +66,11 @@ def actions(
     if pattern.node:
         told += _cordon(case, root)
     return tuple(told)
+
+
+def _healed(advice: str) -> tuple[Action, ...]:
+    text = f"Nothing now: it went by itself. Should it come back: {advice}"
+    return (Action(text.strip(), None, "none", None),)
 
 
 def follow(root: Incident, symptom: str) -> tuple[Action, ...]:
@@ -96,7 +105,7 @@ def _resume(
     case: Case, series: Series, advice: str, harmed: bool, good: Checkpoint | None, note: str
 ) -> Action:
     if good is None:
-        text = f"{advice} There is {note}." if note.startswith("no ") else f"{advice} {note}."
+        text = f"{advice} {note[0].upper()}{note[1:]}."
         command = None if harmed else _command(case, None)
         risk = "without a good checkpoint a restart begins anew or from what may be harmed"
         return Action(text.strip(), command, risk, None)
@@ -175,8 +184,8 @@ def _newest(case: Case, good: Checkpoint) -> bool:
 
 def _cordon(case: Case, root: Incident) -> list[Action]:
     """Take the node of the named rank out of use, where rank and node are known."""
-    rank = root.said("rank")
-    if not rank.isdecimal():
+    rank, phase = root.said("rank"), root.said("phase")
+    if not rank.isdecimal() or (phase and phase not in _OF_THE_DEVICE):
         return []
     place = case.place(int(rank))
     if place is None or not place.node:

@@ -195,7 +195,16 @@ _SHORT = {
 
 
 def _chain(story: Sequence[Incident]) -> str:
-    return " -> ".join(_short(one) for one in story)
+    """The names in their order, each once, with how often it came."""
+    first: dict[str, Incident] = {}
+    times: dict[str, int] = {}
+    for one in story:
+        first.setdefault(one.name, one)
+        times[one.name] = times.get(one.name, 0) + 1
+    return " -> ".join(
+        _short(one) + (f" ({times[name]} times)" if times[name] > 1 else "")
+        for name, one in first.items()
+    )
 
 
 def _of(story: Sequence[Incident]) -> str:
@@ -215,8 +224,9 @@ def _healed(story: Sequence[Incident]) -> bool:
 
 
 def _earliest(held: Sequence[Sequence[Incident]]) -> Incident | None:
-    """The first sign of harm to the weights, over all stories."""
-    harms = [harm for story in held if (harm := first_harm(story)) is not None]
+    """The first sign of harm to the weights, over all stories that did not heal."""
+    standing = [story for story in held if not _healed(story)]
+    harms = [harm for story in standing if (harm := first_harm(story)) is not None]
     return min(harms, key=lambda one: one.order, default=None)
 
 

@@ -9,6 +9,7 @@ from statistics import median
 from gradwarden_server.diagnosis import links
 from gradwarden_server.diagnosis.case import Case, Points, Series
 from gradwarden_server.diagnosis.changes import BATCHES, LOOK_BACK, LR, lr_jump
+from gradwarden_server.diagnosis.coverage import concerns
 from gradwarden_server.diagnosis.incidents import Incident
 from gradwarden_server.diagnosis.patterns import Pattern
 from gradwarden_server.diagnosis.words import Evidence, Excluded
@@ -17,6 +18,7 @@ BEFORE, AFTER = 100, 30
 """Steps looked at on both sides of an onset."""
 _ALIKE = 1.2  # less is no change worth a line
 _MOST = 6
+_LEARNING = 100  # steps, as alert_rules/baseline.yaml has it
 
 
 def evidence(
@@ -32,20 +34,25 @@ def evidence(
             item = _shown(case, series, one, one.step, key)
             if item is not None:
                 found.append(item)
+    if not found:
+        found.append(_told(case, one, one.said("summary") or one.name))
     return tuple(found[:_MOST])
 
 
 def _said(case: Case, one: Incident, pattern: Pattern) -> Iterator[Evidence]:
-    layer, rank = one.said("layer"), one.said("rank")
     if one.name in (LR, BATCHES):
         return  # its own series tells it better
     words = [one.said("bracket"), one.said("values_before")]
     if pattern.measured:
         words.insert(0, one.said("cause"))
-    texts = [text for text in words if text] or [one.said("summary") or one.name]
-    for text in texts:
-        path = links.path(case, one.step, one.step, layer or None)
-        yield Evidence(text, path, None, layer or None, rank or None, one.step, one.step)
+    for text in filter(None, words):
+        yield _told(case, one, text)
+
+
+def _told(case: Case, one: Incident, text: str) -> Evidence:
+    layer, rank = one.said("layer") or None, one.said("rank") or None
+    path = links.path(case, one.step, one.step, layer)
+    return Evidence(text, path, None, layer, rank, one.step, one.step)
 
 
 def _shown(case: Case, series: Series, one: Incident, step: int, key: str) -> Evidence | None:
@@ -111,8 +118,10 @@ def rivals(
         if known is not None:
             at = "" if known.step is None else f" from step {known.step}"
             left.append(Excluded(alert, f"it was there{at}, with no known way from it to this"))
-        elif watch is None:
+        elif watch is None or _too_early(case, one):
             continue
+        elif not concerns(watch):
+            out.append(Excluded(alert, watch.detail))
         elif watch.state == "armed":
             until = "" if one.step is None else f" up to step {one.step}"
             out.append(Excluded(alert, f"its detector watched and saw nothing{until}"))
@@ -121,6 +130,12 @@ def rivals(
     if pattern.steady and one.step is not None:
         _steadiness(case, series, one, one.step, out, left)
     return tuple(out), tuple(left)
+
+
+def _too_early(case: Case, one: Incident) -> bool:
+    """Whether most detectors were still learning what is normal when it began."""
+    begun = next((a.first_step for a in case.attempts if a.ordinal == one.attempt), 0)
+    return one.step is not None and one.step - begun < _LEARNING
 
 
 def _steadiness(
