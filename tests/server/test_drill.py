@@ -62,10 +62,9 @@ def judged(fault: Fault) -> list[tuple[str, str]]:
     return [one for one in found if one[1] != "note"]
 
 
-@pytest.mark.parametrize(
-    "fault", [f for f in FAULTS if f.sick and f.alert in KNOWN], ids=lambda fault: fault.name
-)
+@pytest.mark.parametrize("fault", [f for f in FAULTS if f.sick], ids=lambda fault: fault.name)
 def test_the_shipped_rules_find_each_fault_and_nothing_else(fault: Fault) -> None:
+    assert fault.alert in KNOWN
     found = judged(fault)
     assert (fault.alert, fault.severity) in found
     assert {alert for alert, _ in found} == {fault.alert}

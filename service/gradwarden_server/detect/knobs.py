@@ -35,6 +35,7 @@ KNOBS: Mapping[str, Mapping[str, Knob]] = {
     "all_reduce_slow": {"ratio": UP, "share": SHARE, "seconds": UP},
     "checkpoint_slow": {"ratio": UP, "least_seconds": UP, "share": SHARE},
     "checkpoint_stale": {"declared_ratio": UP, "observed_ratio": UP, "least_seconds": UP},
+    "clip_saturation": {"ticket_median": DOWN, "window_steps": UP},
     "dead_layer": {"zero_share": SHARE, "steps": UP, "lived_share": SHARE},
     "expert_starved": {"steps": UP},
     "exploding_gradient": {
@@ -55,8 +56,18 @@ KNOBS: Mapping[str, Mapping[str, Knob]] = {
         "leak_windows": UP,
         "leak_growth": UP,
     },
+    "gradient_underflow": {"share": SHARE, "steps": UP},
     "gradients_not_zeroed": {"steps": UP},
     "input_bound": {"share": SHARE, "window_steps": UP, "least_seconds": UP, "lost_seconds": UP},
+    "loss_divergence": {
+        "gained_share": UP,
+        "spreads": UP,
+        "ticket_steps": UP,
+        "page_start_steps": UP,
+        "page_ticket_steps": UP,
+    },
+    "loss_plateau": {"improvement": DOWN, "window_steps": UP},
+    "loss_scale_collapse": {"calibration_skips": UP, "skipped_share": SHARE, "in_a_row": UP},
     "never_synchronized": {"steps": UP, "share": SHARE},
     "no_gradient": {"steps": UP, "declared_steps": UP},
     "nonfinite_gradient": {
@@ -69,6 +80,7 @@ KNOBS: Mapping[str, Mapping[str, Knob]] = {
         "half_tolerance": UP,
         "steps": Knob("up", within="window_steps"),
     },
+    "overfitting": {"rise": UP, "evaluations": UP},
     "rank_silent": {"ticket_seconds": UP, "page_seconds": UP, "standing_page_seconds": UP},
     "run_failed": {"grace_seconds": UP, "silent_seconds": UP},
     "run_stalled": {
@@ -90,6 +102,7 @@ KNOBS: Mapping[str, Mapping[str, Knob]] = {
     },
     "straggler": {"ratio": UP, "lost_share": SHARE},
     "throughput_drop": {"share": DOWN, "seconds": UP},
+    "update_ratio": {"highest": UP, "lowest": DOWN, "steps": UP},
     "vanishing_gradient": {
         "ratio": DOWN,
         "monotone_blocks": UP,
