@@ -149,7 +149,7 @@ def place(rank: int, node: str) -> Step:
     return carrier(0, {"kind": "start", "place": {"node": node}}, 0, rank)
 
 
-IN_LOOP, IN_REDUCE = "/home/me/loop.py:12 train", "/lib/distributed_c10d.py:2800 all_reduce"
+IN_LOOP, IN_REDUCE = "/srv/loop.py:12 train", "/lib/distributed_c10d.py:2800 all_reduce"
 
 
 def test_a_stall_names_stacks_collective_and_the_rank_that_is_not_in_it() -> None:
@@ -157,7 +157,7 @@ def test_a_stall_names_stacks_collective_and_the_rank_that_is_not_in_it() -> Non
     for rank in range(3):
         detectors.advance([place(rank, f"n{rank}")])
         waits = rank != 1
-        lines = (IN_LOOP, IN_REDUCE) if waits else (IN_LOOP, "/home/me/data.py:7 read")
+        lines = (IN_LOOP, IN_REDUCE) if waits else (IN_LOOP, "/srv/data.py:7 read")
         detectors.advance([stack(rank, "all-reduce 2 of 400 bytes" if waits else "", *lines)])
     detectors = restored(detectors, "RunStalled")
     now = LAST + 11 * MINUTE

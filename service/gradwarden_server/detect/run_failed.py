@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 from gradwarden_server.detect.base import Coverage, Detector, Liveness
@@ -232,7 +232,7 @@ class RunFailed(Detector):
     def state(self) -> dict[str, Any]:
         return {
             "attempt": self._attempt,
-            "ends": [list(astuple(end)) for end in self._ends],
+            "ends": [asdict(end) for end in self._ends],
             "places": self._places.state(),
             "stacks": self._stacks.state(),
             "saves": self._saves.state(),
@@ -241,7 +241,7 @@ class RunFailed(Detector):
 
     def restore(self, state: Mapping[str, Any]) -> None:
         self._attempt = state["attempt"]
-        self._ends = [_End(*row[:-1], tuple(row[-1])) for row in state["ends"]]
+        self._ends = [_End(**{**row, "causes": tuple(row["causes"])}) for row in state["ends"]]
         self._places.restore(state["places"])
         self._stacks.restore(state["stacks"])
         self._saves.restore(state["saves"])

@@ -65,7 +65,7 @@ class Stacks:
 
 
 def _short(line: str) -> str:
-    """``loop.py:12 train`` of ``/home/me/loop.py:12 train``."""
+    """``loop.py:12 train`` of ``/srv/loop.py:12 train``."""
     place, _, function = line.rpartition(" ")
     return f"{place.replace(chr(92), '/').rpartition('/')[2]} {function}"
 
