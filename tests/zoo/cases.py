@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from tests.zoo.clock import Clock
@@ -48,6 +48,7 @@ class Case:
         dies: It ends badly on purpose: by an exception, killed, or not at all.
         stands: Ranks that stand still, alive, until the runner ends them.
         clock: What is done to the recorded times, see :mod:`tests.zoo.clock`.
+        owner: Parameters by alert that a run's owner alone can know, where what ships is off.
         quick: Part of the core tests.
     """
 
@@ -62,6 +63,7 @@ class Case:
     dies: bool = False
     stands: tuple[int, ...] = ()
     clock: Clock | None = None
+    owner: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     quick: bool = False
 
     @property

@@ -8,6 +8,7 @@ the frames' other numbers stay as the trainer wrote them.
 from __future__ import annotations
 
 import json
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -54,24 +55,32 @@ EVEN = Clock(even=True)
 class _Rewriter:
     def __init__(self, clock: Clock, batches: Sequence[wire.Batch]) -> None:
         self._clock = clock
-        frames = [f for b in batches for f in b.frames]
-        self._origin = min(f.time_ns for f in frames)
+        heard = [(b.stream.rank, f) for b in batches for f in b.frames]
+        self._origin = min(f.time_ns for _, f in heard)
+        self._ends: dict[int, list[int]] = {}
         spent: dict[str, list[float]] = {}
-        for name, value in (pair for f in frames for pair in f.scalars.items()):
-            if name.endswith("_seconds"):
-                spent.setdefault(name, []).append(value)
+        for rank, frame in sorted(heard, key=lambda pair: pair[1].time_ns):
+            if "step_seconds" in frame.scalars:
+                self._ends.setdefault(rank, []).append(frame.time_ns)
+            timed = [(n, v) for n, v in frame.scalars.items() if n.endswith("_seconds")]
+            timed += [(e["kind"], e["seconds"]) for e in frame.events if "seconds" in e]
+            for name, seconds in timed:
+                spent.setdefault(name, []).append(seconds)
         self._medians = {n: median(held) for n, held in spent.items()} if clock.even else {}
 
-    def moment(self, time_ns: int, step: int) -> int:
-        ago = int((time_ns - self._origin) * self._clock.stretch)
+    def moment(self, rank: int, time_ns: int, step: int) -> int:
+        """When what a rank did at ``time_ns``, in ``step``, was done by this clock."""
+        ago = (time_ns - self._origin) / SECOND
+        if self._clock.even:
+            ago = bisect_right(self._ends.get(rank, []), time_ns) * self._medians["step_seconds"]
         paused = sum(p.seconds for p in self._clock.pauses if p.step <= step)
-        return self._origin + ago + int(paused * SECOND)
+        return self._origin + int((ago * self._clock.stretch + paused) * SECOND)
 
     def batches(self, batch: wire.Batch, back_ns: int | None) -> Iterator[wire.Batch]:
         """Each frame by itself, sent when it was done: what fell into a quarter of a second
         was minutes apart, and a trainer does not wait so long."""
         for frame in batch.frames:
-            made = self._frame(frame)
+            made = self._frame(batch.stream.rank, frame)
             sent = made.time_ns + SECOND // 4
             if back_ns is not None and self._in_outage(frame):
                 sent = max(sent, back_ns)
@@ -81,7 +90,7 @@ class _Rewriter:
         gone = self._clock.outage
         return gone is not None and gone[0] <= frame.step <= gone[1]
 
-    def _frame(self, frame: wire.Frame) -> wire.Frame:
+    def _frame(self, rank: int, frame: wire.Frame) -> wire.Frame:
         scalars = {n: self._scalar(n, v) for n, v in frame.scalars.items()}
         for pause in self._clock.pauses:
             if pause.step == frame.step and "step_seconds" in scalars:
@@ -89,7 +98,7 @@ class _Rewriter:
                     scalars[name] = scalars.get(name, 0.0) + pause.seconds
         return replace(
             frame,
-            time_ns=self.moment(frame.time_ns, frame.step),
+            time_ns=self.moment(rank, frame.time_ns, frame.step),
             scalars=scalars,
             events=tuple(self._event(e, frame.step) for e in frame.events),
         )
@@ -102,7 +111,8 @@ class _Rewriter:
     def _event(self, event: Mapping[str, Any], step: int) -> dict[str, Any]:
         made = dict(event)
         if isinstance(made.get("seconds"), (int, float)):
-            made["seconds"] *= self._clock.stretch
+            seconds = self._medians.get(made["kind"], made["seconds"])
+            made["seconds"] = seconds * self._clock.stretch
             phase = "checkpoint" if made["kind"] == "checkpoint" else made.get("name")
             for pause in self._clock.pauses:
                 # A thread tells of a checkpoint, so in the step before or in that of the pause.
@@ -118,8 +128,12 @@ def rewrite(root: Path, clock: Clock, target: Path) -> Path:
     rewriter = _Rewriter(clock, batches)
     back = None
     if clock.outage is not None:
-        last = [f for b in batches for f in b.frames if f.step <= clock.outage[1]]
-        back = max(rewriter.moment(f.time_ns, f.step) for f in last)
+        back = max(
+            rewriter.moment(b.stream.rank, f.time_ns, f.step)
+            for b in batches
+            for f in b.frames
+            if f.step <= clock.outage[1]
+        )
     for spool in held.values():
         for path, records in spool:
             made = (pack(m) for r in records for m in _rewritten(r, rewriter, back))
@@ -136,7 +150,7 @@ def _batches(records: Iterable[Record]) -> Iterable[Record]:
 def _rewritten(record: Record, rewriter: _Rewriter, back_ns: int | None) -> Iterator[Record]:
     if record.kind == "start":
         said = json.loads(record.body)
-        said["started_ns"] = rewriter.moment(said["started_ns"], said["first_step"])
+        said["started_ns"] = rewriter.moment(said["rank"], said["started_ns"], said["first_step"])
         yield replace(record, body=json.dumps(said).encode())
     elif record.kind == "layout":
         yield record

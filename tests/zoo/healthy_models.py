@@ -277,7 +277,8 @@ class Experts(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         hidden = torch.relu(self.stem(x))
-        shares = self.router(hidden).softmax(-1)
+        wish = self.router(hidden)
+        shares = (wish + torch.randn_like(wish) / 2).softmax(-1)  # so that each is tried
         best, chosen = shares.max(-1)
         mixed = torch.zeros_like(hidden)
         for i, expert in enumerate(self.experts):
@@ -291,9 +292,9 @@ def mixture_of_experts(ground: Ground) -> None:
     model = Experts()
     optimizer = torch.optim.Adam(model.parameters(), 2e-3)
     ground.watch(model, optimizer)
-    for _, (x, y) in ground.batches(*data.digits(), 24, 700):
+    for _, (x, y) in ground.batches(*data.digits(), 12, 700):
         guess, balance = model(x)
-        ground.step(model, optimizer, functional.cross_entropy(guess, y) + 0.01 * balance)
+        ground.step(model, optimizer, functional.cross_entropy(guess, y) + 0.1 * balance)
 
 
 CASES = (

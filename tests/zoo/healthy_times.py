@@ -80,22 +80,27 @@ def pauses(ground: Ground) -> None:
 
 def steady(ground: Ground) -> None:
     """Nothing happens in it; what happens is around it."""
-    _train(ground, 0, 600, kept=False)
+    _train(ground, 0, 900, kept=False)
 
 
-_EVALUATIONS = tuple(Pause(step, 600.0, "evaluation") for step in (100, 200, 300, 400, 500))
-_CHECKPOINTS = tuple(Pause(step, 100.0, "checkpoint") for step in (150, 300, 450))
+_STEPS = (100, 200, 300, 400, 500)
+_EVALUATING = Clock(
+    even=True, stretch=200, pauses=tuple(Pause(step, 600.0, "evaluation") for step in _STEPS)
+)
+_SAVING = Clock(
+    even=True,
+    stretch=12_000,
+    pauses=tuple(Pause(step, 70.0, "checkpoint") for step in (150, 300, 450)),
+)
+_COMPILING = Clock(even=True, stretch=200, pauses=(Pause(1, 700.0, "compile"),))
+_UNHEARD = Clock(even=True, stretch=1000, outage=(200, 700))
 
 CASES = (
     Case("healthy_resume", resume, lives=2),
     Case("healthy_preempted", preempted, lives=2, dies=True),
     Case("healthy_interrupted", interrupted, dies=True, quick=True),
-    Case("healthy_long_evaluations", pauses, clock=Clock(stretch=200, pauses=_EVALUATIONS)),
-    Case("healthy_long_checkpoints", pauses, clock=Clock(stretch=12_000, pauses=_CHECKPOINTS)),
-    Case(
-        "healthy_compile_pause",
-        steady,
-        clock=Clock(stretch=200, pauses=(Pause(1, 700.0, "compile"),)),
-    ),
-    Case("healthy_service_outage", steady, clock=Clock(stretch=1000, outage=(200, 400))),
+    Case("healthy_long_evaluations", pauses, clock=_EVALUATING),
+    Case("healthy_long_checkpoints", pauses, clock=_SAVING),
+    Case("healthy_compile_pause", steady, clock=_COMPILING),
+    Case("healthy_service_outage", steady, clock=_UNHEARD),
 )

@@ -51,6 +51,9 @@ def _judge(name: str, folder: Path) -> None:
     if clock is not None:
         spool = rewrite(spool, clock, folder / "clocked")
     rules = spec.load(ALERT_RULES, detectors.schemas(), detectors.BASELINE_SCHEMA)
+    owner = CASES[name].owner
+    own = [replace(r, params={**r.params, **owner.get(r.alert, {})}) for r in rules.detectors]
+    rules = replace(rules, detectors=type(rules.detectors)(own))
     replay = _replayed(spool, rules, CASES[name])
     done = _done(spool)
     raised: dict[tuple[str, int], Raised] = {}

@@ -108,7 +108,12 @@ CASES = (
         variants=CLIPPED,
         quick=True,
     ),
-    Case("plateau", plateau, must=(Must("LossPlateau", ("ticket",)),)),
+    Case(
+        "plateau",
+        plateau,
+        must=(Must("LossPlateau", ("ticket",), says("no improvement")),),
+        owner={"LossPlateau": {"window_steps": 500}},
+    ),
     Case(
         "rate_too_low",
         rate_too_low,

@@ -10,6 +10,7 @@ from tests.zoo import data
 from tests.zoo.births import deep
 from tests.zoo.cases import CLIPPED, Case, Must, layer
 from tests.zoo.ground import Ground
+from tests.zoo.healthy_models import Experts
 
 SICK_AT = 250
 
@@ -93,6 +94,19 @@ def left_in_eval_mode(ground: Ground) -> None:
             ground.began(step + 1)
 
 
+def starved_expert(ground: Ground) -> None:
+    """Nothing balances the router, and one expert's score has a bad start."""
+    model = Experts()
+    with torch.no_grad():
+        model.router.bias[5] = -30.0
+    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
+    ground.watch(model, optimizer)
+    ground.began(0)
+    for _, (x, y) in ground.batches(*data.digits(), 24, 800):
+        guess, balance = model(x)
+        ground.step(model, optimizer, functional.cross_entropy(guess, y) + 0.1 * balance)
+
+
 CASES = (
     Case(
         "dead_relu",
@@ -107,6 +121,11 @@ CASES = (
         dead_branch,
         must=(Must("DeadLayer", ("ticket",), layer("right", "right.0")),),
         variants=CLIPPED,
+    ),
+    Case(
+        "starved_expert",
+        starved_expert,
+        must=(Must("ExpertStarved", ("ticket",), layer("experts.5")),),
     ),
     Case(
         "forgotten_zero_grad",

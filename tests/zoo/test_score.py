@@ -11,7 +11,7 @@ from gradwarden import wire
 from gradwarden.outbox import Record
 from gradwarden.spool import pack, read_segment
 from tests.zoo.cases import Case, Must, layer, rank, says
-from tests.zoo.clock import SECOND, Clock, Pause, rewrite
+from tests.zoo.clock import EVEN, SECOND, Clock, Pause, rewrite
 from tests.zoo.ground import Ground
 from tests.zoo.score import Raised, Scored, add, bound, score
 
@@ -116,3 +116,28 @@ def test_the_recorded_clock_is_stretched_and_paused(tmp_path: Path) -> None:
     assert [f.time_ns // SECOND for f in held] == [10, 20, 330, 340]
     assert [f.scalars["step_seconds"] for f in held] == [10.0, 10.0, 310.0, 10.0]
     assert [f.scalars.get("evaluation_seconds") for f in held] == [None, None, 300.0, None]
+
+
+def test_an_even_clock_takes_the_busy_machine_out(tmp_path: Path) -> None:
+    """Steps of 1, 1, 7 and 1 s by one rank and a checkpoint of 5 s among three of 2 s."""
+    spool = tmp_path / "spool" / "zoo.r0"
+    spool.mkdir(parents=True)
+    ends, seconds = (11, 12, 19, 20), (1.0, 1.0, 7.0, 1.0)
+    frames = tuple(
+        wire.Frame(
+            seq=i,
+            step=i,
+            time_ns=ends[i] * SECOND,
+            scalars={"step_seconds": seconds[i]},
+            events=({"kind": "checkpoint", "seconds": 5.0 if i == 2 else 2.0},),
+        )
+        for i in range(4)
+    )
+    batch = wire.Batch(wire.StreamKey("zoo", "A", 0, "N"), frames, sent_ns=21 * SECOND)
+    (spool / "000001.spool").write_bytes(pack(Record("batch", wire.encode(batch), 4)))
+    made = rewrite(tmp_path / "spool", EVEN, tmp_path / "clocked")
+    written = read_segment(made / "zoo.r0" / "000001.spool")
+    held = [frame for record in written for frame in wire.decode(record.body).frames]
+    assert {b.time_ns - a.time_ns for a, b in zip(held, held[1:], strict=False)} == {SECOND}
+    assert {f.scalars["step_seconds"] for f in held} == {1.0}
+    assert {f.events[0]["seconds"] for f in held} == {2.0}
