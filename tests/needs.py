@@ -23,6 +23,7 @@ PACKAGES = {
     "prometheus": "prometheus",
     "prometheus-alertmanager": "prometheus-alertmanager",
     "promtool": "prometheus",
+    "vmalert": "victoria-metrics",
 }
 # Debian keeps these off PATH.
 OFF_PATH = ("/usr/lib/postgresql/*/bin",)

@@ -33,6 +33,7 @@ DOCS = ROOT / "docs"
 FLOORS = (
     ("model", "settings", "assets", "telemetry", "logs", "joins", "matchers"),
     ("store", "detect", "rules", "promql", "slo", "notify", "transfer", "diagnosis"),
+    ("querying",),
     ("alerting",),
     ("api",),
     ("app", "house", "cli", "demo"),
@@ -55,7 +56,10 @@ THIRD_PARTY = {
     "opentelemetry": {"telemetry", "house", "gradwarden.instruments.spans"},
     "yaml": {"settings", "rules", "notify", "app", "cli"},
     "promql_parser": {"promql"},
-    "numpy": {"promql", "store", "detect", "rules", "alerting", "api", "app", "demo", "joins", "transfer"},
+    "numpy": {
+        "alerting", "api", "app", "demo", "detect", "joins", "promql", "querying", "rules", "store",
+        "transfer",
+    },  # fmt: skip
     "markdown_it": {"api"},
     "mlflow": {"transfer"},
     "pyarrow": {"transfer"},

@@ -32,6 +32,7 @@ from gradwarden_server.notify import pipeline, registry
 from gradwarden_server.notify import spec as receivers_spec
 from gradwarden_server.notify.delivery import Courier
 from gradwarden_server.notify.message import Outcome, Sender, Sent
+from gradwarden_server.querying.storage import Sources
 from gradwarden_server.rules import spec as rules_spec
 from gradwarden_server.settings import Settings
 from gradwarden_server.store import clickhouse_engines
@@ -56,6 +57,7 @@ from gradwarden_server.store.recorded import RecordedSeries
 from gradwarden_server.store.removal import RunRemoval
 from gradwarden_server.store.retention import RetentionStore
 from gradwarden_server.store.runs import RunStore
+from gradwarden_server.store.sampled import Samples
 from gradwarden_server.store.shelf import Shelves
 from gradwarden_server.store.shelf_tables import TableShelf
 from gradwarden_server.store.silences import Silences
@@ -171,6 +173,7 @@ class House:
             judge=self.evaluator,
             shadows=shadows,
             silences=silences,
+            sources=Sources(Samples(database, reader, run_store), ledger),
             retention=RetentionStore(database),
             removal=RunRemoval(database),
             janitor=self.janitor,

@@ -19,6 +19,7 @@ from gradwarden_server.api.pace import Pace
 from gradwarden_server.api.summary import Summaries
 from gradwarden_server.api.throttle import Throttle
 from gradwarden_server.model import Receipt
+from gradwarden_server.querying.storage import Sources
 from gradwarden_server.settings import Settings
 from gradwarden_server.store.commands import CommandStore
 from gradwarden_server.store.compare import Comparison
@@ -105,6 +106,7 @@ class Parts:
     judge: Judge
     shadows: Shadows
     silences: Silences
+    sources: Sources
     retention: RetentionStore
     removal: RunRemoval
     janitor: Janitor

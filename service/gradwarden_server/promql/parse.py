@@ -80,14 +80,10 @@ def millis(span: timedelta | None) -> int:
     return 0 if span is None else round(span / timedelta(milliseconds=1))
 
 
-def selectors(query: str) -> list[tuple[Matcher, ...]]:
-    """The selectors of a query, as ``match[]`` asks for them."""
-    found: list[tuple[Matcher, ...]] = []
+def span(text: str) -> timedelta:
+    """A duration such as ``5m`` or ``1h30m``.
 
-    def visit(node: Node) -> bool:
-        if isinstance(node, parser.VectorSelector):
-            found.append(selector(node))
-        return True
-
-    parser.walk(parse(query), visit)
-    return found
+    Raises:
+        ValueError: it is none.
+    """
+    return parser.parse_duration(text)

@@ -71,6 +71,16 @@ class AlertStory:
     deliveries: tuple[Delivery, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Span:
+    """When an alert was pending and firing; what it is, as labels."""
+
+    labels: Mapping[str, str]
+    active_ns: int
+    fired_ns: int | None
+    resolved_ns: int | None
+
+
 class BadCursor(ValueError):
     """The cursor was not given out by ``AlertLedger.list``."""
 
@@ -205,6 +215,17 @@ class AlertLedger:
             )
             audit.record(project, conn, now_ns, actor, "alert.acknowledge", str(alert_id), {})
         return True
+
+    def spans(self, project: str, t0_ns: int, t1_ns: int) -> tuple[Span, ...]:
+        """The alerts that were open at any moment of a time."""
+        columns = alert.c.labels, alert.c.active_ns, alert.c.fired_ns, alert.c.resolved_ns
+        query = select(*columns).where(
+            alert.c.project == project,
+            alert.c.active_ns <= t1_ns,
+            or_(alert.c.resolved_ns.is_(None), alert.c.resolved_ns >= t0_ns),
+        )
+        with self._engine.connect() as conn:
+            return tuple(Span(*row) for row in conn.execute(query.order_by(alert.c.id)))
 
     def counts(self, project: str, run_rows: Collection[int]) -> dict[int, dict[str, int]]:
         """How many alerts of each run are pending and firing; runs without any have zeros."""

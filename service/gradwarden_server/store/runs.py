@@ -120,7 +120,7 @@ class RunStore:
         """One run by its identifier, or None."""
         with self._database.read() as connection:
             row = connection.execute(_RUN, {"of_project": project, "of_run": run}).one_or_none()
-        return None if row is None else _run(row)
+        return None if row is None else record(row)
 
     def attempts(self, project: str, run: str) -> list[AttemptRecord]:
         """The attempts of a run in order, with what each later one superseded."""
@@ -198,5 +198,6 @@ class RunStore:
             )
 
 
-def _run(row: Row[Any]) -> RunRecord:
+def record(row: Row[Any]) -> RunRecord:
+    """The record of a row of the table of runs."""
     return RunRecord(**{name: getattr(row, name) for name in RunRecord.__dataclass_fields__})
