@@ -97,6 +97,15 @@ def test_what_was_proved_pages_and_so_does_a_drill() -> None:
     assert Bell(**{DRILL: "true"}).hear(PERIOD, say()) == ["page firing: condition"]
 
 
+def test_what_is_proved_later_pages_and_its_ticket_is_over() -> None:
+    bell = Bell()
+    page = Condition("Nan", "page", True, {"step": "7"})
+    bell.hear(PERIOD, [page])
+    told = bell.hear(PERIOD, [replace(page, annotations={**page.annotations, PROOF: "applied"})])
+    assert sorted(told) == ["page firing: condition", "ticket resolved: promoted"]
+    assert bell.hear(PERIOD, [page]) == []
+
+
 def test_tickets_and_notes_stay_what_they_are() -> None:
     bell = Bell()
     assert bell.hear(PERIOD, [Condition("X", "ticket", True), Condition("X", "note", True)]) == [

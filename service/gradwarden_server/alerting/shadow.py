@@ -62,15 +62,18 @@ class Shadow:
         for condition in conditions:
             if condition.severity != "page":
                 turned.append(condition)
-            elif not condition.active:
-                turned.append(condition)
-                if condition.alertname in shadowed:  # its detector may know no ticket
-                    turned.append(replace(condition, severity="ticket"))
-            elif condition.alertname in paged or not self._turns(condition, run):
-                turned.append(condition)
-            else:
+            elif (
+                condition.active
+                and condition.alertname not in paged
+                and self._turns(condition, run)
+            ):
                 words = {**condition.annotations, SHADOW: WOULD_HAVE_PAGED}
                 turned.append(replace(condition, severity="ticket", annotations=words))
+            else:
+                turned.append(condition)
+                if condition.alertname in shadowed:  # its detector may know no tickets
+                    over = PROMOTED if condition.active else condition.reason
+                    turned.append(Condition(condition.alertname, "ticket", False, {}, over))
         return turned
 
     def promotions(self, standing: Mapping[str, Alert]) -> list[Condition]:
