@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from gradwarden import coverage
-from gradwarden_server.diagnosis.case import Place, Span, Watched, alerts_of
+from gradwarden_server.diagnosis.case import Happening, Place, Span, Watched, alerts_of
 from gradwarden_server.diagnosis.causes import LINKS
 from gradwarden_server.diagnosis.changes import NAMES, lr_jump
 from gradwarden_server.diagnosis.patterns import PATTERNS
@@ -138,6 +138,19 @@ def test_a_jump_of_the_learning_rate_is_the_root_of_all_that_follows() -> None:
             ],
             [["NonFiniteGradient", "NonFiniteLoss"]],
             id="a bad gradient makes the next loss bad",
+        ),
+        pytest.param(
+            [alert("NonFiniteLoss", 200), alert("LossScaleCollapse", 209)],
+            [["NonFiniteLoss", "LossScaleCollapse"]],
+            id="no scale heals a bad loss",
+        ),
+        pytest.param(
+            [
+                alert("LossSpike", 500, "note", until=520),
+                alert("LossDivergence", 500, "ticket", seen=600),
+            ],
+            [["LossDivergence", "LossSpike"]],
+            id="a loss that diverges may begin with a spike",
         ),
         pytest.param(
             [
@@ -371,6 +384,33 @@ def test_a_slow_ranks_node_is_in_doubt_only_where_its_device_is_slow(
     slow = alert("Straggler", 500, "ticket", rank="3", phase=phase, first_action="Look at it.")
     found = told(case(slow, places=[Place(3, "n3")], world=4))
     assert len(found.findings[0].actions) == actions
+
+
+def test_the_rank_that_died_first_is_named_by_the_silence_of_its_end() -> None:
+    lost = alert(
+        "RunFailed",
+        500,
+        summary="run failed at step 500: a collective was aborted on rank 0",
+        cause="rank 0: Connection closed by peer",
+        rank="0",
+    )
+    ends = [Happening(1, rank, 500, 0, "finish", {"status": "failed"}) for rank in (0, 2)]
+    places = [Place(rank, f"host{rank}") for rank in range(3)]
+    (finding,) = told(case(lost, events=ends, places=places, world=3)).findings
+    assert (finding.rank, finding.node) == ("1", "host1")
+    assert finding.cause.startswith("rank 1 on host1 ended without a word")
+    everyone = [*ends, Happening(1, 1, 500, 0, "finish", {"status": "failed"})]
+    (finding,) = told(case(lost, events=everyone, places=places, world=3)).findings
+    assert (finding.rank, finding.cause) == ("0", "rank 0: Connection closed by peer")
+
+
+def test_times_are_compared_by_their_medians() -> None:
+    times = {s: 1.0 if s < 500 else 0.01 if s == 505 else 3.0 for s in range(400, 531)}
+    (finding,) = told(
+        case(alert("InputBound", 500, "ticket")), Stored({"data_seconds": times})
+    ).findings
+    (item,) = finding.evidence
+    assert item.text == "data_seconds went from 1 to 3 at step 500 (3x)"
 
 
 def test_evidence_shows_before_and_after_and_links_to_it() -> None:

@@ -23,6 +23,7 @@ _LABEL = 10
 _GAPS = 3
 _NOTES = 5
 _SHA = 12
+_LONGEST = 400
 
 
 def tell(diagnosis: Told, url: str = "") -> None:
@@ -139,9 +140,9 @@ def _rows(rows: Sequence[tuple[str, str]]) -> Table:
 
 
 def _text(text: str) -> Text:
-    return Text(_clean(text))
+    return Text(_clean(text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."))
 
 
 def _clean(text: str) -> str:
-    """What strangers wrote, without what a terminal would obey."""
-    return "".join(c if c.isprintable() else "?" for c in text)
+    """What strangers wrote, on one line, without what a terminal would obey."""
+    return "".join(c if c.isprintable() else " " if c.isspace() else "?" for c in text)

@@ -135,6 +135,8 @@ def _links() -> Iterator[Link]:
     yield Link("NonFiniteLoss", "NonFiniteGradient", 0, test=_told_by_loss)
     yield Link("NonFiniteGradient", "NonFiniteLoss", test=_then_loss)
     yield Link("NonFiniteGradient", "LossDivergence")
+    yield Link("NonFiniteLoss", "LossScaleCollapse")
+    yield Link("LossDivergence", "LossSpike", LATER)
     yield Link("LossScaleCollapse", "NonFiniteGradient", when="beside", test=_skips)
     yield Link("GradientUnderflow", "LossScaleCollapse", when="beside", sure="medium")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from gradwarden_server.diagnosis import actions, coverage, evidence, links
+from gradwarden_server.diagnosis import actions, coverage, evidence, links, silent
 from gradwarden_server.diagnosis.case import Case, NoSeries, Series
 from gradwarden_server.diagnosis.causes import Link, joined, stories
 from gradwarden_server.diagnosis.changes import changes
@@ -105,6 +105,7 @@ class _Writer:
             why = _why_linked(cause, one, link)
             acts = actions.follow(story[0], _short(story[0]))
         else:
+            one = silent.told(self._case, one)
             words = _cause(one, pattern)
             out, left = evidence.rivals(self._case, self._series, one, pattern, self._found)
             confidence, why = _sure(pattern, out, left)

@@ -78,6 +78,7 @@ PATTERNS: Mapping[str, Pattern] = {
         series=("loss", "grad_norm"),
         rivals=("NonFiniteGradient", "ExplodingGradient", *_UNSTABLE),
         steady=True,
+        measured=True,
     ),
     "ExplodingGradient": Pattern(
         "steps too large for where the weights are: the learning rate, one bad batch, or an "
@@ -228,7 +229,7 @@ PATTERNS: Mapping[str, Pattern] = {
         "high",
         "the process itself said why it ended",
         series=("loss", "grad_norm", "gpu_memory_allocated_bytes"),
-        rivals=("NonFiniteLoss", "NonFiniteGradient", "GpuMemoryPressure", "RankSilent"),
+        rivals=("NonFiniteLoss", "NonFiniteGradient", "GpuMemoryPressure"),
     ),
     "CheckpointSlow": Pattern(
         "the storage is slow, or training waits for a save that could run beside it",
