@@ -439,7 +439,7 @@ def test_what_was_watched_and_silent_is_ruled_out_and_what_was_blind_is_not() ->
     series = Stored({"lr": flat(1e-3, 1000)})
     (finding,) = told(case(SICK, coverage=watched), series).findings
     out = {item.what: item.by for item in finding.ruled_out}
-    assert out["ExplodingGradient"] == "its detector watched and saw nothing up to step 1000"
+    assert out["ExplodingGradient"] == "watched for, and nothing seen up to step 1000"
     assert out["a jump of the learning rate"] == "it was 0.001 over steps 800-1000"
     assert "a restart" in out
     assert out["ReplicaMismatch"].startswith("one rank"), "where nothing could be, nothing was"

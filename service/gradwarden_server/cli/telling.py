@@ -75,8 +75,8 @@ def _story(console: Console, number: int, told: Sequence[Told], url: str) -> Non
     rows.append(("sure", f"{root['confidence']}: {root['why']}"))
     rows += [("seen", f"{item['text']}") for item in root["evidence"]]
     rows += [("then", _followed(item)) for item in rest]
-    rows += [("ruled out", f"{item['what']}: {item['by']}") for item in root["ruled_out"]]
-    rows += [("open", f"{item['what']}: {item['by']}") for item in root["not_ruled_out"]]
+    rows += [("ruled out", text) for text in _together(root["ruled_out"])]
+    rows += [("open", text) for text in _together(root["not_ruled_out"])]
     console.print(_rows(rows))
     if url and root["evidence"]:
         _copied(console, f"  look at    {url}{root['evidence'][0]['path']}")
@@ -102,6 +102,14 @@ def _where(root: Told) -> Iterator[str]:
     parts += [f"{name} {root[name]}" for name in ("layer", "rank", "node") if root[name]]
     parts.append(root["state"] if root["kind"] == "alert" else "a change in the run")
     yield ", ".join(parts)
+
+
+def _together(items: Sequence[Told]) -> list[str]:
+    """One line for all that the same thing is said of."""
+    by: dict[str, list[str]] = {}
+    for item in items:
+        by.setdefault(item["by"], []).append(item["what"])
+    return [f"{', '.join(what)}: {why}" for why, what in by.items()]
 
 
 def _followed(item: Told) -> str:

@@ -22,6 +22,7 @@ from rich.panel import Panel
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from gradwarden_server.cli import telling
 from gradwarden_server.demo import service
 
 STEPS = 1000
@@ -96,6 +97,10 @@ def _tell(console: Console, running: service.DemoService, pager: Pager, sick: bo
     if page is not None:
         _show(console, page)
     console.print(Panel(output.strip()[-1200:], title="what the training script itself printed"))
+    told = _get(f"{running.url}/v1/runs/{run}/diagnosis") if page is not None else None
+    if told is not None:
+        console.print(f"\nThe story, as `gradwarden diagnose {run}` tells it:\n", soft_wrap=True)
+        telling.tell(told, running.url)
     address = f"{running.url}/runs/{run}"
     console.print(f"\nDashboard: [bold]{address}[/]", soft_wrap=True)
     console.print(f"It stays up; stop it with: {_own_command()} --stop", soft_wrap=True)

@@ -128,7 +128,7 @@ def rivals(
             out.append(Excluded(alert, watch.detail))
         elif watch.state == "armed":
             until = "" if one.step is None else f" up to step {one.step}"
-            out.append(Excluded(alert, f"its detector watched and saw nothing{until}"))
+            out.append(Excluded(alert, f"watched for, and nothing seen{until}"))
         else:
             left.append(Excluded(alert, f"{watch.state}: {watch.detail}"))
     if pattern.steady and one.step is not None:
