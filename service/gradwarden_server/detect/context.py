@@ -20,6 +20,7 @@ from gradwarden_server.detect.baseline import (
     Judged,
     Restarts,
 )
+from gradwarden_server.detect.places import Places
 from gradwarden_server.detect.single import SingleBaseline
 from gradwarden_server.detect.steps import GroupStep, Step
 
@@ -176,6 +177,7 @@ class RunContext:
         self.settings = settings
         self._layouts = layouts
         self._views: dict[str, LayoutView] = {}
+        self.places = Places()
         self.attempt = 0
         self._begin(0)
 
@@ -239,6 +241,8 @@ class RunContext:
         self.new_attempt = step.attempt != self.attempt
         if self.new_attempt:
             self._begin(step.attempt)
+        if step.events:
+            self.places.observe(step)
         views = self.look(step)
         self.loss = step.scalar("loss")
         for rank in step.ranks.values():
@@ -326,6 +330,7 @@ class RunContext:
             "capture": self.capture,
             "logged": sorted(self.logged),
             "smooth": self._smooth,
+            "places": self.places.state(),
             "restarts": self.restarts.state(),
             "run": [b.state() for b in self._run],
             "groups": {
@@ -346,6 +351,7 @@ class RunContext:
         self.steps, self.capture = state["steps"], state["capture"]
         self.logged, self._smooth = set(state["logged"]), state["smooth"]
         self.restarts.restore(state["restarts"])
+        self.places.restore(state["places"])
         for baseline, held in zip(self._run, state["run"], strict=True):
             baseline.restore(held)
         for group, held in state["groups"].items():

@@ -18,7 +18,7 @@ from gradwarden_server.detect.state import BadState, pack, unpack
 from gradwarden_server.detect.steps import Step
 from gradwarden_server.model import Condition, RunFacts, Severity
 
-_VERSION = 3
+_VERSION = 4
 _Said = dict[tuple[str, Severity], Condition]
 
 
@@ -210,7 +210,7 @@ class RunDetectors:
     def _capped(self, conditions: Iterable[Condition]) -> _Said:
         """By identity, with the rule's cap on severity; one that sees the sickness wins."""
         said: _Said = {}
-        for condition in conditions:
+        for condition in map(self._placed, conditions):
             cap = self._caps[condition.alertname]
             if cap is not None and rank_of(condition.severity) < rank_of(cap):
                 condition = replace(condition, severity=cap)
@@ -218,6 +218,15 @@ class RunDetectors:
             if key not in said or (condition.active and not said[key].active):
                 said[key] = condition
         return said
+
+    def _placed(self, condition: Condition) -> Condition:
+        """The condition with the node of the ranks that it names: one cordons a node."""
+        words = condition.annotations
+        named = words.get("rank", "").split(", ") if condition.active else []
+        if "node" in words or not named or not all(rank.isdigit() for rank in named):
+            return condition
+        found = self._context.places.words(map(int, named))
+        return replace(condition, annotations={**found, **words})
 
     def _points(self, step: Step) -> tuple[DerivedPoint, ...]:
         labels = {"attempt": str(step.attempt)}
