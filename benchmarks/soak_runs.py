@@ -187,10 +187,10 @@ class Run:
         self._level = np.zeros(len(rows))
         self._drift = np.zeros(len(rows))
         self._typical = float(np.log10(np.sqrt(np.sum(10 ** (2 * self.base)))))
-        self.clip = 10 ** (self._typical + rng.uniform(-0.8, 0.5))
+        self.clip = 10 ** (self._typical + rng.uniform(-0.4, 0.6))
         self._wander = 0.0
         self._sick_loss = 0.0
-        self._plane = 0.0
+        self._harder = self._easier = 0.0
         self.marks: dict[int, str] = {}
         self._plan()
 
@@ -204,7 +204,7 @@ class Run:
 
         self.spikes = {t: float(10 ** rng.uniform(1, 2)) for t in at(1500)}
         self.shifts = {t: float(rng.uniform(-0.6, 0.6)) for t in at(4000)}
-        declared = {t: float(rng.uniform(-1.5, 1.5)) for t in at(6000)}
+        declared = {t: float(rng.uniform(-1.2, 1.2)) for t in at(6000)}
         self.shifts |= declared
         self.marks = dict.fromkeys(declared, "data")
         self.bad = set(at(5000))
@@ -290,6 +290,7 @@ class Run:
             if moved is not None:
                 part = self.block >= (rng.integers(self.blocks) if rng.random() < 0.5 else 0)
                 self._level += moved * (part if begin + at not in self.marks else 1)
+                self._level = np.clip(self._level, -0.8, 0.8)
             y[at] += self._level + self._drift
         for at, factor in self.spikes.items():
             if begin <= at < begin + count:
@@ -317,17 +318,18 @@ class Run:
         gain = {"flat": 0.3, "wandering": 0.3}.get(t.loss, 3.0)
         if step in self.spikes:
             self._sick_loss = float(rng.uniform(0.3, 3)) * gain
-        if step in self.shifts and step not in self.marks:
-            self._plane += float(rng.uniform(-0.03, 0.03)) * gain
-        elif step in self.marks:
-            self._plane += float(rng.uniform(-0.3, 0.5)) * gain
+        if step in self.shifts:
+            width = 0.4 if step in self.marks else 0.03
+            moved = float(rng.uniform(-width, width)) * gain
+            self._harder += max(0.0, moved)
+            self._easier += min(0.0, moved)
         self._sick_loss *= 0.7
-        self._plane *= 0.999
+        self._harder *= 0.999  # harder data are learned in time, easier ones stay easy
         self._wander = 0.8 * self._wander + 0.6 * float(rng.standard_t(6)) / 1.22
         noise = 0.3 * t.noise * gain * (self._wander if t.loss == "wandering" else 1.0)
         if t.loss != "wandering":
             noise *= float(rng.standard_t(6)) / 1.22
-        return shapes[t.loss] + self._sick_loss + self._plane + noise
+        return shapes[t.loss] + self._sick_loss + self._harder + self._easier + noise
 
     def _times(self, t: int, number: int) -> tuple[float, dict[str, float], list[dict[str, Any]]]:
         """Seconds of a step with its pauses, the phases in them, and what is told of it."""
