@@ -149,6 +149,28 @@ def test_a_checkpoint_is_renamed_and_described(own_path: bool, tmp_path: Path) -
     assert event["seconds"] >= 0
 
 
+@pytest.mark.parametrize("sick", [True, False])
+def test_of_what_a_trainer_saved_it_is_known_whether_it_is_finite(
+    tmp_path: Path, sick: bool
+) -> None:
+    report: list[dict[str, Any]] = []
+    guard = Checkpoints(report.append, Faults(), lambda: sick)
+    (tmp_path / "checkpoint-7").write_bytes(b"weights")
+    guard.saved(tmp_path / "checkpoint-7", 7)
+    event = saved(report, guard)
+    assert (event["ok"], event["finite"], event["saved_step"]) == (True, not sick, 7)
+
+
+def test_how_a_run_is_resumed_is_told_with_its_place(service: FakeService, watch: Watch) -> None:
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    monitor = watch(model, optimizer, resume_command="sbatch resume.sh {checkpoint}")
+    model(batch(0)).sum().backward()
+    optimizer.step()
+    monitor.finish()
+    assert service.starts[0]["place"]["resume_command"] == "sbatch resume.sh {checkpoint}"
+
+
 def test_a_checkpoint_may_be_a_directory(tmp_path: Path) -> None:
     report: list[dict[str, Any]] = []
     guard = Checkpoints(report.append, Faults())

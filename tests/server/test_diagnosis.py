@@ -292,6 +292,31 @@ def test_a_corrupt_checkpoint_and_one_of_a_dead_branch_are_not_good() -> None:
     assert found.last_good_checkpoint.step == 200
 
 
+def looked(step: int, path: str, verified: bool | None, ok: bool = True) -> Happening:
+    data = {"path": path, "verified": verified, "ok": ok}
+    return Happening(1, 0, step, step * SECOND, "checkpoint", data)
+
+
+def test_a_look_at_a_checkpoint_is_no_save_and_counts() -> None:
+    sick = alert("ExplodingGradient", 1000)
+    path = "ckpt/600.pt"
+    found = told(case(sick, events=[*CHECKPOINTS[:2], looked(900, path, True)]))
+    assert found.last_good_checkpoint is not None
+    assert found.last_good_checkpoint.step == 600
+    assert "checksum verified since" in found.checkpoint_note
+    found = told(case(sick, events=[*CHECKPOINTS[:2], looked(900, path, False, ok=False)]))
+    assert found.last_good_checkpoint is not None
+    assert found.last_good_checkpoint.step == 200
+
+
+def test_what_the_guard_did_about_it_is_evidence() -> None:
+    acted = Happening(
+        1, 0, 1002, 0, "guard", {"action": "skip_step", "step": 1000, "reason": "NaN"}
+    )
+    (finding,) = told(case(SICK, events=[acted])).findings
+    assert finding.evidence[-1].text == "the guard at step 1000: skip_step: NaN"
+
+
 def test_notes_and_slowness_leave_checkpoints_good() -> None:
     calm = [alert("ExplodingGradient", 100, "note", until=110), alert("InputBound", 50, "ticket")]
     found = told(case(*calm, events=CHECKPOINTS, last=1150))

@@ -11,7 +11,7 @@ from gradwarden_server.model import Alert, Change
 Points = Sequence[tuple[int, float]]
 """(step, value) in step order; a value that is not finite is NaN or an infinity."""
 
-KINDS = ("checkpoint", "mark", "lr", "restored", "guard", "finish")
+KINDS = ("checkpoint", "mark", "guard", "finish")
 """The kinds of events that a diagnosis reads."""
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from gradwarden_server.diagnosis.case import Case, Happening, Points, Series
 from gradwarden_server.diagnosis.incidents import Incident
+from gradwarden_server.model import SEVERITIES
 
 LOOK_BACK = 200
 """Steps before an onset within which a change may be its cause."""
@@ -18,14 +19,20 @@ WITHIN = 10
 BATCH = 1.5
 """Tokens of a step that change this many times are another batch."""
 
+LOOKED_AT = 20
+
 LR, BATCHES, MARK, ATTEMPT = "LearningRateJump", "BatchChange", "Mark", "NewAttempt"
 NAMES = (LR, BATCHES, MARK, ATTEMPT)
 
 
 def changes(case: Case, series: Series, sick: Sequence[Incident]) -> list[Incident]:
-    """The changes within :data:`LOOK_BACK` steps before any of the onsets, by onset."""
+    """The changes within :data:`LOOK_BACK` steps before any of the onsets, by onset.
+
+    Of many sicknesses the :data:`LOOKED_AT` most urgent are looked at.
+    """
     found: dict[str, Incident] = {}
-    for one in sick:
+    urgent = sorted(sick, key=lambda i: (SEVERITIES.index(i.severity or "note"), i.order))
+    for one in urgent[:LOOKED_AT]:
         if one.step is None:
             continue
         first = max(0, one.step - LOOK_BACK)

@@ -65,24 +65,31 @@ def last_good(case: Case, harm: Incident | None) -> tuple[Checkpoint | None, str
         if word
     }
     refused: list[str] = []
+    looks = [e for e in case.events if e.kind == "checkpoint" and "verified" in e.data]
     for event in saved:
         step, path = saved_step(event), str(event.data.get("path", ""))
-        against = _against(case, event, step, limit, path in corrupt)
+        after = [e.data for e in looks if e.data.get("path") == path and e.time_ns >= event.time_ns]
+        bad = path in corrupt or any(not look.get("ok") for look in after)
+        against = _against(case, event, step, limit, bad)
         if against is None:
             size = event.data.get("bytes")
             checkpoint = Checkpoint(
                 path, step, str(event.data["sha256"]), size if isinstance(size, int) else None
             )
-            return checkpoint, _why(harm, step, latest)
+            again = any(look.get("verified") is True for look in after)
+            return checkpoint, _why(harm, step, latest, again)
         refused.append(f"step {step}: {against}")
     return None, f"no good checkpoint among {len(saved)}: {'; '.join(refused[:3])}"
 
 
 def newest_of_each_path(case: Case) -> list[Happening]:
-    """The last save to each path, the newest step first: an earlier one was written over."""
+    """The last save to each path, the newest step first: an earlier one was written over.
+
+    An event with ``verified`` is a later look at a file, and no save.
+    """
     held: dict[str, Happening] = {}
     for event in sorted(case.events, key=lambda e: (e.time_ns, e.attempt)):
-        if event.kind == "checkpoint" and event.data.get("path"):
+        if event.kind == "checkpoint" and event.data.get("path") and "verified" not in event.data:
             path = str(event.data["path"])
             if event.data.get("ok") or path not in held:
                 held[path] = event
@@ -115,8 +122,9 @@ def _against(case: Case, event: Happening, step: int, limit: int, corrupt: bool)
     return None
 
 
-def _why(harm: Incident | None, step: int, latest: int) -> str:
-    whole = "checksum recorded, weights finite when it was saved"
+def _why(harm: Incident | None, step: int, latest: int, again: bool) -> str:
+    checked = "verified since" if again else "recorded"
+    whole = f"checksum {checked}, weights finite when it was saved"
     if harm is None or harm.step is None:
         return f"{whole}, {latest - step} steps behind it"
     return f"{whole}, {harm.step - step} steps before the first sign"

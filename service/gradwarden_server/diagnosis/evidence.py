@@ -36,6 +36,7 @@ def evidence(
             item = _shown(case, series, one, one.step, key)
             if item is not None:
                 found.append(item)
+        found += _guarded(case, one, one.step)
     if not found:
         found.append(_told(case, one, one.said("summary") or one.name))
     return tuple(found[:_MOST])
@@ -49,6 +50,20 @@ def _said(case: Case, one: Incident, pattern: Pattern) -> Iterator[Evidence]:
         words.insert(0, one.said("cause"))
     for text in filter(None, words):
         yield _told(case, one, text)
+
+
+def _guarded(case: Case, one: Incident, step: int) -> Iterator[Evidence]:
+    """What the guard did about it, if there is one."""
+    for event in case.events:
+        if event.kind == "guard" and event.attempt == one.attempt:
+            acted = event.data.get("step", event.step)
+            if isinstance(acted, int) and 0 <= acted - step <= AFTER:
+                said = f"{event.data.get('action', '')}: {event.data.get('reason', '')}"
+                path = links.path(case, acted, acted)
+                yield Evidence(
+                    f"the guard at step {acted}: {said}", path, None, None, None, acted, acted
+                )
+                return
 
 
 def _told(case: Case, one: Incident, text: str) -> Evidence:
