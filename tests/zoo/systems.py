@@ -65,7 +65,7 @@ class Slow(Dataset[tuple[Tensor, Tensor]]):
         return len(self.x)
 
     def __getitem__(self, at: int) -> tuple[Tensor, Tensor]:
-        if at % 16 == 0:
+        if self.delay and at % 16 == 0:  # not even a sleep of none: it gives the core away
             time.sleep(self.delay)
         return self.x[at], self.y[at]
 

@@ -40,6 +40,7 @@ class Params:
     """Values and sources: alert_rules/all_reduce_slow.yaml."""
 
     ratio: float
+    own_ratio: float
     share: float
     seconds: float
     stretch_steps: int
@@ -151,8 +152,9 @@ class AllReduceSlow(Detector):
         usual, usual_own = series.transfer.value, series.own.value
         slow = False
         if usual is not None and usual_own is not None:
-            everything = max(1.0, own / usual_own) if usual_own > 0 else 1.0
-            slow = transfer > p.ratio * everything * usual and waited > p.share * work
+            everything = own / usual_own if usual_own > 0 else 1.0
+            slower = max(p.ratio, p.own_ratio * everything)
+            slow = transfer > slower * usual and waited > p.share * work
         if slow and usual is not None:
             series.slow += passed
             series.stretches += 1

@@ -113,7 +113,8 @@ class RunFailed(Detector):
 
     def _look(self, step: Step, ctx: RunContext) -> None:
         """Since when weights may be poisoned: a checkpoint from then on is not good."""
-        poisoned = step.stepped is not False and not all(v.clean for v in ctx.groups.values())
+        sick = not all(view.clean for view in ctx.groups.values())
+        poisoned = sick and step.stepped is not False
         if poisoned or (ctx.loss is not None and not math.isfinite(ctx.loss)):
             self._onset = step.step if self._onset is None else self._onset
             self._clean = 0
