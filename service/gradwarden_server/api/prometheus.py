@@ -5,16 +5,19 @@ Parameters come from the URL and from a form, on GET and on POST, as its clients
 
 from __future__ import annotations
 
+import json
 import math
+import operator
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, Any
 from urllib.parse import parse_qsl
 
+import numpy as np
 from fastapi import APIRouter, Depends, Path, Request
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 from starlette.concurrency import run_in_threadpool
 
 from gradwarden_server import telemetry
@@ -23,7 +26,7 @@ from gradwarden_server.matchers import Matcher
 from gradwarden_server.promql.engine import Answer, Engine
 from gradwarden_server.promql.errors import ExecutionError, LimitExceeded, QueryError
 from gradwarden_server.promql.parse import formatted, millis, parse, plain, selector, span
-from gradwarden_server.promql.vector import NAME, Labels, Vector
+from gradwarden_server.promql.vector import NAME, Floats, Labels, Millis, Vector
 from gradwarden_server.querying.series import MEANINGS
 from gradwarden_server.querying.storage import ProjectStorage
 
@@ -34,7 +37,14 @@ _RECENTLY_MS = 3_600_000
 _LONGEST_BODY = 1 << 20
 _MOST_SERIES = 100_000
 
+_NONFINITE = {"nan": "NaN", "inf": "+Inf", "-inf": "-Inf"}
 Form = Sequence[tuple[str, str]]
+
+
+class Json(str):
+    """Text that is JSON already."""
+
+    __slots__ = ()
 
 
 class _Wrong(ValueError):
@@ -111,7 +121,7 @@ class _Asked:
 
 
 @router.api_route("/query", methods=["GET", "POST"], summary="A query at one moment")
-async def query(form: FormDep, who: Reader, parts: PartsDep) -> JSONResponse:
+async def query(form: FormDep, who: Reader, parts: PartsDep) -> Response:
     """Parameters: query, time, timeout."""
 
     def answer(asked: _Asked) -> Any:
@@ -122,7 +132,7 @@ async def query(form: FormDep, who: Reader, parts: PartsDep) -> JSONResponse:
 
 
 @router.api_route("/query_range", methods=["GET", "POST"], summary="A query over a time")
-async def query_range(form: FormDep, who: Reader, parts: PartsDep) -> JSONResponse:
+async def query_range(form: FormDep, who: Reader, parts: PartsDep) -> Response:
     """Parameters: query, start, end, step, timeout."""
 
     def answer(asked: _Asked) -> Any:
@@ -136,7 +146,7 @@ async def query_range(form: FormDep, who: Reader, parts: PartsDep) -> JSONRespon
 
 
 @router.api_route("/series", methods=["GET", "POST"], summary="Label sets that selectors match")
-async def list_series(form: FormDep, who: Reader, parts: PartsDep) -> JSONResponse:
+async def list_series(form: FormDep, who: Reader, parts: PartsDep) -> Response:
     """Parameters: match[], start, end, limit."""
 
     def answer(asked: _Asked) -> Any:
@@ -148,7 +158,7 @@ async def list_series(form: FormDep, who: Reader, parts: PartsDep) -> JSONRespon
 
 
 @router.api_route("/labels", methods=["GET", "POST"], summary="Names of labels")
-async def label_names(form: FormDep, who: Reader, parts: PartsDep) -> JSONResponse:
+async def label_names(form: FormDep, who: Reader, parts: PartsDep) -> Response:
     """Parameters: match[], start, end, limit."""
 
     def answer(asked: _Asked) -> Any:
@@ -161,7 +171,7 @@ async def label_names(form: FormDep, who: Reader, parts: PartsDep) -> JSONRespon
 @router.get("/label/{name}/values", summary="Values of a label")
 async def label_values(
     name: Annotated[str, Path(max_length=1024)], form: FormDep, who: Reader, parts: PartsDep
-) -> JSONResponse:
+) -> Response:
     """Parameters: match[], start, end, limit."""
 
     def answer(asked: _Asked) -> Any:
@@ -174,7 +184,7 @@ async def label_values(
 
 
 @router.get("/metadata", summary="What series mean")
-async def metadata(form: FormDep, who: Reader) -> JSONResponse:
+async def metadata(form: FormDep, who: Reader) -> Response:
     """Parameters: metric, limit."""
 
     def answer(asked: _Asked) -> Any:
@@ -189,13 +199,13 @@ async def metadata(form: FormDep, who: Reader) -> JSONResponse:
 
 
 @router.api_route("/format_query", methods=["GET", "POST"], summary="A query, laid out")
-async def format_query(form: FormDep, who: Reader) -> JSONResponse:
+async def format_query(form: FormDep, who: Reader) -> Response:
     """Parameters: query."""
     return await _answered(form, lambda asked: formatted(asked.needed("query")))
 
 
 @router.get("/alerts", summary="Alerts that are pending or firing")
-def alerts(who: Reader, parts: PartsDep) -> JSONResponse:
+def alerts(who: Reader, parts: PartsDep) -> Response:
     """As Prometheus tells them; the whole of them is at /v1/alerts."""
     page = parts.ledger.list(who.project, ("pending", "firing"), limit=500)
     return _success(
@@ -217,20 +227,20 @@ def alerts(who: Reader, parts: PartsDep) -> JSONResponse:
 
 
 @router.get("/status/buildinfo", summary="What answers here")
-def buildinfo(who: Reader) -> JSONResponse:
+def buildinfo(who: Reader) -> Response:
     """Named like a Prometheus without the rulers of others, so that clients expect no more."""
     rest = dict.fromkeys(("revision", "branch", "buildUser", "buildDate", "goVersion"), "")
     return _success({"version": telemetry.package_version(), **rest})
 
 
 @router.get("/query_exemplars", summary="Exemplars: there are none")
-def exemplars(who: Reader) -> JSONResponse:
+def exemplars(who: Reader) -> Response:
     """Always empty."""
     return _success([])
 
 
 @router.get("/targets", summary="Targets: nothing is scraped")
-def targets(who: Reader) -> JSONResponse:
+def targets(who: Reader) -> Response:
     """Always empty: trainers send."""
     return _success({"activeTargets": [], "droppedTargets": [], "droppedTargetCounts": {}})
 
@@ -266,51 +276,68 @@ def _selector(text: str) -> Sequence[Matcher]:
     return selector(node)
 
 
-def _told(answer: Answer) -> Mapping[str, Any]:
+def _told(answer: Answer) -> Json:
+    """The answer as Prometheus writes it; JSON text, for there may be a million numbers."""
     if answer.kind == "string":
-        return {"resultType": "string", "result": [answer.times[0] / 1000, answer.text]}
-    vector = answer.vector
-    if vector is None:
-        blocks = answer.blocks
-        series = [
-            {"metric": labels, "values": _pairs(block.times / 1000, row)}
-            for block in blocks
+        result = json.dumps([answer.times[0] / 1000, answer.text])
+    elif answer.vector is None:
+        found = (
+            _matrix_row(labels, _moments(block.times), row)
+            for block in answer.blocks
             for labels, row in zip(block.labels, block.values, strict=True)
-        ]
-        return {"resultType": "matrix", "result": series}
-    if answer.kind == "scalar":
-        return {"resultType": "scalar", "result": _pairs(answer.times / 1000, vector.values[0])[0]}
-    return {"resultType": answer.kind, "result": _series(answer.kind, answer, vector)}
-
-
-def _series(kind: str, answer: Answer, vector: Vector) -> list[dict[str, Any]]:
-    seconds = answer.times / 1000
-    if kind == "vector":
-        return [
-            {"metric": labels, "value": _pairs(seconds, vector.values[row])[0]}
-            for row, labels in enumerate(vector.labels)
-        ]
-    found = []
-    for row, labels in enumerate(vector.labels):
-        there = vector.present[row]
-        found.append(
-            {"metric": labels, "values": _pairs(seconds[there], vector.values[row, there])}
         )
-    return found
+        result = f"[{','.join(found)}]"
+    elif answer.kind == "scalar":
+        result = _pairs(_moments(answer.times), answer.vector.values[0])
+    else:
+        result = f"[{','.join(_series(answer, answer.vector))}]"
+    return Json(f'{{"resultType":"{answer.kind}","result":{result}}}')
 
 
-def _pairs(seconds: Any, values: Any) -> list[list[Any]]:
-    return [[at, number(v)] for at, v in zip(seconds.tolist(), values.tolist(), strict=True)]
+def _series(answer: Answer, vector: Vector) -> Iterator[str]:
+    moments = _moments(answer.times)
+    counts = vector.present.sum(axis=1)
+    for row, labels in enumerate(vector.labels):
+        if answer.kind == "vector":
+            pair = _pairs(moments, vector.values[row])
+            yield f'{{"metric":{_labels(labels)},"value":{pair}}}'
+        elif counts[row] == len(moments):
+            yield _matrix_row(labels, moments, vector.values[row])
+        else:
+            there = np.flatnonzero(vector.present[row])
+            held = [moments[at] for at in there.tolist()]
+            yield _matrix_row(labels, held, vector.values[row, there])
+
+
+def _matrix_row(labels: Labels, moments: Sequence[str], values: Floats) -> str:
+    return f'{{"metric":{_labels(labels)},"values":[{_pairs(moments, values)}]}}'
+
+
+def _moments(times: Millis) -> list[str]:
+    """What stands before each value: its time in seconds."""
+    return [f'[{number(at / 1000)},"' for at in times.tolist()]
+
+
+def _pairs(moments: Sequence[str], values: Floats) -> str:
+    if not len(values):
+        return ""
+    texts: list[str] = repr(values.tolist())[1:-1].split(", ")  # much faster than number by number
+    if not np.isfinite(values).all():
+        texts = [_NONFINITE.get(text, text) for text in texts]
+    texts = [text[:-2] if text.endswith(".0") else text for text in texts]
+    return '"],'.join(map(operator.add, moments, texts)) + '"]'
+
+
+def _labels(labels: Labels) -> str:
+    return json.dumps(labels, ensure_ascii=False, separators=(",", ":"))
 
 
 def number(value: float) -> str:
-    """A value as Prometheus writes it."""
-    if math.isfinite(value):
-        return str(int(value)) if value.is_integer() and abs(value) < 1e15 else repr(value)
-    return "NaN" if math.isnan(value) else "+Inf" if value > 0 else "-Inf"
+    """A finite number as JSON, whole ones without a point."""
+    return str(int(value)) if value.is_integer() else repr(value)
 
 
-async def _answered(form: Form, of: Callable[[_Asked], Any]) -> JSONResponse:
+async def _answered(form: Form, of: Callable[[_Asked], Any]) -> Response:
     try:
         return _success(await run_in_threadpool(of, _Asked(form)))
     except (_Wrong, QueryError) as error:
@@ -322,11 +349,13 @@ async def _answered(form: Form, of: Callable[[_Asked], Any]) -> JSONResponse:
         return _failed(422, "execution", error)
 
 
-def _success(data: Any) -> JSONResponse:
-    return JSONResponse({"status": "success", "data": data})
+def _success(data: Any) -> Response:
+    text = data if isinstance(data, Json) else json.dumps(data, ensure_ascii=False)
+    body = f'{{"status":"success","data":{text}}}'
+    return Response(body.encode(errors="replace"), media_type="application/json")
 
 
-def _failed(status: int, kind: str, error: object) -> JSONResponse:
+def _failed(status: int, kind: str, error: object) -> Response:
     """A refusal as its clients read it."""
     body = {"status": "error", "errorType": kind, "error": str(error)}
     return JSONResponse(body, status_code=status)

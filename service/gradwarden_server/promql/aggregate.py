@@ -23,15 +23,20 @@ class Groups:
         self.labels: list[Labels] = []
         self.rows: list[list[int]] = []
         self.nameless: list[bool] = []
-        places: dict[Key, int] = {}
+        places: dict[Key | tuple[str, ...], int] = {}
         out = {*without, *METADATA}
+        names = None if by is None else tuple(dict.fromkeys(by))
         for row, held in enumerate(vector.labels):
-            if by is None:
+            if names is None:
                 own = {name: value for name, value in held.items() if name not in out}
+                place = places.setdefault(key(own), len(places))
             else:
-                own = {name: held[name] for name in by if held.get(name)}
-            place = places.setdefault(key(own), len(places))
+                values = tuple([held.get(name, "") for name in names])
+                place = places.setdefault(values, len(places))
+                own = {}
             if place == len(self.labels):
+                if names is not None:
+                    own = {name: value for name, value in zip(names, values, strict=True) if value}
                 self.labels.append(own)
                 self.rows.append([])
                 self.nameless.append(False)

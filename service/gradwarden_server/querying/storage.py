@@ -57,7 +57,7 @@ class ProjectStorage:
         def wanted(name: str) -> bool:
             return all(matcher.matches({NAME: name}) for matcher in named)
 
-        return _grouped(self._found(wanted, others, start_ms, end_ms))
+        return list(self._found(wanted, others, start_ms, end_ms))
 
     def _found(
         self, wanted: Callable[[str], bool], others: Sequence[Matcher], start_ms: int, end_ms: int
@@ -91,16 +91,25 @@ class ProjectStorage:
     def _layers(
         self, run: RunRecord, facts: Labels, others: Sequence[Matcher], t0_ns: int, t1_ns: int
     ) -> Iterator[Block]:
+        of_layers = [matcher for matcher in others if matcher.name == "layer"]
+        rest = [matcher for matcher in others if matcher.name != "layer"]
         for quantity in READABLE:
             if not _open(others, "quantity", quantity):
                 continue
+            groups: dict[int, list[Block]] = {}
             for told in self._samples.layers(self._project, run.run, quantity, t0_ns, t1_ns):
                 base = {**facts, NAME: LAYER, "quantity": quantity, "group": str(told.group)}
-                labels = [{**base, "layer": name} for name in told.names]
-                rows = [i for i, held in enumerate(labels) if all_match(others, held)]
-                if rows:
-                    chosen = [labels[i] for i in rows]
-                    yield from _measured(chosen, told, rows)
+                if not all_match(rest, base):
+                    continue
+                rows = [
+                    row
+                    for row, name in enumerate(told.names)
+                    if not of_layers or all_match(of_layers, {"layer": name})
+                ]
+                labels = [{**base, "layer": told.names[row]} for row in rows]
+                groups.setdefault(told.group, []).extend(_measured(labels, told, rows))
+            for blocks in groups.values():
+                yield from _grouped(blocks)
 
     def _scalars(
         self, run: RunRecord, facts: Labels, others: Sequence[Matcher], t0_ns: int, t1_ns: int
@@ -130,6 +139,11 @@ class ProjectStorage:
                 yield Block([labels], times, values)
 
     def _alerts(self, others: Sequence[Matcher], start_ms: int, end_ms: int) -> Iterator[Block]:
+        yield from _grouped(self._alert_spans(others, start_ms, end_ms))
+
+    def _alert_spans(
+        self, others: Sequence[Matcher], start_ms: int, end_ms: int
+    ) -> Iterator[Block]:
         for span in self._ledger.spans(self._project, (start_ms + 1) * _NS, end_ms * _NS):
             for state, since_ns, until_ns in _states(span):
                 labels = {**span.labels, NAME: ALERTS, "alertstate": state}
@@ -202,6 +216,8 @@ def _lasting(
 def _grouped(blocks: Iterable[Block]) -> list[Block]:
     """Series that several blocks tell as one; else the blocks as they are."""
     held = list(blocks)
+    if len(held) < 2:
+        return held
     parts: dict[Key, list[Block]] = {}
     for block in held:
         for row, labels in enumerate(block.labels):

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import select
 
+from gradwarden_server.joins import Matrix
 from gradwarden_server.store import tables as t
 from gradwarden_server.store.curves import Doubles, Ints
 from gradwarden_server.store.database import Database
@@ -88,7 +89,7 @@ class Samples:
         held = self._held(project, run, t0_ns, t1_ns)
         if held is None:
             return
-        parts: dict[tuple[int, str], list[tuple[Ints, Doubles, NDArray[np.bool_]]]] = {}
+        parts: dict[tuple[int, str], list[tuple[Ints, Matrix, NDArray[np.bool_]]]] = {}
         pieces = self._telling.pieces(held, [*held.whole, *held.split], asked.columns)
         for piece, until in one_voice(pieces):
             inside = (piece.matrix_times_ns >= t0_ns) & (piece.matrix_times_ns <= t1_ns)
@@ -97,16 +98,19 @@ class Samples:
             if layout is None or not inside.any():
                 continue
             values, measured = asked.of(piece.matrix[inside], asked.scale(layout))
-            part = piece.matrix_times_ns[inside], values.T.astype(np.float64), measured.T
+            part = piece.matrix_times_ns[inside], values.T, measured.T
             parts.setdefault((piece.group, piece.layout), []).append(part)
+        names: dict[str, tuple[str, ...]] = {}
         for (group, digest), told in parts.items():
-            layout = self._runs.layout(project, digest)
-            assert layout is not None
+            if digest not in names:
+                layout = self._runs.layout(project, digest)
+                assert layout is not None
+                names[digest] = tuple(parameter.name for parameter in layout.parameters)
             yield LayerSamples(
                 group,
-                tuple(parameter.name for parameter in layout.parameters),
+                names[digest],
                 np.concatenate([part[0] for part in told]),
-                np.concatenate([part[1] for part in told], axis=1),
+                np.concatenate([part[1] for part in told], axis=1, dtype=np.float64),
                 np.concatenate([part[2] for part in told], axis=1),
             )
 
@@ -164,5 +168,5 @@ class Samples:
             return set(connection.execute(query).scalars())
 
     def _held(self, project: str, run: str, t0_ns: int, t1_ns: int) -> Held | None:
-        steps = self._spans.steps_between(project, run, t0_ns, t1_ns)
+        steps = self._spans.steps_around(project, run, t0_ns, t1_ns)
         return None if steps is None else self._telling.held(project, run, *steps)

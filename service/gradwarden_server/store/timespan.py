@@ -64,6 +64,24 @@ class TimeSpans:
                     found = _wider(found, kept.tolist())
         return found
 
+    def steps_around(self, project: str, run: str, t0_ns: int, t1_ns: int) -> Steps | None:
+        """Steps that hold at least those between two times, by index alone; None without any."""
+        found: Steps | None = None
+        with self._database.read() as connection:
+            for table in (t.frame_batch, t.segment):
+                touching = (
+                    table.c.run_id == t.run.c.id,
+                    t.run.c.project == project,
+                    t.run.c.run == run,
+                    t.run.c.deleted_ns.is_(None),
+                    table.c.t1_ns >= t0_ns,
+                    table.c.t0_ns <= t1_ns,
+                )
+                ends = func.min(table.c.step0), func.max(table.c.step1)
+                low, high = connection.execute(select(*ends).where(*touching)).one()
+                found = _wider(found, () if low is None else (low, high))
+        return found
+
     def _logged(self, project: str, run: str, rows: Sequence[Any]) -> Iterator[tuple[Ints, Ints]]:
         """Steps and times of these batches."""
         statement = select(t.frame_batch.c.shift_ns, t.frame_batch.c.body).where(
