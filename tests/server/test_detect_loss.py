@@ -292,7 +292,7 @@ def test_a_new_attempt_has_its_own_best() -> None:
     assert spoken(judged([*first, *again], DIVERGENCE)) == {}
 
 
-@pytest.mark.parametrize("name", ["reward", "train/entropy", "loss_d", "policy_loss", "g_loss"])
+@pytest.mark.parametrize("name", ["reward", "train/entropy", "loss_d", "policy_loss", "gen/loss"])
 def test_a_loss_beside_names_of_games_raises_notes_only(name: str) -> None:
     losses = curve()
     losses[WHEN + 1 :] = 2.3
@@ -305,7 +305,7 @@ def test_a_loss_beside_names_of_games_raises_notes_only(name: str) -> None:
     assert (coverage.state, name in coverage.detail) == ("blind", True)
 
 
-@pytest.mark.parametrize("name", ["val_loss", "accuracy", "regenerated_tokens", "kl"])
+@pytest.mark.parametrize("name", ["val_loss", "cross_entropy", "gen/length", "kl"])
 def test_other_names_say_nothing_of_games(name: str) -> None:
     losses = curve()
     losses[WHEN + 1 :] = 2.3

@@ -61,6 +61,8 @@ class Changes:
             self._note("gradient", step.step, words)
         if step.stepped is False:
             self._note("skip", step.step, "a skipped step")
+        if not (ctx.restarted or len(self._layouts) != len(ctx.groups)):
+            return  # other parameters begin a new baseline
         for group, view in ctx.groups.items():
             if self._layouts.get(group) != view.step.layout:
                 if group in self._layouts:

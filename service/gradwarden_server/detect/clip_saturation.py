@@ -22,7 +22,7 @@ from gradwarden_server.model import Condition, Severity
 
 _UNCLIPPED = 0.999
 """``max_norm / (norm + 1e-6)`` never quite reaches 1 for a norm at the threshold."""
-_LOOK_EVERY = 25
+_LOOK_EVERY = 50
 
 
 @dataclass(frozen=True, slots=True)

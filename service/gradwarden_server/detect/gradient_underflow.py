@@ -55,6 +55,8 @@ class _Rows:
     since: Floats
     times: Floats
     narrow: Flags
+    concerned: bool
+    """Whether any row is computed in a narrow type."""
 
 
 class GradientUnderflow(Detector):
@@ -95,11 +97,14 @@ class GradientUnderflow(Detector):
             self._highest_loss = ctx.loss
         looked = sick = False
         for group, view in ctx.groups.items():
+            known = self._groups.get(group)
+            if known is not None and known.layout == view.step.layout and not known.concerned:
+                continue
             counts = _histogram(view)
             if counts is None or ctx.capture == "post_clip" or not view.clean:
                 continue
             rows = self._rows(group, view.layout, view.step.layout)
-            if rows.narrow.any():
+            if rows.concerned:
                 looked = True
                 sick = self._judge(step, ctx, view, rows, counts) or sick
         if not looked:
@@ -118,8 +123,9 @@ class GradientUnderflow(Detector):
         if held is None or held.layout != layout:
             narrow = np.array([self._computes_narrow(p) for p in view.layout.parameters], np.bool_)
             nothing = np.full(len(view), np.nan)
-            held = self._groups[group] = _Rows(layout, nothing, np.zeros(len(view)), narrow)
-            self._concerned = bool(narrow.any())
+            held = _Rows(layout, nothing, np.zeros(len(view)), narrow, bool(narrow.any()))
+            self._groups[group] = held
+            self._concerned = held.concerned
         return held
 
     def _computes_narrow(self, parameter: wire.Parameter) -> bool:
@@ -214,7 +220,7 @@ class GradientUnderflow(Detector):
         return {
             "incident": self._incident.state(),
             "groups": {
-                group: [rows.layout, rows.since, rows.times, rows.narrow]
+                group: [rows.layout, rows.since, rows.times, rows.narrow, rows.concerned]
                 for group, rows in self._groups.items()
             },
             "autocast": self._autocast,

@@ -127,8 +127,9 @@ _TRACKED = (
 )  # fmt: skip
 
 _GAMES = re.compile(
-    r"(?:^|[/._-])(?:rewards?|returns?|advantages?|policy|actor|critic|entropy|value_loss|td_error"
-    r"|gen(?:erator)?|disc(?:riminator)?|adv(?:ersarial)?|[dg]_loss|loss_[dg])(?:$|[/._-])",
+    r"(?:^|[/._-])(?:rewards?|returns?|advantages?|policy|actor|critic|(?<!cross.)entropy|td_error"
+    r"|value_loss|(?:gen(?:erator)?|disc(?:riminator)?|adv(?:ersarial)?|[dg])[/._-]loss"
+    r"|loss[/._-](?:gen(?:erator)?|disc(?:riminator)?|adv(?:ersarial)?|[dg]))(?:$|[/._-])",
     re.IGNORECASE,
 )
 

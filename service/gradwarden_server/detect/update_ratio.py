@@ -8,6 +8,7 @@ unless its type is too coarse for its updates.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -23,7 +24,13 @@ from gradwarden_server.model import Condition, Severity
 
 _KINDS = {"matrix", "head", "adapter"}
 _COARSE = {"bfloat16", "float16"}
-_HIGH, _LOW = 1, -1
+_HIGH, _LOW = 1.0, -1.0
+_STILL = -29.0
+"""log10 of a ratio at or below which nothing moved at all."""
+_EARLY = 20
+"""Captures in which all weights are measured, see the SDK's gauge."""
+
+Index = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,25 +64,24 @@ class _Rows:
         self.times: Floats = np.zeros(count)
         self.since: Floats = np.full(count, np.nan)
         self.last: Floats = np.full(count, np.nan)
-        """The newest ratio of each row, judged or not."""
+        """log10 of the newest ratio of each row, judged or not."""
 
-    def weigh(self, norms: NDArray[np.float32], step: int, least: float, wait: int) -> None:
-        """Take the norms of the weights that were measured."""
-        seen = ~np.isnan(norms)
-        rms = np.where(seen, norms / np.sqrt(self.sizes), self.weight)
-        nothing = seen & ~(rms > least)
-        grew = seen & (rms > least) & np.isposinf(self.from_step)
-        self.from_step[nothing] = np.inf
-        self.from_step[grew] = step + wait
-        self.weight = rms
+    def weigh(self, at: Index, norms: NDArray[np.float32], step: int, p: Params) -> None:
+        """Take the norms of the weights of some rows."""
+        known = norms == norms
+        at, rms = at[known], norms[known] / np.sqrt(self.sizes[at[known]])
+        sized = rms > p.least_weight_rms
+        grew = at[sized & np.isposinf(self.from_step[at])]
+        self.from_step[at[~sized]] = np.inf
+        self.from_step[grew] = step + p.zero_steps
+        self.weight[at] = rms
 
-    def follow(self, ratios: Floats, side: Floats, step: int) -> None:
-        """Take the judged ratios: on which side of the band they are, 0 within."""
-        seen = ~np.isnan(ratios)
-        same = seen & (side == self.side) & (side != 0)
-        self.times = np.where(same, self.times + 1, np.where(seen, np.abs(side), self.times))
-        self.since = np.where(same, self.since, np.where(seen, step, self.since))
-        self.side = np.where(seen, side, self.side)
+    def follow(self, at: Index, side: Floats, step: int) -> None:
+        """Take the judged ratios of some rows: on which side of the band they are, 0 within."""
+        same = (side == self.side[at]) & (side != 0)
+        self.times[at] = np.where(same, self.times[at] + 1, np.abs(side))
+        self.since[at[~same]] = step
+        self.side[at] = side
 
     def state(self) -> list[Any]:
         return [
@@ -104,6 +110,7 @@ class UpdateRatioOutOfBand(Detector):
         super().__init__(alert, params)
         self.params: Params = params
         self._incident = Incident()
+        self._high, self._low = math.log10(params.highest), math.log10(params.lowest)
         self._groups: dict[int, _Rows] = {}
         self._measured = 0
 
@@ -121,28 +128,33 @@ class UpdateRatioOutOfBand(Detector):
 
     def _look(self, step: Step, ctx: RunContext, group: int, view: GroupView) -> bool:
         """Learn from one group's step; whether rows were judged."""
-        p, quantities = self.params, view.step.quantities
-        if "weight_l2" not in quantities and "update_ratio" not in quantities:
+        p, found, early = self.params, view.step.updates, ctx.steps <= _EARLY
+        if found is None and not early:
             return False
         rows = self._groups.get(group)
         if rows is None or rows.layout != view.step.layout:
             rows = self._groups[group] = _Rows(view.step.layout, view.layout)
         norms = view.step.column("weight_l2")
-        if not np.isnan(norms).all():
-            rows.weigh(norms, step.step, p.least_weight_rms, p.zero_steps)
-        ratios = view.step.column("update_ratio").astype(np.float64)
-        moved = ~np.isnan(ratios)
-        if not moved.any() or step.stepped is False or not self._at_work(ctx):
+        if early:
+            rows.weigh(np.arange(len(norms)), norms, step.step, p)
+        if found is None:
+            return False
+        at, ratios = found
+        if not early:
+            rows.weigh(at, norms[at], step.step, p)
+        rows.last[at] = ratios
+        if step.stepped is False or not self._at_work(ctx):
             return False
         self._measured += 1
-        judged = moved & rows.kind & (rows.weight > p.least_weight_rms)
-        judged &= (step.step >= rows.from_step) & (view.step.column("l2") > 0)
-        rows.last[moved] = ratios[moved]
-        if np.nanmax(rows.last) > p.lowest:  # others move: its own learning rate is zero
-            judged &= rows.coarse | (ratios > 0)
-        side = np.where(ratios > p.highest, _HIGH, np.where(ratios < p.lowest, _LOW, 0))
-        rows.follow(np.where(judged, ratios, np.nan), side.astype(np.float64), step.step)
-        return bool(judged.any())
+        judged = rows.kind[at] & (rows.weight[at] > p.least_weight_rms)
+        judged &= (step.step >= rows.from_step[at]) & (view.step.column("l2")[at] > 0)
+        if (rows.last > self._low).any():  # others move: its own learning rate is zero
+            judged &= rows.coarse[at] | (ratios > _STILL)
+        if not judged.any():
+            return False
+        side = np.where(ratios > self._high, _HIGH, np.where(ratios < self._low, _LOW, 0.0))
+        rows.follow(at[judged], side[judged], step.step)
+        return True
 
     def _at_work(self, ctx: RunContext) -> bool:
         """Past the warm-up, and before the learning rate has nearly vanished."""
@@ -154,7 +166,7 @@ class UpdateRatioOutOfBand(Detector):
         p = self.params
         for group, view in ctx.groups.items():
             rows = self._groups.get(group)
-            if rows is None:
+            if rows is None or rows.times.max() < p.observations:
                 continue
             out = (rows.times >= p.observations) & (step.step - rows.since >= p.steps)
             found = np.flatnonzero(out & (rows.side != 0))
