@@ -11,6 +11,11 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from gradwarden import lifecycle
+from gradwarden.errors import Faults
+from gradwarden.frames import FrameBook
+from gradwarden.instruments.clock import Clock
+from gradwarden.instruments.communication import Communication
+from gradwarden.instruments.communication.passages import Passage
 from gradwarden.standstill import FIRST, MOST_LOOKS, Standstill
 from tests.sdk.conftest import Watch, batch, mlp
 from tests.sdk.fake import FakeService
@@ -55,7 +60,7 @@ def test_the_stack_is_told_after_two_minutes_without_a_step(stuck: Stuck) -> Non
     for now in (0.0, 60.0, FIRST - 1):
         stuck.standstill.look(now)
     assert stuck.events == []
-    stuck.collective = "all-reduce 2 of 400 bytes, for 119 s"
+    stuck.collective = "all-reduce 2 of 400 bytes"
     stuck.standstill.look(FIRST)
     (event,) = stuck.events
     assert (event["kind"], event["seconds"], event["phase"]) == ("stack", FIRST, "data")
@@ -110,6 +115,20 @@ def test_a_run_that_stands_sends_its_stack(watch: Watch, service: FakeService) -
     monitor.finish()
     event = service.events("stack")[-1]
     assert any("test_a_run_that_stands_sends_its_stack" in line for line in event["stack"])
+
+
+def test_the_reduction_that_did_not_return_is_named() -> None:
+    listener = Communication(mlp(), "auto", FrameBook(), Faults())
+    assert listener.pending() == ""
+    clock = Clock()
+    bucket, shard = Passage(2, 400, clock), Passage(0, 800, clock)
+    listener._held(listener._passages, 1).append(bucket)
+    listener._held(listener._exchanges, "all_gather").append(shard)
+    assert listener.pending() == "all-reduce 2 of 400 bytes"
+    bucket.end()
+    assert listener.pending() == "all_gather 0 of 800 bytes"
+    shard.end()
+    assert listener.pending() == ""
 
 
 def test_a_start_tells_its_place(

@@ -174,6 +174,17 @@ def test_a_stall_names_stacks_collective_and_the_rank_that_is_not_in_it() -> Non
     assert words["collective"] == "rank 0, 2: all-reduce 2 of 400 bytes"
 
 
+def test_of_two_ranks_the_one_outside_the_collective_is_waited_for() -> None:
+    detectors = trained("RunStalled")
+    detectors.advance([stack(0, "all-reduce 0 of 400 bytes", IN_LOOP, IN_REDUCE)])
+    detectors.advance([stack(1, "", IN_LOOP)])
+    now = LAST + 11 * MINUTE
+    found = condition(detectors, now, alive([now] * 2))
+    assert found is not None
+    assert found.annotations["rank"] == "1 (not in the collective)"
+    assert found.annotations["node"] == "node1"
+
+
 def test_the_stacks_of_a_standstill_that_is_over_are_old() -> None:
     detectors = trained("RunStalled")
     detectors.advance([stack(0, "", IN_LOOP), step(LAST, seconds=LAST + 200)])

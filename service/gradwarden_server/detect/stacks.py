@@ -53,9 +53,9 @@ class Stacks:
         return found
 
     def apart(self) -> list[int]:
-        """Ranks that are in no collective while most of the others are: those waited for."""
+        """Ranks that are in no collective while others are: those that are waited for."""
         outside = [rank for rank, (_, collective, _) in self._held.items() if not collective]
-        return sorted(outside) if 0 < 2 * len(outside) < len(self._held) else []
+        return sorted(outside) if len(outside) < len(self._held) else []
 
     def state(self) -> list[Any]:
         return [[rank, *told] for rank, told in self._held.items()]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -132,9 +131,8 @@ class Communication:
         open_ = [(p.begun.at, kind, p) for kind, each in held.items() for p in each if not p.ended]
         if not open_:
             return ""
-        since, kind, oldest = min(open_, key=lambda found: found[0])
-        seconds = time.perf_counter() - since
-        return f"{kind} {oldest.index} of {oldest.size} bytes, for {seconds:.0f} s"
+        _, kind, oldest = min(open_, key=lambda found: found[0])
+        return f"{kind} {oldest.index} of {oldest.size} bytes"
 
     # -- what the adoption asks -------------------------------------------------------------
 
