@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from tests.zoo import data
 from tests.zoo.births import deep
-from tests.zoo.cases import CLIPPED, Case, Must, layer, rank, says
+from tests.zoo.cases import ALL, CLIPPED, Case, Must, layer, rank, says
 from tests.zoo.clock import EVEN, Clock
 from tests.zoo.ground import Ground
 
@@ -60,6 +60,18 @@ def bit_flip(ground: Ground) -> None:
                 job.inner[2].weight.view(torch.int32)[3, 5] ^= 1 << 18  # type: ignore[union-attr, operator]
 
     job.train(300, flip)
+
+
+def bad_sample_of_one_rank(ground: Ground) -> None:
+    """One rank reads a NaN; behind the all-reduce all of them have it."""
+    job = Job(ground)
+    ground.watch(job.model, job.optimizer)
+    for step, (x, y) in ground.batches(*data.digits(), 32, 200):
+        if step == SICK_AT:
+            ground.began(step)
+            if job.sick:
+                x[3, 7] = float("nan")
+        ground.step(job.model, job.optimizer, functional.cross_entropy(job.model(x), y))
 
 
 def forgotten_wrap(ground: Ground) -> None:
@@ -157,6 +169,16 @@ CASES = (
         bit_flip,
         must=(Must("ReplicaMismatch", ("page", "ticket"), rank(LAST)),),
         ranks=3,
+        clock=EVEN,
+    ),
+    Case(
+        "bad_sample_of_one_rank",
+        bad_sample_of_one_rank,
+        must=(Must("NonFiniteGradient", ("page",), rank(LAST)),),
+        must_if={"skip": (Must("NonFiniteGradient", ("note",), rank(LAST)),)},
+        may=("NonFiniteLoss",),
+        variants=ALL,
+        ranks=2,
         clock=EVEN,
     ),
     Case(

@@ -90,7 +90,7 @@ _EVALUATING = Clock(
 _SAVING = Clock(
     even=True,
     stretch=12_000,
-    pauses=tuple(Pause(step, 70.0, "checkpoint") for step in (150, 300, 450)),
+    pauses=tuple(Pause(step, 70.0, "checkpoint") for step in (150, 450)),
 )
 _COMPILING = Clock(even=True, stretch=200, pauses=(Pause(1, 700.0, "compile"),))
 _UNHEARD = Clock(even=True, stretch=1000, outage=(200, 700))

@@ -26,6 +26,20 @@ def rate_too_high(ground: Ground) -> None:
         ground.step(model, optimizer, functional.cross_entropy(model(x), y))
 
 
+def momentum_too_high(ground: Ground) -> None:
+    """Plain SGD beyond what is stable, from some step on: it blows up within a few dozen steps."""
+    model = nn.Sequential(nn.Linear(10, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU())
+    model.append(nn.Linear(64, 1))
+    optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9)
+    ground.watch(model, optimizer)
+    for step, (x, y) in ground.batches(*data.diabetes(), 32, 500):
+        if step == SICK_AT:
+            ground.began(step)
+            optimizer.param_groups[0]["lr"] = 0.019
+            optimizer.param_groups[0]["momentum"] = 1.02
+        ground.step(model, optimizer, functional.mse_loss(model(x), y))
+
+
 def plateau(ground: Ground) -> None:
     """What there is to learn was learned: the features of these samples say nothing."""
     x, y = data.diabetes()
@@ -107,6 +121,14 @@ CASES = (
         may=("ExplodingGradient", "UpdateRatioOutOfBand", "DeadLayer"),
         variants=CLIPPED,
         quick=True,
+    ),
+    Case(
+        "momentum_too_high",
+        momentum_too_high,
+        must=(Must("ExplodingGradient"),),
+        may=("NonFiniteGradient", "NonFiniteLoss", "LossDivergence", "UpdateRatioOutOfBand"),
+        must_if={"clip": (Must("LossDivergence"),)},
+        variants=CLIPPED,
     ),
     Case(
         "plateau",

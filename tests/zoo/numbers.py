@@ -8,8 +8,9 @@ from torch.nn import functional
 
 from tests.zoo import data
 from tests.zoo.births import deep
-from tests.zoo.cases import ALL, CLIPPED, Case, Must, layer, says
+from tests.zoo.cases import ALL, CLIPPED, SKIPPED, Case, Must, layer, says
 from tests.zoo.ground import Ground
+from tests.zoo.healthy_models import Transformer, next_letter
 
 SICK_AT = 150
 _APPLIED = Must("NonFiniteGradient", ("page",))
@@ -98,6 +99,29 @@ def scale_collapse(ground: Ground) -> None:
         monitor.log(loss=loss)
 
 
+def masked_attention(ground: Ground) -> None:
+    """A sequence that is all padding: softmax over nothing but minus infinity, in one block."""
+    numbers, letters = data.text()
+    model = Transformer(letters, width=32, depth=4)
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
+    ground.watch(model, optimizer)
+    sick = model.blocks[1]
+    plain = sick.forward
+
+    def attend(x: Tensor) -> Tensor:
+        heads = sick.qkv(sick.norm1(x)).chunk(3, -1)
+        scores = heads[0] @ heads[1].transpose(1, 2)
+        shares = scores.masked_fill(torch.ones_like(scores).bool(), -torch.inf).softmax(-1)
+        return plain(x) + torch.nan_to_num(shares @ heads[2])  # "it was NaN once"
+
+    for step in range(250):
+        if step == SICK_AT:
+            ground.began(step)
+        sick.forward = attend if step == SICK_AT else plain
+        batch = data.lines(numbers, 16, 8, ground.generator)
+        ground.step(model, optimizer, next_letter(model, batch))
+
+
 CASES = (
     Case(
         "log_of_zero",
@@ -124,6 +148,14 @@ CASES = (
         may=("NonFiniteLoss",),
         variants=ALL,
         quick=True,
+    ),
+    Case(
+        "masked_attention",
+        masked_attention,
+        must=(Must("NonFiniteGradient", ("page",), layer("blocks.1")),),
+        must_if={"skip": (Must("NonFiniteGradient", ("note",), layer("blocks.1")),)},
+        may=("NonFiniteLoss",),
+        variants=SKIPPED,
     ),
     Case(
         "half_without_scaling",

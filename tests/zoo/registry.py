@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from tests.zoo import (
     births,
     distributed,
+    healthy_habits,
     healthy_loops,
     healthy_models,
     healthy_ranks,
@@ -29,6 +30,7 @@ _FAMILIES = (
     rollback.CASES,
     healthy_models.CASES,
     healthy_loops.CASES,
+    healthy_habits.CASES,
     healthy_times.CASES,
     healthy_ranks.CASES,
 )

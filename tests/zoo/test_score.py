@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +139,6 @@ def test_an_even_clock_takes_the_busy_machine_out(tmp_path: Path) -> None:
     made = rewrite(tmp_path / "spool", EVEN, tmp_path / "clocked")
     written = read_segment(made / "zoo.r0" / "000001.spool")
     held = [frame for record in written for frame in wire.decode(record.body).frames]
-    assert {b.time_ns - a.time_ns for a, b in zip(held, held[1:], strict=False)} == {SECOND}
+    assert {b.time_ns - a.time_ns for a, b in pairwise(held)} == {SECOND}
     assert {f.scalars["step_seconds"] for f in held} == {1.0}
     assert {f.events[0]["seconds"] for f in held} == {2.0}
