@@ -516,6 +516,16 @@ def test_what_healed_is_told_and_what_only_ended_with_the_run_did_not_heal() -> 
     assert (ended.verdict, ended.findings[0].state) == ("at risk", "ended")
 
 
+def test_notes_alone_leave_a_run_healthy() -> None:
+    note = alert("LossSpike", 300, "note", until=320, first_action="Nothing, if it heals.")
+    found = told(case(note))
+    assert (found.verdict, found.headline) == (
+        "healthy",
+        "a note and nothing more; 0 of 0 detectors armed",
+    )
+    assert found.findings[0].actions[0].text == "Nothing now: it went by itself."
+
+
 def test_a_diagnosis_as_of_a_step_knows_nothing_later() -> None:
     found = told(case(*STORY), JUMPED, at=1010)
     assert chains(found) == [["LearningRateJump", "ExplodingGradient"]]

@@ -69,8 +69,10 @@ def actions(
 
 
 def _healed(advice: str) -> tuple[Action, ...]:
-    text = f"Nothing now: it went by itself. Should it come back: {advice}"
-    return (Action(text.strip(), None, "none", None),)
+    text = "Nothing now: it went by itself."
+    if advice and not advice.startswith("Nothing"):
+        text += f" Should it come back: {advice}"
+    return (Action(text, None, "none", None),)
 
 
 def follow(root: Incident, symptom: str) -> tuple[Action, ...]:

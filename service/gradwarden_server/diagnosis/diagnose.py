@@ -260,13 +260,15 @@ def _headline(
     if urgent:
         root = urgent[0][0]
         text = root.said("summary") or root.name
-        text = text[0].upper() + text[1:]
+        if "_" not in text.split()[0]:  # a series is called what it is called
+            text = text[0].upper() + text[1:]
         if len(urgent[0]) > 1:
             text += f"; what followed: {_chain(urgent[0][1:])}"
         return text
     healed = [story for story in held if _of(story) in _URGENT]
     notes = sum(len(story) for story in held)
-    quiet = f"{notes} notes and nothing more" if notes else "no known pattern"
+    many = "a note" if notes == 1 else f"{notes} notes"
+    quiet = f"{many} and nothing more" if notes else "no known pattern"
     if healed:
         quiet = f"healed by now: {_chain(healed[0])}"
     if case.status == "failed" and not held:
