@@ -76,6 +76,10 @@ def test_saves_may_take_a_twentieth_of_two_hours(seconds: float, raised: bool) -
     assert (found is not None) == raised
 
 
+def test_one_long_save_in_two_hours_is_no_share_of_the_time() -> None:
+    assert Told("CheckpointSlow").silent(saving([400.0] * 4, every=9000))
+
+
 def test_a_save_is_timed_by_torch_save_where_nothing_else_tells() -> None:
     steps = [
         timed(n, spent(1 + pause, checkpoint=pause) if pause else spent(1.0), at=1500.0 * n)

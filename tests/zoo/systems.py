@@ -81,7 +81,7 @@ def slow_loader(ground: Ground) -> None:
         for x, y in loader:
             if step == 400:
                 ground.began(step)
-                held.delay = 0.01
+                held.delay = 0.02
             ground.step(model, optimizer, functional.cross_entropy(model(x), y))
             step += 1
 

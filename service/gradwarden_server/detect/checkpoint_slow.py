@@ -114,7 +114,7 @@ class CheckpointSlow(Detector):
                 f"saving a checkpoint stopped the training for {duration(save.seconds)}, "
                 f"{save.seconds / usual:.1f} times the usual {duration(usual)}"
             )
-        elif spent > p.share * p.share_seconds:
+        elif len(recent) > 1 and spent > p.share * p.share_seconds:
             summary = (
                 f"saving checkpoints took {duration(spent)} of the last {duration(p.share_seconds)}"
             )
