@@ -9,11 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
+from tests.conftest import free_port
 from tests.needs import needs
 from tests.server.pager import PATIENCE, LocalReceiver, local_receiver
-from tests.server.traffic import LAYOUT, batch, begin, frame, send
+from tests.server.traffic import LAYOUT, batch, begin, frame, problem, send
 from tests.service import Service
 
 STEPS = 120
@@ -197,6 +199,52 @@ def test_promtool_queries(service: Service, start_s: int) -> None:
     found = promtool(service, "series", f"--match={loss}", f"--start={at}", f"--end={later}")
     assert 'training_job="digits"' in found
     assert "blocks.0.weight" in promtool(service, "labels", "layer")
+
+
+def test_a_prometheus_federates_us(service: Service, tmp_path: Path) -> None:
+    text = service.call("GET", "/federate", params={"match[]": 'ALERTS{run="poisoned"}'})
+    assert text.status_code == 200, text.text
+    problem(service.call("GET", "/federate", params={"match[]": "1 + 1"}), 400, "malformed")
+    lint = subprocess.run(
+        [needs("promtool"), "check", "metrics"],
+        input=service.call("GET", "/federate", params={"match[]": "gradwarden_run_info"}).text,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert lint.returncode in (0, 3), lint.stderr  # 3: it misses help texts, which are not ours
+    port = free_port()
+    config = tmp_path / "prometheus.yml"
+    config.write_text(
+        "global: {scrape_interval: 1s}\nscrape_configs:\n- job_name: gradwarden\n"
+        "  honor_labels: true\n  metrics_path: /federate\n"
+        "  params: {'match[]': ['ALERTS', 'gradwarden_run_info']}\n"
+        f"  static_configs: [{{targets: ['{service.url.removeprefix('http://')}']}}]\n"
+    )
+    command = [
+        needs("prometheus"),
+        f"--config.file={config}",
+        f"--storage.tsdb.path={tmp_path}/data",
+        f"--web.listen-address=127.0.0.1:{port}",
+        "--log.level=error",
+    ]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        query = {"query": 'ALERTS{run="poisoned",severity="page"}'}
+
+        def scraped() -> Any:
+            try:
+                told = httpx.get(f"http://127.0.0.1:{port}/api/v1/query", params=query).json()
+            except httpx.TransportError:
+                return None
+            return told.get("data", {}).get("result")
+
+        found = eventually(scraped)
+        assert found[0]["metric"]["run"] == "poisoned"
+        assert found[0]["metric"]["project"] == "default"
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_vmalert_fires_over_our_api(service: Service, tmp_path: Path) -> None:

@@ -256,7 +256,7 @@ def _label_sets(parts: Parts, project: str, asked: _Asked) -> Iterator[Labels]:
     end_ms = asked.moment("end", _now_ms())
     start_ms = asked.moment("start", end_ms - _RECENTLY_MS)
     limit = int(asked.duration("limit", 0)) or _MOST_SERIES
-    selectors = [_selector(text) for text in asked.all("match[]")]
+    selectors = [selector_of(text) for text in asked.all("match[]")]
     anything = (Matcher(NAME, ".+", is_regex=True),)
     storage = ProjectStorage(parts.sources, project, time.time_ns())
     seen: set[tuple[tuple[str, str], ...]] = set()
@@ -269,7 +269,12 @@ def _label_sets(parts: Parts, project: str, asked: _Asked) -> Iterator[Labels]:
                     yield dict(identity)
 
 
-def _selector(text: str) -> Sequence[Matcher]:
+def selector_of(text: str) -> Sequence[Matcher]:
+    """The matchers of one ``match[]``.
+
+    Raises:
+        QueryError: it is no selector.
+    """
     node = plain(parse(text))
     if not hasattr(node, "matchers"):
         raise QueryError(f"match[]: {text!r} is no selector of series")
