@@ -309,6 +309,13 @@ def test_a_look_at_a_checkpoint_is_no_save_and_counts() -> None:
     assert found.last_good_checkpoint.step == 200
 
 
+def test_why_no_rank_is_named_is_evidence_and_no_rank() -> None:
+    why = "no rank: finite on each of them, and too large when they were summed"
+    (finding,) = told(case(replace(SICK, annotations={**SICK.annotations, "rank": why}))).findings
+    assert finding.rank is None
+    assert why in [item.text for item in finding.evidence]
+
+
 def test_what_the_guard_did_about_it_is_evidence() -> None:
     acted = Happening(
         1, 0, 1002, 0, "guard", {"action": "skip_step", "step": 1000, "reason": "NaN"}

@@ -110,7 +110,7 @@ class _Writer:
             out, left = evidence.rivals(self._case, self._series, one, pattern, self._found)
             confidence, why = _sure(pattern, out, left)
             acts = self._acts(one, pattern, story)
-        rank = one.said("rank") or None
+        rank = one.rank
         return Finding(
             id=one.id,
             kind=one.kind,

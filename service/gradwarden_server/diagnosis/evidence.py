@@ -48,6 +48,8 @@ def _said(case: Case, one: Incident, pattern: Pattern) -> Iterator[Evidence]:
     words = [one.said("bracket"), one.said("values_before")]
     if pattern.measured:
         words.insert(0, one.said("cause"))
+    if one.rank is None:
+        words.append(one.said("rank"))  # why there is none
     for text in filter(None, words):
         yield _told(case, one, text)
 
@@ -67,9 +69,9 @@ def _guarded(case: Case, one: Incident, step: int) -> Iterator[Evidence]:
 
 
 def _told(case: Case, one: Incident, text: str) -> Evidence:
-    layer, rank = one.said("layer") or None, one.said("rank") or None
+    layer = one.said("layer") or None
     path = links.path(case, one.step, one.step, layer)
-    return Evidence(text, path, None, layer, rank, one.step, one.step)
+    return Evidence(text, path, None, layer, one.rank, one.step, one.step)
 
 
 def _shown(case: Case, series: Series, one: Incident, step: int, key: str) -> Evidence | None:

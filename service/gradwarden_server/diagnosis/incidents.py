@@ -48,6 +48,12 @@ class Incident:
         """One annotation, empty where there is none."""
         return self.annotations.get(name, "")
 
+    @property
+    def rank(self) -> str | None:
+        """The ranks that are named; None where it is told why none is."""
+        said = self.said("rank")
+        return said if said[:1].isdigit() else None
+
     def stands_at(self, other: Incident) -> bool:
         """Whether it stood at any time while the other one did."""
         mine = FOREVER if self.ended_ns is None else self.ended_ns
