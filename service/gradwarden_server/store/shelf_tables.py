@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Select, insert, select
+from sqlalchemy import Connection, Select, Table, insert, select
 
 from gradwarden_server.joins import Matrix
 from gradwarden_server.store import codec
@@ -22,7 +22,7 @@ from gradwarden_server.store.shelf import Filed, Row, Words
 _WRITE_BYTES = 2 << 20
 
 T = TypeVar("T")
-_Page = list[tuple[Any, dict[str, Any]]]
+_Page = list[tuple[Table, tuple[Any, ...]]]
 
 
 class TableShelf:
@@ -137,23 +137,21 @@ def _rows_of(quantity: str, block: int) -> str:
     return f"{quantity} of rows {block * codec.BLOCK_ROWS} and on"
 
 
-def _rows(segment_id: int, made: Built) -> Iterator[tuple[Any, dict[str, Any]]]:
-    for quantity, block, body in made.chunks:
-        key = {"segment_id": segment_id, "quantity": quantity, "block": block}
-        yield t.chunk, key | {"crc32": zlib.crc32(body), "body": body}
-    for width, quantity, aggregate, body in made.rollups:
-        key = {"segment_id": segment_id, "width": width, "quantity": quantity}
-        key |= {"aggregate": aggregate}
-        yield t.rollup, key | {"crc32": zlib.crc32(body), "body": body}
+def _rows(segment_id: int, made: Built) -> Iterator[tuple[Table, tuple[Any, ...]]]:
+    """Rows of both tables, their values in the order of its columns; the last is the body."""
+    for *key, body in made.chunks:
+        yield t.chunk, (segment_id, *key, zlib.crc32(body), body)
+    for *key, body in made.rollups:
+        yield t.rollup, (segment_id, *key, zlib.crc32(body), body)
 
 
-def _pages(rows: Iterator[tuple[Any, dict[str, Any]]]) -> Iterator[_Page]:
+def _pages(rows: Iterator[tuple[Table, tuple[Any, ...]]]) -> Iterator[_Page]:
     """Rows, as many as one short transaction takes."""
     page: _Page = []
     size = 0
     for table, values in rows:
         page.append((table, values))
-        size += len(values["body"]) + 100
+        size += len(values[-1]) + 100
         if size >= _WRITE_BYTES:
             yield page
             page, size = [], 0
@@ -162,5 +160,19 @@ def _pages(rows: Iterator[tuple[Any, dict[str, Any]]]) -> Iterator[_Page]:
 
 
 def _insert(connection: Connection, page: _Page) -> None:
+    """Hundreds of rows a segment: to the driver of SQLite they go as they are."""
     for table, rows in itertools.groupby(page, key=lambda row: row[0]):
-        connection.execute(insert(table), [values for _, values in rows])
+        values = [row for _, row in rows]
+        if connection.dialect.name == "sqlite":
+            connection.exec_driver_sql(_INSERTS[table.name], values)
+        else:
+            names = table.columns.keys()
+            connection.execute(insert(table), [dict(zip(names, v, strict=True)) for v in values])
+
+
+def _plain_insert(table: Table) -> str:
+    places = ", ".join("?" * len(table.columns))
+    return f"INSERT INTO {table.name} ({', '.join(table.columns.keys())}) VALUES ({places})"
+
+
+_INSERTS = {table.name: _plain_insert(table) for table in (t.chunk, t.rollup)}

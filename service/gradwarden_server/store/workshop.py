@@ -7,6 +7,7 @@ with the process that they work for, however it ends.
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import threading
@@ -82,6 +83,7 @@ def _begin(url: str) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal: the service says when it ends
     threading.Thread(target=_follow, daemon=True).start()
     _reader = LogReader(Database(url))
+    gc.freeze()  # what was imported lives as long as the process
 
 
 def _follow() -> None:
