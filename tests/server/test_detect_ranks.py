@@ -132,6 +132,19 @@ def test_an_evaluation_of_rank_0_alone_is_no_straggler() -> None:
     assert Told("Straggler", WORLD).silent(steps)
 
 
+def test_the_rank_that_is_watched_more_closely_is_no_straggler() -> None:
+    cost = {0: 0.03, 1: 0.001, 2: 0.001, 3: 0.001}
+    steps = [
+        together(
+            n,
+            {rank: usual(other=cost[rank]) for rank in range(WORLD)},
+            overhead_seconds=cost,
+        )
+        for n in range(300)
+    ]
+    assert Told("Straggler", WORLD).silent(steps)
+
+
 def test_a_rank_with_more_tokens_is_no_straggler() -> None:
     tokens = {0: 1000.0, 1: 1000.0, 2: 2000.0, 3: 1000.0}
     own = {rank: {"forward": 1e-4 * tokens[rank]} for rank in range(WORLD)}

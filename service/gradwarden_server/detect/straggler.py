@@ -89,7 +89,7 @@ class Straggler(Detector):
         return self.say("ticket", self._words) if self._words else self._calm
 
     def _row(self, step: Step) -> Table | None:
-        """[8, R]: wall, duration in the collective, tokens, then the phases; or None."""
+        """[9, R]: wall, in the collective, tokens, what watching took, the phases; or None."""
         times = timing.of(step)
         if times is None or times.pause > 0:
             return None
@@ -107,6 +107,7 @@ class Straggler(Detector):
                     told("step_seconds", 0.0),
                     took,
                     told("tokens", 0.0),
+                    told("overhead_seconds", 0.0),
                     told("data_seconds", 0.0),
                     told("forward_seconds", 0.0),
                     told("backward_seconds", 0.0),
@@ -114,7 +115,7 @@ class Straggler(Detector):
                 )
             )
         known = np.array(rows, np.float64).T
-        table = np.concatenate([known, known[:1] - known[3:].sum(axis=0, keepdims=True)])
+        table = np.concatenate([known, known[:1] - known[4:].sum(axis=0, keepdims=True)])
         return table if (known[0] > 0).all() and np.isfinite(known).all() else None
 
     @staticmethod
@@ -126,7 +127,7 @@ class Straggler(Detector):
 
     def _close(self, step: Step) -> None:
         """A block of steps is complete: what it says of each rank, [8, R]."""
-        steps = np.stack(self._rows)  # [n, 8, R]
+        steps = np.stack(self._rows)  # [n, 9, R]
         self._rows = []
         verdicts = np.full((3 + len(_PHASES), len(self._ranks)), np.nan)
         for columns in self._roles(step):
@@ -145,12 +146,17 @@ class Straggler(Detector):
         return list(roles.values())
 
     def _compare(self, steps: Table) -> Table:
-        """Medians over steps: own time, the same over the others', lost over wall, phases."""
-        wall, took, tokens, phases = steps[:, 0], steps[:, 1], steps[:, 2], steps[:, 3:].copy()
+        """Medians over steps: own time, the same over the others', lost over wall, phases.
+
+        Watching is not the rank's own work: the rank that speaks for the others does more of it.
+        """
+        wall, took, tokens, ours = (steps[:, row] for row in range(4))
+        phases = steps[:, 4:].copy()
         if self._measure >= 0:
             waited = communication.waits(took)
-            own = np.maximum(wall - waited, 0.0)
+            own = np.maximum(wall - waited - ours, 0.0)
             lost = communication.median_of_others(took) - took
+            lost -= ours - communication.median_of_others(ours)
             at = _PHASES.index("backward")
             phases[:, at] = np.maximum(phases[:, at] - waited, 0.0)
         else:
