@@ -139,7 +139,11 @@ def _words(opened: Sequence[Opened]) -> Iterator[Chunk]:
 
 
 class _Group:
-    """The matrices in which any column of one group was measured."""
+    """The matrices in which any column of one group was measured.
+
+    ``steps`` rise; where the matrices themselves do not, ``order`` puts them so. ``buckets``
+    counts those of each width.
+    """
 
     def __init__(self, steps: Ints, held: Flags) -> None:
         self.steps = steps[held]
@@ -149,6 +153,8 @@ class _Group:
         self.order: Ints | None = None
         if (np.diff(self.steps) < 0).any():  # a spool may have arrived late
             self.order = np.argsort(self.steps, kind="stable")
+            self.steps = self.steps[self.order]
+        self.buckets = {w: rollup.buckets(self.steps, w)[0].size for w in rollup.WIDTHS}
 
 
 class _Matrices:
@@ -216,16 +222,15 @@ class _Matrices:
         return columns.lay(self._batches, self._begins(name), group.held)
 
     def _roll(self, name: str, words: Words, seen: Flags | None, group: _Group, held: int) -> None:
-        steps = group.steps
         if group.order is not None:
-            steps, words = steps[group.order], np.take(words, group.order, axis=1)
+            words = np.take(words, group.order, axis=1)
             seen = None if seen is None else np.take(seen, group.order, axis=1)
         widths = [
             width
             for width in rollup.WIDTHS  # else it would be larger than what it sums up
-            if held >= _WORTH * len(words) * rollup.buckets(steps, width)[0].size
+            if held >= _WORTH * len(words) * group.buckets[width]
         ]
-        for width, rolled in rollup.roll(steps, words, seen, widths):
+        for width, rolled in rollup.roll(group.steps, words, seen, widths):
             self.rolled.setdefault(name, width)
             for aggregate in rollup.AGGREGATES:
                 if rolled.plain and aggregate in rollup.COUNTS:
