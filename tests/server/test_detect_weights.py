@@ -98,6 +98,15 @@ def test_a_head_that_begins_at_zero_has_no_size_to_be_compared_with() -> None:
     assert spoken(engine(["ExplodingGradient"]).advance(born(gradient, grown))) == {}
 
 
+@pytest.mark.parametrize(("steps", "told"), [(4, False), (5, True)])
+def test_one_layer_alone_must_be_high_more_often_than_the_whole(steps: int, told: bool) -> None:
+    """What a change of the data does to one layer of many heals within a few steps."""
+    rows = noise(330, sigma=0.1)
+    rows[300 : 300 + steps, 4] *= 20
+    first = spoken(engine(["ExplodingGradient"]).advance(step(n, r) for n, r in enumerate(rows)))
+    assert (("ExplodingGradient", "ticket") in first) == told
+
+
 @pytest.mark.parametrize(("usual", "told"), [(1e-6, False), (0.1, True)])
 def test_a_layer_of_rounding_noise_may_grow_as_it_likes(usual: float, told: bool) -> None:
     """A bias before batch norm has no gradient until the norm is put into eval mode."""

@@ -33,6 +33,7 @@ class Params:
     ratio: float
     ticket_steps: int
     ticket_window_steps: int
+    layer_steps: int
     negligible_share: float
     page_steps: int
     page_window_steps: int
@@ -140,7 +141,7 @@ class ExplodingGradient(Detector):
         held = self._layers.get(group)
         if held is None or len(held.times) != len(now):
             held = self._layers[group] = _High(len(now), p.ticket_window_steps)
-        return held.add(now, p.ticket_steps)
+        return held.add(now, p.layer_steps)
 
     def _rows(self, view: GroupView) -> Flags:
         """Rows that are high, but for those that used to be nothing beside the whole.
