@@ -1,4 +1,4 @@
-"""The words of what tries rules and the line to people: replay, backtest, tune, drill, promote."""
+"""The words of what tries rules and the line to people: test, replay, backtest, tune, drill."""
 
 from __future__ import annotations
 
@@ -6,16 +6,30 @@ import argparse
 import os
 from pathlib import Path
 
-from gradwarden_server.cli.grammar import DEFAULT_URL, Parser, add, add_service
+from gradwarden_server.cli.grammar import DEFAULT_URL, Group, Parser, add, add_service
 
 
 def add_commands(commands: argparse._SubParsersAction[Parser]) -> None:
     """Add all of them."""
+    _test(commands)
     _replay(commands)
     _backtest(commands)
     _tune(commands)
     _drill(commands)
     _promote(commands)
+
+
+def _test(commands: argparse._SubParsersAction[Parser]) -> None:
+    group = Group(commands, "test", "run unit tests of rules")
+    rules = add(
+        group.actions,
+        "rules",
+        "run unit tests of Prometheus's rules, in the file format of promtool test rules",
+        "gradwarden test rules alert_rules/tests.yml",
+        "trying:rules",
+    )
+    rules.add_argument("files", nargs="+", type=Path, metavar="FILE")
+    rules.add_argument("--json", action="store_true", help="print JSON")
 
 
 def _replay(commands: argparse._SubParsersAction[Parser]) -> None:

@@ -107,6 +107,15 @@ def load(directory: Path, schemas: Schemas, baseline: Mapping[str, str]) -> Rule
     )
 
 
+def group_mistakes(path: Path) -> list[str]:
+    """What is wrong with the shape of one rule file of Prometheus, with file, line and rule."""
+    reader = _Reader({}, {})
+    reader.read(path)
+    if not reader.mistakes and not reader.prometheus:
+        reader.mistakes.append(f"{path.name}: holds no groups of Prometheus's rules")
+    return reader.mistakes
+
+
 class _Reader:
     """Goes on after each mistake, so that one run tells them all."""
 
