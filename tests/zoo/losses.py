@@ -32,7 +32,7 @@ def momentum_too_high(ground: Ground) -> None:
     model.append(nn.Linear(64, 1))
     optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9)
     ground.watch(model, optimizer)
-    for step, (x, y) in ground.batches(*data.diabetes(), 32, 500):
+    for step, (x, y) in ground.batches(*data.diabetes(), 32, 750):
         if step == SICK_AT:
             ground.began(step)
             optimizer.param_groups[0]["lr"] = 0.019
@@ -126,7 +126,15 @@ CASES = (
         "momentum_too_high",
         momentum_too_high,
         must=(Must("ExplodingGradient"),),
-        may=("NonFiniteGradient", "NonFiniteLoss", "LossDivergence", "UpdateRatioOutOfBand"),
+        may=(
+            "ClipSaturation",
+            "DeadLayer",
+            "ExplodingGradient",
+            "LossDivergence",
+            "NonFiniteGradient",
+            "NonFiniteLoss",
+            "UpdateRatioOutOfBand",
+        ),
         must_if={"clip": (Must("LossDivergence"),)},
         variants=CLIPPED,
     ),
