@@ -75,8 +75,8 @@ class NonFiniteGradient(Detector):
             severity: Severity = "page" if applied else self._weigh_skips()
             if not self._incident.worse_than(severity):
                 self._incident.sign(severity, self._words(step, ctx, views, applied))
-            if applied:  # also where what was skipped had paged before
-                self._incident.annotations.setdefault(PROOF, _APPLIED)
+            if applied and PROOF not in self._incident.annotations:  # what was skipped had paged
+                self._incident.annotations = {**self._incident.annotations, PROOF: _APPLIED}
             self._incident.clean = 0
         return self._incident.conditions(self)
 
@@ -114,15 +114,14 @@ class NonFiniteGradient(Detector):
             }
             action = "Resume from the last good checkpoint; let gradwarden watch before clipping."
         else:
-            cause = origin.explain(
-                at, view, any(losses) if losses else None, self.params.overflow_share, scale
-            )
+            bad_loss = any(losses) if losses else None
+            cause = origin.explain(at, view, bad_loss, self.params.overflow_share, scale)
             layer = view.layout.layer(at.first_bad)
-            where = "all layers" if at.everywhere else f"layer {layer}"
+            where = "all layers" if origin.from_outside(at, view, bad_loss) else f"layer {layer}"
             words |= {
                 "layer": layer,
                 "parameter": view.layout.name(at.first_bad),
-                "bracket": origin.bracket(at, view),
+                "bracket": origin.bracket(at, view, bad_loss),
                 "cause": cause.words,
                 "values_before": origin.values_before(at, view),
             }
