@@ -114,6 +114,21 @@ NONFINITE = [
         {"bracket": "the loss or the input", "cause": "the loss itself is non-finite"},
     ),
     Case(
+        "a bad loss with a finite bias beside it is the loss or the input all the same",
+        lambda: [
+            step(0),
+            step(1, [*[1.0] * (ROWS - 1), np.nan], inf=range(ROWS - 2), loss=np.inf),
+        ],
+        {("NonFiniteGradient", "page"): 1, ("NonFiniteLoss", "page"): 1},
+        {"bracket": "the loss or the input", "cause": "a bad batch or input"},
+    ),
+    Case(
+        "a bad loss with clean layers next to it is told of the layer that overflowed",
+        lambda: [step(0), step(1, nan=behind(MIDDLE), loss=np.inf)],
+        {("NonFiniteGradient", "page"): 1, ("NonFiniteLoss", "page"): 1},
+        {"layer": "blocks.3.fc", "cause": "the loss is non-finite as well"},
+    ),
+    Case(
         "all layers bad with a finite loss is the derivative of the loss",
         lambda: [step(0), step(1, nan=range(ROWS))],
         {("NonFiniteGradient", "page"): 1},

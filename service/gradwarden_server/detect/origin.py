@@ -96,9 +96,9 @@ def explain(
             "Resume from the last good checkpoint with gradient clipping on or a lower "
             "learning rate.",
         )
-    if origin.everywhere:
+    if from_outside(origin, view, bad_loss):
         if bad_loss:
-            words = "the loss itself is non-finite, so every gradient is: a bad batch or input"
+            words = "the loss itself is non-finite, and the gradients with it: a bad batch or input"
         elif bad_loss is None:
             words = "every gradient is non-finite at once: the loss or the input"
         else:
@@ -111,7 +111,9 @@ def explain(
             "Resume from the last good checkpoint past the batch of this step; check that batch "
             "and the loss for zeros, log and division.",
         )
-    if origin.behind_clean:
+    if bad_loss:
+        words = f"the loss is non-finite as well: values overflow in {layer}, or in what it reads"
+    elif origin.behind_clean:
         words = f"fault inside {layer} alone: the gradients on both sides of it are finite"
     elif origin.last_clean is None:
         words = f"fault inside {layer}, the layer next to the loss, or in what follows it"
@@ -125,11 +127,25 @@ def explain(
     )
 
 
-def bracket(origin: Origin, view: GroupView) -> str:
+def from_outside(origin: Origin, view: GroupView, bad_loss: bool | None) -> bool:
+    """Whether it came from the loss or the input.
+
+    Where the loss is bad, a clean bias proves nothing for the layer next to the loss: what is
+    huge enough to overflow in a product may be finite in a sum.
+    """
+    if origin.everywhere or not bad_loss or origin.last_clean is None:
+        return origin.everywhere
+    layer = view.layout.layer(origin.first_bad)
+    mine = sum(p.layer == layer for p in view.layout.layout.parameters)
+    same = view.layout.layer(origin.last_clean) == layer
+    return same and origin.observed - origin.bad < mine
+
+
+def bracket(origin: Origin, view: GroupView, bad_loss: bool | None = None) -> str:
     """The bracket in words, loss side first."""
     bad = view.layout.layer(origin.first_bad)
     count = f"{origin.bad} of {origin.observed} parameters bad"
-    if origin.everywhere:
+    if from_outside(origin, view, bad_loss):
         return f"the loss or the input ({count})"
     if origin.last_clean is None:
         return f"from the loss side on, first {bad} ({count})"
