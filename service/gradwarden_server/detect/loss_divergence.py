@@ -2,7 +2,8 @@
 
 A loss that steps to another level from one step to the next, while neither learning rate nor
 gradient gave reason, is other data (or other labels): it is a note, and judged from there on. One
-that comes down again by itself is left alone while it does. A loss that need not fall, of a game
+that comes down again by itself is left alone while it does, and where it came back from once it
+may go again: data in an order of their own make such waves. A loss that need not fall, of a game
 or a policy, or one below zero, raises notes only.
 """
 
@@ -36,6 +37,7 @@ class Params:
 
     gained_share: float
     spreads: float
+    swings: float
     minimised_spreads: float
     ticket_steps: int
     page_start_steps: int
@@ -65,6 +67,10 @@ class LossDivergence(Detector):
         self._reference, self._changes, self._aim = Reference(), Changes(), Aim()
         self._gained = 0.0
         self._quiet = math.nan
+        self._highest_start = -math.inf
+        """Of the levels that it was judged from in this attempt."""
+        self._swing = 0.0
+        """The farthest above what was expected from which it came back."""
         self._held: deque[tuple[int, float, float]] = deque(maxlen=_HELD)
         self._begin()
 
@@ -72,11 +78,12 @@ class LossDivergence(Detector):
         """The level is to be found anew."""
         self._reference.restart()
         self._over = self._above_start = self._standing = 0
-        self._onset = 0
+        self._onset, self._away = 0, 0.0
         self._held.clear()
 
     def advance(self, step: Step, ctx: RunContext) -> Sequence[Condition]:
         if ctx.new_attempt:
+            self._highest_start = -math.inf
             self._track.restart()
             self._changes.restart()
             self._begin()
@@ -100,10 +107,14 @@ class LossDivergence(Detector):
         if not track.armed:
             return ()
         limit = self._limit(expected)
+        self._away = max(self._away, track.level - expected)
+        if track.level - expected <= track.quiet:
+            self._swing, self._away = max(self._swing, self._away), 0.0
         if not track.level > limit:
             if self._reference.gained > self._gained:
                 self._gained = self._reference.gained
             self._quiet = track.quiet
+            self._highest_start = max(self._highest_start, self._reference.start)
             self._over = self._above_start = self._standing = 0
             self._incident.healthy_step(p.clean_steps)
             return self._incident.conditions(self)
@@ -126,14 +137,15 @@ class LossDivergence(Detector):
         gained = max(self._gained, self._reference.gained)
         quiet = self._track.quiet if math.isnan(self._quiet) else self._quiet
         if gained >= p.minimised_spreads * quiet:
-            return expected + max(p.gained_share * gained, p.spreads * quiet)
+            swing = p.swings * self._swing
+            return expected + max(p.gained_share * gained, p.spreads * quiet, swing)
         if gained >= quiet:
             return max(start, expected) + p.minimised_spreads * quiet
         return math.inf
 
     def _weigh(self, expected: float) -> Severity | None:
         p, level = self.params, self._track.level
-        higher = level > self._reference.start + 2 * self._quiet
+        higher = level > self._highest_start + 2 * self._quiet
         improved = self._reference.gained >= p.minimised_spreads * self._quiet
         self._above_start = self._above_start + 1 if higher and improved else 0
         falling = self._falling(expected)
@@ -234,6 +246,7 @@ class LossDivergence(Detector):
             "aim": self._aim.state(),
             "gained": self._gained,
             "quiet": self._quiet,
+            "swing": [self._swing, self._away, self._highest_start],
             "held": list(self._held),
             "counts": [self._over, self._above_start, self._standing, self._onset],
         }
@@ -245,5 +258,6 @@ class LossDivergence(Detector):
         self._changes.restore(state["changes"])
         self._aim.restore(state["aim"])
         self._gained, self._quiet = state["gained"], state["quiet"]
+        self._swing, self._away, self._highest_start = state["swing"]
         self._held = deque(((h[0], h[1], h[2]) for h in state["held"]), maxlen=_HELD)
         self._over, self._above_start, self._standing, self._onset = state["counts"]
