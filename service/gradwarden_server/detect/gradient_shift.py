@@ -42,6 +42,7 @@ class Params:
     layers: int
     decades: float
     residuals: float
+    averaged: int
     lr_ratio: float
     clean_steps: int
 
@@ -192,7 +193,8 @@ class GradientShift(Detector):
         off = past[known] - line[: len(past)][known]
         spread = _NORMAL * float(np.median(np.abs(off - np.median(off))))
         moved = float(np.nanmedian(now - line[len(past) :]))
-        return moved if abs(moved) > max(p.decades, p.residuals * spread) else None
+        least = p.residuals * spread / math.sqrt(min(recent, p.averaged))
+        return moved if abs(moved) > max(p.decades, least) else None
 
     def _rate_moved(self, recent: int) -> bool:
         """Whether the learning rate jumped around the onset; a schedule's steady decay is none."""
