@@ -145,6 +145,17 @@ def test_divergence_that_heals_closes() -> None:
     assert held(verdicts) == {}
 
 
+def test_where_it_came_back_from_once_it_may_go_again() -> None:
+    losses, norms = curve(2400), np.ones(2400)
+    for at in (600, 1500):
+        losses[at : at + 250] = 1.5
+        norms[at] = 50.0
+    verdicts = judged(steps_of(noisy(losses), norms=norms), DIVERGENCE)
+    sick = {v.step for v in verdicts for c in v.conditions if c.active}
+    assert min(sick) < 750
+    assert max(sick) < 1500
+
+
 # -- healthy --------------------------------------------------------------------------------
 
 
