@@ -130,15 +130,14 @@ def explain(
 def from_outside(origin: Origin, view: GroupView, bad_loss: bool | None) -> bool:
     """Whether it came from the loss or the input.
 
-    Where the loss is bad, a clean bias proves nothing for the layer next to the loss: what is
-    huge enough to overflow in a product may be finite in a sum.
+    Where the loss is bad and so is every matrix, finite biases prove nothing: what is so huge that
+    its products overflow may be finite in a sum.
     """
-    if origin.everywhere or not bad_loss or origin.last_clean is None:
+    if origin.everywhere or not bad_loss:
         return origin.everywhere
-    layer = view.layout.layer(origin.first_bad)
-    mine = sum(p.layer == layer for p in view.layout.layout.parameters)
-    same = view.layout.layer(origin.last_clean) == layer
-    return same and origin.observed - origin.bad < mine
+    parameters = view.layout.layout.parameters
+    clean = np.flatnonzero(view.observed & ~view.bad)
+    return all(len(parameters[row].shape) < 2 for row in clean)
 
 
 def bracket(origin: Origin, view: GroupView, bad_loss: bool | None = None) -> str:
