@@ -289,6 +289,22 @@ def test_the_rank_that_failed_first_is_named_before_those_that_only_lost_it() ->
     assert found.annotations["cause"].startswith("rank 3: ValueError: boom; rank 0")
 
 
+def test_a_rank_that_died_without_a_word_is_named_before_the_one_that_noticed() -> None:
+    error = "RuntimeError: Connection closed by peer"
+    detectors = finish("failed", error)
+    liveness = alive([LAST, LAST - 2])
+    noticed, dead = liveness.ranks
+    both = replace(liveness, ranks=(replace(noticed, ended=True), dead))
+    found = condition(detectors, LAST + 11 * MINUTE, both)
+    assert found is not None
+    assert found.annotations["rank"] == "1"
+    assert "rank 1 died, and a collective was aborted on rank 0" in found.annotations["summary"]
+    living = replace(both, ranks=(both.ranks[0], replace(dead, last_seen_ns=noticed.last_seen_ns)))
+    found = condition(finish("failed", error), LAST + 11 * MINUTE, living)
+    assert found is not None
+    assert found.annotations["rank"] == "0", "one that is heard after the failure is no suspect"
+
+
 def test_a_killed_run_counts_as_failed_and_a_new_attempt_ends_it() -> None:
     detectors = trained("RunFailed")
     assert said(detectors, LAST + 9 * MINUTE, alive(LAST)) is None

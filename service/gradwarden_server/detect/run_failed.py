@@ -167,6 +167,7 @@ class RunFailed(Detector):
     def _failed(self, failures: Sequence[_End], liveness: Liveness) -> dict[str, str]:
         first = failures[0]
         kind = _kind(first)
+        dead = self._dead(failures, liveness) if kind == "collective" else []
         action = {
             "memory": "Resume with a smaller micro-batch or activation checkpointing; the weights "
             "are unharmed.",
@@ -179,11 +180,14 @@ class RunFailed(Detector):
         name = {"memory": "out of memory", "collective": "a collective was aborted"}.get(
             kind, "an exception"
         )
-        words = self._words(
-            f"run failed at step {first.step}: {name} on rank {first.rank}", chain, action
-        )
-        words |= {"step": str(first.step), **self._places.words([first.rank])}
-        host = next((r.host for r in liveness.ranks if r.rank == first.rank and r.host), "")
+        what = f"{name} on rank {first.rank}"
+        if dead:
+            chain = f"rank {some(dead)} ended without a word, killed or lost; {chain}"
+            what = f"rank {some(dead)} died, and {what}"
+        words = self._words(f"run failed at step {first.step}: {what}", chain, action)
+        named = dead or [first.rank]
+        words |= {"step": str(first.step), **self._places.words(named)}
+        host = next((r.host for r in liveness.ranks if r.rank in named and r.host), "")
         if host:
             words.setdefault("node", host)
         memory = [("of its process", first.memory_bytes), ("on its GPU", first.gpu_bytes)]
@@ -191,6 +195,14 @@ class RunFailed(Detector):
         if peaks:
             words["memory"] = "at its peak " + ", ".join(peaks)
         return words
+
+    def _dead(self, failures: Sequence[_End], liveness: Liveness) -> list[int]:
+        """The ranks that were last heard before anybody failed: the others only noticed."""
+        heard = {r.rank: r.last_seen_ns for r in liveness.ranks}
+        failed_ns = min(heard.get(e.rank, e.at_ns) for e in failures)
+        said = {e.rank for e in self._ends}
+        silent = (r for r in liveness.living if r.rank not in said and r.last_seen_ns < failed_ns)
+        return sorted(r.rank for r in silent)
 
     def _silent(self, liveness: Liveness) -> dict[str, str]:
         steps = [r.last_step for r in liveness.living if r.last_step is not None]
