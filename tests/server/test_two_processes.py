@@ -8,6 +8,9 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+from sqlalchemy import select
+
+from gradwarden_server.store import tables as t
 from gradwarden_server.store.database import Database
 from gradwarden_server.store.recorded import RecordedSeries
 from gradwarden_server.store.runs import RunStore
@@ -38,7 +41,7 @@ def test_one_of_two_judges_each_run_and_the_other_takes_over(
         _feed(services, 1, 20, 12, SICK)
         _until(lambda: _judged(services[0]) and len(_fired(pager)) >= len(SICK))
         assert _fired(pager) == Counter(dict.fromkeys(SICK, 1))
-        holds = [{r for r in RUNS if s.get(f"/v1/runs/{r}")["coverage"]} for s in services]
+        holds = _held(postgres_url, services)
         assert holds[0] | holds[1] == set(RUNS)
         assert not holds[0] & holds[1], "no run is evaluated by both"
         _until(lambda: "gradwarden_outbox_waiting 0.0" in services[0].call("GET", "/metrics").text)
@@ -79,6 +82,20 @@ def _feed(services: list[Service], first: int, last: int, bad: int, sick: set[st
                 answers.append(send(services[(turn + 1) % len(services)], batch(run, frames)))
             assert [a.status_code for a in answers] == [200] * len(answers), answers[-1].text
             assert sum(a.json()["stored"] for a in answers) == 2
+
+
+def _held(url: str, services: list[Service]) -> list[set[str]]:
+    """The runs whose lease each service holds."""
+    database = Database(url)
+    with database.read() as connection:
+        leases = connection.execute(select(t.lease.c.scope, t.lease.c.holder)).all()
+    database.close()
+    of_runs = [(scope.rpartition(":")[2], holder) for scope, holder in leases]
+    pids = [str(service.process.pid) if service.process else "" for service in services]
+    return [
+        {run for run, holder in of_runs if run in RUNS and holder.split(":")[1] == pid}
+        for pid in pids
+    ]
 
 
 def _judged(service: Service) -> bool:

@@ -50,7 +50,10 @@ def test_kills_lose_no_frame_double_none_and_drop_no_alert(
 
     alerts = house.get("/v1/alerts", run="besieged", limit="500")["items"]
     fired = Counter(
-        a["fingerprint"] for a in alerts if a["fired_at"] and a["severity"] in ("page", "ticket")
+        a["fingerprint"]
+        for a in alerts
+        # What a cause that stands explains is told to nobody.
+        if a["fired_at"] and a["severity"] in ("page", "ticket") and not a["muted"]
     )
     assert fired.total() > 1  # it fell ill, was healed, and fell ill again
     deadline = time.monotonic() + PATIENCE
