@@ -37,6 +37,7 @@ _RECENTLY_MS = 3_600_000
 _LONGEST_BODY = 1 << 20
 _MOST_SERIES = 100_000
 
+_JSON = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 _NONFINITE = {"nan": "NaN", "inf": "+Inf", "-inf": "-Inf"}
 Form = Sequence[tuple[str, str]]
 
@@ -329,12 +330,13 @@ def _pairs(moments: Sequence[str], values: Floats) -> str:
     texts: list[str] = repr(values.tolist())[1:-1].split(", ")  # much faster than number by number
     if not np.isfinite(values).all():
         texts = [_NONFINITE.get(text, text) for text in texts]
-    texts = [text[:-2] if text.endswith(".0") else text for text in texts]
+    if (values == np.floor(values)).any():
+        texts = [text[:-2] if text.endswith(".0") else text for text in texts]
     return '"],'.join(map(operator.add, moments, texts)) + '"]'
 
 
 def _labels(labels: Labels) -> str:
-    return json.dumps(labels, ensure_ascii=False, separators=(",", ":"))
+    return _JSON.encode(labels)
 
 
 def number(value: float) -> str:

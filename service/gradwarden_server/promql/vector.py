@@ -125,9 +125,10 @@ def merged(vector: Vector) -> Vector:
     Raises:
         ExecutionError: two of them have a value at the same time.
     """
-    places: dict[Key, list[int]] = {}
+    places: dict[frozenset[tuple[str, str]], list[int]] = {}
     for row, labels in enumerate(vector.labels):
-        places.setdefault(key(labels), []).append(row)
+        said = labels.items() if "" not in labels.values() else key(labels)
+        places.setdefault(frozenset(said), []).append(row)
     if len(places) == len(vector):
         return vector
     firsts = []
