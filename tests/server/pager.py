@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
@@ -106,6 +107,14 @@ class LocalReceiver:
             self.requests.append(request)
             self._changed.notify_all()
             return self.answers.popleft() if self.answers else Answer()
+
+
+def eventually(ask: Callable[[], Any]) -> Any:
+    """The first answer that is one; the service works meanwhile."""
+    until = time.monotonic() + PATIENCE
+    while not (found := ask()):
+        assert time.monotonic() < until, "nothing came"
+    return found
 
 
 @contextmanager

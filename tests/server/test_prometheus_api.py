@@ -14,7 +14,7 @@ import pytest
 
 from tests.conftest import free_port
 from tests.needs import needs
-from tests.server.pager import PATIENCE, LocalReceiver, local_receiver
+from tests.server.pager import LocalReceiver, eventually, local_receiver
 from tests.server.traffic import LAYOUT, batch, begin, frame, problem, send
 from tests.service import Service
 
@@ -50,13 +50,6 @@ def ask(service: Service, path: str, **params: Any) -> Any:
     told = answer.json()
     assert told["status"] == "success"
     return told["data"]
-
-
-def eventually(question: Any) -> Any:
-    until = time.monotonic() + PATIENCE
-    while not (found := question()):
-        assert time.monotonic() < until, "nothing came"
-    return found
 
 
 def test_an_instant_query_reads_layers_and_scalars(service: Service, start_s: int) -> None:

@@ -85,6 +85,9 @@ def test_wrong_files_are_told_before_anything_runs(tmp_path: Path) -> None:
     told = gradwarden("test", "rules", str(path), "--json")
     assert told.returncode == 1
     assert "not known here" in json.loads(told.stdout)["files"][0]["tests"][0]["wrong"][0]
+    path.write_text("rule_files: []\ntests: [{external_labels: {site: a}}]\n")
+    told = gradwarden("test", "rules", str(path))
+    assert (told.returncode, "'external_labels' is not known here" in told.stdout) == (1, True)
 
 
 @pytest.mark.parametrize(

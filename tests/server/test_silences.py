@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 import sqlite3
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.needs import needs
-from tests.server.pager import PATIENCE, LocalReceiver, local_receiver
+from tests.server.pager import LocalReceiver, eventually, local_receiver
 from tests.server.traffic import batch, begin, frame, problem, send
 from tests.service import Service, gradwarden
 
@@ -47,14 +46,6 @@ def poison(service: Service, run: str) -> None:
     begin(service, run)
     answer = send(service, batch(run, [frame(1), frame(2, bad_row=2)]))
     assert answer.status_code == 200, answer.text
-
-
-def eventually(ask: Callable[[], Any]) -> Any:
-    """The first answer that is one; the service works meanwhile."""
-    until = time.monotonic() + PATIENCE
-    while not (found := ask()):
-        assert time.monotonic() < until, "nothing came"
-    return found
 
 
 def alert_of(service: Service, run: str, name: str = "NonFiniteGradient") -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator, Sequence
 from typing import Annotated
@@ -16,6 +15,7 @@ from gradwarden_server.api.problems import Problem
 from gradwarden_server.api.prometheus import selector_of
 from gradwarden_server.matchers import Matcher
 from gradwarden_server.promql.errors import QueryError
+from gradwarden_server.promql.histograms import number
 from gradwarden_server.promql.scope import LOOKBACK_MS
 from gradwarden_server.promql.storage import look
 from gradwarden_server.promql.vector import NAME, Labels
@@ -62,7 +62,7 @@ def _lines(
             if series not in seen:
                 seen.add(series)
                 value, taken = float(found.vector.values[row, 0]), int(found.taken[row, 0])
-                yield labels[NAME], f"{series} {_number(value)} {taken}\n"
+                yield labels[NAME], f"{series} {number(value)} {taken}\n"
 
 
 def _series(labels: Labels) -> str:
@@ -72,9 +72,3 @@ def _series(labels: Labels) -> str:
         if name != NAME
     )
     return f"{labels[NAME]}{{{','.join(pairs)}}}"
-
-
-def _number(value: float) -> str:
-    if math.isfinite(value):
-        return repr(value)
-    return "NaN" if math.isnan(value) else "+Inf" if value > 0 else "-Inf"

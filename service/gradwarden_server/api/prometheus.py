@@ -27,13 +27,20 @@ from gradwarden_server.promql.engine import Answer, Engine
 from gradwarden_server.promql.errors import ExecutionError, LimitExceeded, QueryError
 from gradwarden_server.promql.parse import formatted, millis, parse, plain, selector, span
 from gradwarden_server.promql.vector import NAME, Floats, Labels, Millis, Vector
-from gradwarden_server.querying.series import MEANINGS
+from gradwarden_server.querying.series import LAYER, MEANINGS, SCALAR
 from gradwarden_server.querying.storage import ProjectStorage
+from gradwarden_server.store.pieces import READABLE
 
 router = APIRouter(prefix="/api/v1", tags=["prometheus"], dependencies=CREDENTIALS)
 
 _TIMEOUT_SECONDS = 120.0
 _RECENTLY_MS = 3_600_000
+# What there is, with one statistic of each layer: the others have the same labels.
+_ANYTHING = (
+    (Matcher(NAME, LAYER), Matcher("quantity", "l2")),
+    (Matcher(NAME, SCALAR),),
+    (Matcher(NAME, f"{LAYER}|{SCALAR}", is_regex=True, is_equal=False),),
+)
 _LONGEST_BODY = 1 << 20
 _MOST_SERIES = 100_000
 
@@ -178,7 +185,9 @@ async def label_values(
     def answer(asked: _Asked) -> Any:
         if name == NAME and not asked.all("match[]"):
             return sorted({*MEANINGS, *parts.sources.samples.names(who.project)})
-        found = (labels.get(name) for labels in _label_sets(parts, who.project, asked))
+        found = [labels.get(name) for labels in _label_sets(parts, who.project, asked)]
+        if name == "quantity" and not asked.all("match[]"):
+            found += READABLE
         return sorted({value for value in found if value})
 
     return await _answered(form, answer)
@@ -258,10 +267,9 @@ def _label_sets(parts: Parts, project: str, asked: _Asked) -> Iterator[Labels]:
     start_ms = asked.moment("start", end_ms - _RECENTLY_MS)
     limit = int(asked.duration("limit", 0)) or _MOST_SERIES
     selectors = [selector_of(text) for text in asked.all("match[]")]
-    anything = (Matcher(NAME, ".+", is_regex=True),)
     storage = ProjectStorage(parts.sources, project, time.time_ns())
     seen: set[tuple[tuple[str, str], ...]] = set()
-    for matchers in selectors or [anything]:
+    for matchers in selectors or _ANYTHING:
         for block in storage.select(matchers, start_ms, end_ms):
             for labels in block.labels:
                 identity = tuple(sorted(labels.items()))

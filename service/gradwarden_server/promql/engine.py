@@ -13,7 +13,7 @@ from gradwarden_server.promql.errors import LimitExceeded, QueryError
 from gradwarden_server.promql.evaluate import evaluate
 from gradwarden_server.promql.parse import parse, plain
 from gradwarden_server.promql.reading import ranged
-from gradwarden_server.promql.scope import LOOKBACK_MS, Budget, Scope, Value
+from gradwarden_server.promql.scope import Budget, Scope, Value
 from gradwarden_server.promql.storage import Block, Storage
 from gradwarden_server.promql.vector import Millis, Vector, named, single
 
@@ -59,7 +59,6 @@ class Engine:
         storage: What is read.
         limits: Of each query.
         expired: Asked on the way whether the query's time is over.
-        lookback_ms: How old the newest sample of an instant vector may be.
     """
 
     def __init__(
@@ -67,12 +66,10 @@ class Engine:
         storage: Storage,
         limits: Limits | None = None,
         expired: Callable[[], bool] = lambda: False,
-        lookback_ms: int = LOOKBACK_MS,
     ) -> None:
         self._storage = storage
         self._limits = limits or Limits()
         self._expired = expired
-        self._lookback_ms = lookback_ms
 
     def instant(self, query: str, at_ms: int) -> Answer:
         """The value of a query at one moment.
@@ -117,9 +114,7 @@ class Engine:
 
     def _scope(self, times: Millis, start_ms: int, end_ms: int, step_ms: int) -> Scope:
         budget = Budget(self._limits.samples, self._expired)
-        return Scope(
-            self._storage, times, start_ms, end_ms, step_ms, budget, evaluate, self._lookback_ms
-        )
+        return Scope(self._storage, times, start_ms, end_ms, step_ms, budget, evaluate)
 
 
 def _answer(value: Value, times: Millis, kind: Kind) -> Answer:

@@ -12,7 +12,7 @@ from gradwarden_server.promql.errors import QueryError
 from gradwarden_server.promql.functions import call
 from gradwarden_server.promql.parse import Node, selector, word
 from gradwarden_server.promql.reading import moments, read
-from gradwarden_server.promql.scope import Scope, Value, number_of, vector_of
+from gradwarden_server.promql.scope import LOOKBACK_MS, Scope, Value, number_of, vector_of
 from gradwarden_server.promql.storage import look
 from gradwarden_server.promql.vector import Vector, merged
 
@@ -37,8 +37,8 @@ def evaluate(node: Node, scope: Scope) -> Value:
 
 def _selector(node: Node, scope: Scope) -> Value:
     at = moments(node, scope)
-    blocks = read(selector(node), at, scope.lookback_ms, scope)
-    return look(blocks, at, scope.lookback_ms).vector
+    blocks = read(selector(node), at, LOOKBACK_MS, scope)
+    return look(blocks, at, LOOKBACK_MS).vector
 
 
 def _paren(node: Node, scope: Scope) -> Value:

@@ -11,7 +11,7 @@ from gradwarden_server.promql import elementwise, histograms, labelling, ranges
 from gradwarden_server.promql.errors import QueryError
 from gradwarden_server.promql.parse import Node, plain, selector
 from gradwarden_server.promql.reading import moments, ranged, read
-from gradwarden_server.promql.scope import Scope, Value, number_of, text_of, vector_of
+from gradwarden_server.promql.scope import LOOKBACK_MS, Scope, Value, number_of, text_of, vector_of
 from gradwarden_server.promql.storage import Block, look, windows
 from gradwarden_server.promql.vector import Floats, Millis, Vector, named, single, stacked
 
@@ -101,7 +101,7 @@ def _timestamp(arguments: Sequence[Node], scope: Scope) -> Value:
     node = plain(arguments[0])
     if isinstance(node, parser.VectorSelector):
         at = moments(node, scope)
-        looked = look(read(selector(node), at, scope.lookback_ms, scope), at, scope.lookback_ms)
+        looked = look(read(selector(node), at, LOOKBACK_MS, scope), at, LOOKBACK_MS)
         return looked.vector.changed(looked.taken / 1000.0)
     vector = vector_of(scope.value(node), "timestamp")
     return vector.changed(np.broadcast_to(scope.seconds, vector.values.shape).copy())

@@ -11,7 +11,7 @@ import promql_parser as parser
 
 from gradwarden_server.promql.errors import QueryError
 from gradwarden_server.promql.parse import Node, millis, plain, selector, word
-from gradwarden_server.promql.scope import Scope
+from gradwarden_server.promql.scope import SUBQUERY_STEP_MS, Scope
 from gradwarden_server.promql.storage import Block, live
 from gradwarden_server.promql.vector import Millis, Vector, single, without_name
 
@@ -35,7 +35,7 @@ def ranged(node: Node, scope: Scope) -> tuple[list[Block], Millis, int]:
 
 def _subquery(node: Node, scope: Scope) -> tuple[list[Block], Millis, int]:
     at, width = moments(node, scope), millis(node.range)
-    step = millis(node.step) or scope.subquery_step_ms
+    step = millis(node.step) or SUBQUERY_STEP_MS
     first = (int(at.min()) - width) // step * step
     if first <= int(at.min()) - width:
         first += step

@@ -14,7 +14,9 @@ from gradwarden_server.promql.storage import Block, Storage
 from gradwarden_server.promql.vector import Floats, Millis, Vector
 
 LOOKBACK_MS = 300_000
+"""How old the newest sample of an instant vector may be."""
 SUBQUERY_STEP_MS = 60_000
+"""Of a subquery that names none."""
 Value = Vector | Floats | str
 
 
@@ -56,8 +58,6 @@ class Scope:
     step_ms: int
     budget: Budget
     walk: Callable[[Node, Scope], Value]
-    lookback_ms: int = LOOKBACK_MS
-    subquery_step_ms: int = SUBQUERY_STEP_MS
     selected: dict[Any, Sequence[Block]] = field(default_factory=dict)
 
     @property

@@ -17,16 +17,7 @@ from gradwarden_server.querying.templates import BadTemplate
 from gradwarden_server.rules.groups import PromGroup
 
 _DEFAULT_INTERVAL = "1m"
-_KEYS = {
-    "alert_rule_test",
-    "external_labels",
-    "external_url",
-    "input_series",
-    "interval",
-    "name",
-    "promql_expr_test",
-    "start_timestamp",
-}
+_KEYS = {"alert_rule_test", "input_series", "interval", "name", "promql_expr_test"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +42,7 @@ def run(document: Mapping[str, Any], groups: Sequence[PromGroup]) -> Iterator[Tr
         name = str(test.get("name") or f"test {number}")
         unknown = sorted(set(test) - _KEYS)
         if unknown:
-            yield Trial(name, (f"unknown field {unknown[0]!r}",))
+            yield Trial(name, (f"the field {unknown[0]!r} is not known here",))
             continue
         try:
             yield Trial(name, tuple(_tried(test, ranked, span(interval))))
@@ -128,4 +119,4 @@ def _texts(held: Mapping[str, Any] | None) -> dict[str, str]:
 
 
 def _shown(held: Mapping[Key, Any]) -> str:
-    return str([(dict(identity), value) for identity, value in sorted(held.items())]) or "nothing"
+    return str([(dict(identity), value) for identity, value in sorted(held.items())])
