@@ -43,6 +43,7 @@ THIRD_PARTY = {
     "torch": {"gradwarden", "demo"},
     "zstandard": {"gradwarden.wire", "store", "detect"},
     "re2": {"matchers", "promql"},
+    "orjson": {"api"},
     "sqlalchemy": {"store", "migrations"},
     "alembic": {"store", "migrations"},
     "psycopg": {"store"},

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import operator
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,18 +14,18 @@ from datetime import datetime
 from typing import Annotated, Any
 from urllib.parse import parse_qsl
 
-import numpy as np
 from fastapi import APIRouter, Depends, Path, Request
 from fastapi.responses import JSONResponse, Response
 from starlette.concurrency import run_in_threadpool
 
 from gradwarden_server import telemetry
 from gradwarden_server.api.deps import CREDENTIALS, Parts, PartsDep, Reader
+from gradwarden_server.api.exposed import Json, told
 from gradwarden_server.matchers import Matcher
-from gradwarden_server.promql.engine import Answer, Engine
+from gradwarden_server.promql.engine import Engine
 from gradwarden_server.promql.errors import ExecutionError, LimitExceeded, QueryError
 from gradwarden_server.promql.parse import formatted, millis, parse, plain, selector, span
-from gradwarden_server.promql.vector import NAME, Floats, Labels, Millis, Vector
+from gradwarden_server.promql.vector import NAME, Labels
 from gradwarden_server.querying.series import LAYER, MEANINGS, SCALAR
 from gradwarden_server.querying.storage import ProjectStorage
 from gradwarden_server.store.pieces import READABLE
@@ -44,15 +43,7 @@ _ANYTHING = (
 _LONGEST_BODY = 1 << 20
 _MOST_SERIES = 100_000
 
-_JSON = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
-_NONFINITE = {"nan": "NaN", "inf": "+Inf", "-inf": "-Inf"}
 Form = Sequence[tuple[str, str]]
-
-
-class Json(str):
-    """Text that is JSON already."""
-
-    __slots__ = ()
 
 
 class _Wrong(ValueError):
@@ -134,7 +125,7 @@ async def query(form: FormDep, who: Reader, parts: PartsDep) -> Response:
 
     def answer(asked: _Asked) -> Any:
         at_ms = asked.moment("time", _now_ms())
-        return _told(_engine(parts, who.project, asked).instant(asked.needed("query"), at_ms))
+        return told(_engine(parts, who.project, asked).instant(asked.needed("query"), at_ms))
 
     return await _answered(form, answer)
 
@@ -148,7 +139,7 @@ async def query_range(form: FormDep, who: Reader, parts: PartsDep) -> Response:
         step_ms = round(asked.duration("step") * 1000)
         text = asked.needed("query")
         engine = _engine(parts, who.project, asked)
-        return _told(engine.range(text, start_ms, end_ms, step_ms))
+        return told(engine.range(text, start_ms, end_ms, step_ms))
 
     return await _answered(form, answer)
 
@@ -288,68 +279,6 @@ def selector_of(text: str) -> Sequence[Matcher]:
     if not hasattr(node, "matchers"):
         raise QueryError(f"match[]: {text!r} is no selector of series")
     return selector(node)
-
-
-def _told(answer: Answer) -> Json:
-    """The answer as Prometheus writes it; JSON text, for there may be a million numbers."""
-    if answer.kind == "string":
-        result = json.dumps([answer.times[0] / 1000, answer.text])
-    elif answer.vector is None:
-        found = (
-            _matrix_row(labels, _moments(block.times), row)
-            for block in answer.blocks
-            for labels, row in zip(block.labels, block.values, strict=True)
-        )
-        result = f"[{','.join(found)}]"
-    elif answer.kind == "scalar":
-        result = _pairs(_moments(answer.times), answer.vector.values[0])
-    else:
-        result = f"[{','.join(_series(answer, answer.vector))}]"
-    return Json(f'{{"resultType":"{answer.kind}","result":{result}}}')
-
-
-def _series(answer: Answer, vector: Vector) -> Iterator[str]:
-    moments = _moments(answer.times)
-    counts = vector.present.sum(axis=1)
-    for row, labels in enumerate(vector.labels):
-        if answer.kind == "vector":
-            pair = _pairs(moments, vector.values[row])
-            yield f'{{"metric":{_labels(labels)},"value":{pair}}}'
-        elif counts[row] == len(moments):
-            yield _matrix_row(labels, moments, vector.values[row])
-        else:
-            there = np.flatnonzero(vector.present[row])
-            held = [moments[at] for at in there.tolist()]
-            yield _matrix_row(labels, held, vector.values[row, there])
-
-
-def _matrix_row(labels: Labels, moments: Sequence[str], values: Floats) -> str:
-    return f'{{"metric":{_labels(labels)},"values":[{_pairs(moments, values)}]}}'
-
-
-def _moments(times: Millis) -> list[str]:
-    """What stands before each value: its time in seconds."""
-    return [f'[{number(at / 1000)},"' for at in times.tolist()]
-
-
-def _pairs(moments: Sequence[str], values: Floats) -> str:
-    if not len(values):
-        return ""
-    texts: list[str] = repr(values.tolist())[1:-1].split(", ")  # much faster than number by number
-    if not np.isfinite(values).all():
-        texts = [_NONFINITE.get(text, text) for text in texts]
-    if (values == np.floor(values)).any():
-        texts = [text[:-2] if text.endswith(".0") else text for text in texts]
-    return '"],'.join(map(operator.add, moments, texts)) + '"]'
-
-
-def _labels(labels: Labels) -> str:
-    return _JSON.encode(labels)
-
-
-def number(value: float) -> str:
-    """A finite number as JSON, whole ones without a point."""
-    return str(int(value)) if value.is_integer() else repr(value)
 
 
 async def _answered(form: Form, of: Callable[[_Asked], Any]) -> Response:

@@ -22,26 +22,28 @@ class Groups:
         """``by`` None groups by all labels but those of ``without``."""
         self.labels: list[Labels] = []
         self.rows: list[list[int]] = []
-        self.nameless: list[bool] = []
         places: dict[Key | tuple[str, ...], int] = {}
         out = {*without, *METADATA}
         names = None if by is None else tuple(dict.fromkeys(by))
         for row, held in enumerate(vector.labels):
+            own: Labels | None = None
+            identity: Key | tuple[str, ...]
             if names is None:
                 own = {name: value for name, value in held.items() if name not in out}
-                place = places.setdefault(key(own), len(places))
+                identity = key(own)
             else:
-                values = tuple([held.get(name, "") for name in names])
-                place = places.setdefault(values, len(places))
-                own = {}
-            if place == len(self.labels):
-                if names is not None:
-                    own = {name: value for name, value in zip(names, values, strict=True) if value}
-                self.labels.append(own)
-                self.rows.append([])
-                self.nameless.append(False)
-            self.rows[place].append(row)
-            self.nameless[place] |= vector.nameless[row]
+                identity = tuple([held.get(name, "") for name in names])
+            place = places.setdefault(identity, len(places))
+            if place < len(self.rows):
+                self.rows[place].append(row)
+                continue
+            if own is None:
+                pairs = zip(names or (), identity, strict=True)
+                own = {name: str(value) for name, value in pairs if value}
+            self.labels.append(own)
+            self.rows.append([row])
+        flags = vector.nameless
+        self.nameless = [any(flags[row] for row in rows) for rows in self.rows]
 
 
 def aggregate(vector: Vector, groups: Groups, op: str, parameter: Floats | None) -> Vector:

@@ -103,7 +103,10 @@ def key(labels: Labels) -> Key:
 
 def without_name(labels: Labels) -> Labels:
     """A copy without what speaks of the metric itself."""
-    return {name: value for name, value in labels.items() if name not in METADATA}
+    rest = labels.copy()
+    for name in METADATA:
+        rest.pop(name, None)
+    return rest
 
 
 def named(vector: Vector) -> Vector:
@@ -125,6 +128,8 @@ def merged(vector: Vector) -> Vector:
     Raises:
         ExecutionError: two of them have a value at the same time.
     """
+    if _alike(vector.labels):
+        return vector
     places: dict[frozenset[tuple[str, str]], list[int]] = {}
     for row, labels in enumerate(vector.labels):
         said = labels.items() if "" not in labels.values() else key(labels)
@@ -143,6 +148,20 @@ def merged(vector: Vector) -> Vector:
             present[first] |= present[row]
     whole = Vector(vector.labels, values, present, vector.nameless, vector.ordered)
     return whole.taken(firsts)
+
+
+def _alike(labels: Sequence[Labels]) -> bool:
+    """Whether all have the same names in one order, and no two the same values: thousands of
+    series of one metric, which need no closer look. Where empty values are, it cannot tell."""
+    if not labels:
+        return True
+    names = tuple(labels[0])
+    values = {tuple(held.values()) for held in labels}
+    return (
+        len(values) == len(labels)
+        and all(tuple(held) == names for held in labels)
+        and not any("" in held for held in values)
+    )
 
 
 def told(labels: Iterable[tuple[str, str]]) -> str:

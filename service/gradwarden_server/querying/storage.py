@@ -101,11 +101,9 @@ class ProjectStorage:
                 base = {**facts, NAME: LAYER, "quantity": quantity, "group": str(told.group)}
                 if not all_match(rest, base):
                     continue
-                rows = [
-                    row
-                    for row, name in enumerate(told.names)
-                    if not of_layers or all_match(of_layers, {"layer": name})
-                ]
+                rows: Sequence[int] = range(len(told.names))
+                if of_layers:
+                    rows = [r for r in rows if all_match(of_layers, {"layer": told.names[r]})]
                 labels = [{**base, "layer": told.names[row]} for row in rows]
                 groups.setdefault(told.group, []).extend(_measured(labels, told, rows))
             for blocks in groups.values():
@@ -186,15 +184,20 @@ def _in_order(times_ns: Millis, values: Floats) -> tuple[Millis, Floats]:
 
 def _measured(labels: Sequence[Labels], told: LayerSamples, rows: Sequence[int]) -> Iterator[Block]:
     """Rows that were measured at the same steps are one block."""
-    measured = told.measured[rows]
+    if not len(rows):
+        return
+    values, measured = told.values[rows], told.measured[rows]
+    if measured.all():
+        yield Block(labels, *_in_order(told.times_ns, values))
+        return
     rows_of: dict[bytes, list[int]] = {}
     for place in range(len(rows)):
         rows_of.setdefault(np.packbits(measured[place]).tobytes(), []).append(place)
     for places in rows_of.values():
         there = measured[places[0]]
         if there.any():
-            values = told.values[[rows[i] for i in places]][:, there]
-            yield Block([labels[i] for i in places], *_in_order(told.times_ns[there], values))
+            own = values[places][:, there]
+            yield Block([labels[i] for i in places], *_in_order(told.times_ns[there], own))
 
 
 def _lasting(

@@ -95,7 +95,9 @@ class RunStore:
         return self._database.write(job, key=f"layout {layout.hash}")
 
     def layout(self, project: str, digest: str) -> wire.Layout | None:
-        """The layout of that hash, or None."""
+        """The layout of that hash, or None; frames without a matrix name none."""
+        if not digest:
+            return None
         known = self._layouts.get((project, digest))
         if known is not None:
             return known
