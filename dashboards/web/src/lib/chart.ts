@@ -1,6 +1,7 @@
 /** From the service's series to the columns that uPlot draws. Pure. */
 
-import { num, type Series } from "./api";
+import { num } from "./api";
+import type { SeriesFace } from "./schema";
 
 export interface Line {
   key: string;
@@ -19,7 +20,7 @@ export interface Columns {
  * `breaks`, the first steps of later attempts: two lives of a run are never joined by a line.
  * On a log axis what is not positive cannot be drawn and is left out.
  */
-export function columns(series: Series, lines: Line[], log: boolean, breaks: number[]): Columns {
+export function columns(series: SeriesFace, lines: Line[], log: boolean, breaks: number[]): Columns {
   const bad: [number, number][] = [];
   const x: number[] = [];
   const data: (number | null)[][] = [x, ...lines.flatMap(() => [[], [], []])];
@@ -53,7 +54,7 @@ export function columns(series: Series, lines: Line[], log: boolean, breaks: num
 }
 
 /** What a line says at `step`, or at its last step when null. */
-export function reading(series: Series, key: string, step: number | null): number | null {
+export function reading(series: SeriesFace, key: string, step: number | null): number | null {
   const found = series.keys[key];
   if (!found) return null;
   let at = series.step.length - 1;
@@ -67,7 +68,7 @@ export function reading(series: Series, key: string, step: number | null): numbe
 }
 
 /** Whether any of the keys has a value at all. */
-export function speaks(series: Series, ...keys: string[]): boolean {
+export function speaks(series: SeriesFace, ...keys: string[]): boolean {
   return keys.some((key) => {
     const found = series.keys[key];
     return !!found && (found.last.some((v) => v !== null) || found.nonfinite.some((n) => n));

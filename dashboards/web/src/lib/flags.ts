@@ -1,6 +1,6 @@
 /** Facts with a step, as flags above the heatmap; neighbours on screen become one flag. */
 
-import type { Alert, Attempt, RunEvent } from "./api";
+import type { AlertFace, AttemptFace, EventFace } from "./schema";
 import * as f from "./format";
 
 export type FlagKind = "alert" | "pending" | "healed" | "restart" | "checkpoint" | "failed" | "mark";
@@ -21,12 +21,12 @@ const RANK: FlagKind[] = ["alert", "pending", "failed", "restart", "mark", "heal
 const QUIET = new Set(["start", "phase", "finish"]);
 
 /** The run ended before anything healed: the alert is over, its cause is not. */
-export function unhealed(alert: Alert): boolean {
+export function unhealed(alert: AlertFace): boolean {
   return alert.state === "resolved" && alert.reason === "run_finished";
 }
 
 /** Firing before pending, pages before tickets, and the first one is nearest to the cause. */
-export function byWeight(a: Alert, b: Alert): number {
+export function byWeight(a: AlertFace, b: AlertFace): number {
   const state = ["firing", "pending", "resolved"];
   const severity = ["page", "ticket", "note"];
   return (
@@ -36,12 +36,12 @@ export function byWeight(a: Alert, b: Alert): number {
   );
 }
 
-export function alertStep(alert: Alert): number | null {
+export function alertStep(alert: AlertFace): number | null {
   const step = Number(alert.annotations.step ?? NaN);
   return Number.isFinite(step) ? step : null;
 }
 
-export function flags(alerts: Alert[], attempts: Attempt[], events: RunEvent[]): Flag[] {
+export function flags(alerts: AlertFace[], attempts: AttemptFace[], events: EventFace[]): Flag[] {
   const out: Flag[] = [];
   for (const alert of alerts) {
     const step = alertStep(alert);

@@ -1,5 +1,6 @@
 import { describe, expect, it } from "vitest";
-import { num, v1, type Alert, type Attempt, type RunEvent, type Series } from "./api";
+import { num, v1 } from "./api";
+import type { AlertFace, AttemptFace, EventFace, SeriesFace } from "./schema";
 import { columns, reading, speaks } from "./chart";
 import { clusters, flags } from "./flags";
 import * as f from "./format";
@@ -44,13 +45,13 @@ describe("numbers in words", () => {
   });
 });
 
-const series: Series = {
+const series: SeriesFace = {
   step: [0, 1, 2, 3],
   time_ns: [0, 1, 2, 3],
   reported: ["loss", "lr"],
   keys: {
     loss: {
-      min: [1, 2, null, 4], max: [1, 2, null, 4], last: [1, 2, "NaN", 4],
+      min: [1, 2, null, 4], max: [1, 2, null, 4], last: [1, 2, null, 4],
       nonfinite: [0, 0, 1, 0],
     },
     lr: { min: [null, null, null, null], max: [null, null, null, null], last: [null, null, null, null], nonfinite: [0, 0, 0, 0] },
@@ -87,14 +88,15 @@ describe("flags", () => {
   const alert = {
     id: 1, alertname: "NonFiniteGradient", severity: "page", state: "firing", labels: {},
     annotations: { step: "500" }, active_at: "", fired_at: null, resolved_at: null, reason: "",
-  } as Alert;
+    fingerprint: "", muted: null, acknowledged_at: null, acknowledged_by: null,
+  } as AlertFace;
   const event = { time_ns: 0, rank: 0, attempt: 1, text: "", data: { ok: false } };
   const events = [
     { ...event, step: 501, kind: "checkpoint" },
     { ...event, step: 900, kind: "mark", text: "tokenizer" },
     { ...event, step: 10, kind: "phase" },
-  ] as RunEvent[];
-  const attempts = [{ ordinal: 2, attempt: "b", status: "", first_step: 300, last_step: null, superseded_after: null }] as Attempt[];
+  ] as EventFace[];
+  const attempts = [{ ordinal: 2, attempt: "b", status: "", first_step: 300, last_step: null, superseded_after: null }] as AttemptFace[];
 
   it("come from alerts, later attempts and events, not from noise", () => {
     expect(flags([alert], attempts, events).map((flag) => flag.kind)).toEqual(["alert", "restart", "failed", "mark"]);

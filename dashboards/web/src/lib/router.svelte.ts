@@ -1,22 +1,47 @@
-/** Two routes over the History API. The location is the only source of what is shown. */
+/** The routes over the History API. The location is the only source of what is shown. */
+
+export type PageName =
+  | "runs" | "run" | "oncall" | "alert" | "slos" | "silences" | "settings" | "report";
+
+export interface Route {
+  page: PageName | null;
+  /** Which run, alert or SLO, where the path names one. */
+  id: string | null;
+}
+
+const ROUTES: [RegExp, PageName][] = [
+  [/^\/(?:runs\/?)?$/, "runs"],
+  [/^\/runs\/([^/]+)\/?$/, "run"],
+  [/^\/oncall\/?$/, "oncall"],
+  [/^\/alerts\/([^/]+)\/?$/, "alert"],
+  [/^\/slos(?:\/([^/]+))?\/?$/, "slos"],
+  [/^\/silences\/?$/, "silences"],
+  [/^\/settings\/?$/, "settings"],
+  [/^\/report\/?$/, "report"],
+];
+
+/** The page of a path; its name is null where nothing lives there. */
+export function routeOf(path: string): Route {
+  for (const [pattern, page] of ROUTES) {
+    const match = pattern.exec(path);
+    if (!match) continue;
+    try {
+      return { page, id: match[1] === undefined ? null : decodeURIComponent(match[1]) };
+    } catch {
+      break; // half an escape
+    }
+  }
+  return { page: null, id: null };
+}
 
 class Router {
   path = $state(location.pathname);
   search = $state(location.search);
+  readonly route = $derived(routeOf(this.path));
 
   constructor() {
     addEventListener("popstate", () => this.#read());
     document.addEventListener("click", (event) => this.#click(event));
-  }
-
-  /** Name of the run when the path is /runs/NAME, else null. */
-  get run(): string | null {
-    const match = /^\/runs\/([^/]+)\/?$/.exec(this.path);
-    try {
-      return match ? decodeURIComponent(match[1]) : null;
-    } catch {
-      return null;
-    }
   }
 
   get project(): string | null {
@@ -25,7 +50,8 @@ class Router {
 
   /** A link inside the dashboard; the chosen project goes along. */
   href(path: string): string {
-    return this.project ? `${path}?project=${encodeURIComponent(this.project)}` : path;
+    if (!this.project) return path;
+    return `${path}${path.includes("?") ? "&" : "?"}project=${encodeURIComponent(this.project)}`;
   }
 
   go(url: string): void {
@@ -62,9 +88,10 @@ class Router {
       return;
     const link = (event.target as Element).closest("a");
     if (!link || link.target || link.origin !== location.origin) return;
-    if (link.pathname !== "/" && !/^\/runs(\/|$)/.test(link.pathname)) return;
+    // Runbooks, /docs and downloads are the service's own pages.
+    if (routeOf(link.pathname).page === null || link.hasAttribute("download")) return;
     event.preventDefault();
-    this.go(link.href);
+    if (link.href !== location.href) this.go(link.href);
   }
 }
 

@@ -7,7 +7,7 @@ import { MIN_MARK, span, ticks } from "./paint";
 import { marks, onsets, pixelColumns, pool } from "./pool";
 import { folded, rows, type Row } from "./rows";
 import { Scene, limits, stretch } from "./scene";
-import type { Parameter } from "../api";
+import type { LayerFace } from "../schema";
 
 function heat(rowCount: number, cols: number, more: Partial<HeatHeader> = {}): HeatHeader {
   const step = more.step ?? Array.from({ length: cols }, (_, c) => c);
@@ -194,7 +194,7 @@ describe("colour", () => {
 });
 
 describe("rows", () => {
-  const layer = (i: number, block: string, name: string): Parameter => ({
+  const layer = (i: number, block: string, name: string): LayerFace => ({
     i, block, name, layer: name, kind: "Linear", params: 4, dtype: "float32",
   });
   const layers = [

@@ -1,6 +1,6 @@
 /** The rows on screen: blocks in model order, folded to one line or opened to parameters. */
 
-import type { Parameter } from "../api";
+import type { LayerFace } from "../schema";
 import type { RunView } from "../urlstate";
 
 export interface Row {
@@ -13,15 +13,15 @@ export interface Row {
   foldable: boolean;
   /** Matrix rows pooled into this one. */
   members: number[];
-  parameter: Parameter | null;
+  parameter: LayerFace | null;
 }
 
 /** Beyond this many parameters a run opens with its blocks folded. */
 export const AUTO_FOLD = 40;
 
 /** Blocks in order of first appearance, with their parameters. */
-export function blocks(layers: Parameter[]): Map<string, Parameter[]> {
-  const out = new Map<string, Parameter[]>();
+export function blocks(layers: LayerFace[]): Map<string, LayerFace[]> {
+  const out = new Map<string, LayerFace[]>();
   for (const layer of layers) {
     const name = layer.block || layer.layer || layer.name;
     const list = out.get(name);
@@ -33,7 +33,7 @@ export function blocks(layers: Parameter[]): Map<string, Parameter[]> {
 
 /** Which blocks are folded. "auto" keeps those with a non-finite value open. */
 export function folded(
-  layers: Parameter[],
+  layers: LayerFace[],
   fold: RunView["fold"],
   sick: ReadonlySet<number>,
 ): Set<string> {
@@ -47,12 +47,12 @@ export function folded(
 }
 
 export function rows(
-  layers: Parameter[],
+  layers: LayerFace[],
   closed: ReadonlySet<string>,
   matrixRow: ReadonlyMap<number, number>,
 ): Row[] {
   const out: Row[] = [];
-  const at = (p: Parameter) => matrixRow.get(p.i);
+  const at = (p: LayerFace) => matrixRow.get(p.i);
   for (const [block, list] of blocks(layers)) {
     const foldable = list.length > 1;
     if (foldable) {

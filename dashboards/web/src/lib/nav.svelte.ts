@@ -1,0 +1,35 @@
+/** The numbers beside the pages' names: what fires, what is silenced. */
+
+import { getJson, v1 } from "./api";
+import { poll } from "./resource.svelte";
+import type { PageName } from "./router.svelte";
+import type { AlertList, SilenceList } from "./schema";
+
+const EVERY_MS = 10_000;
+const MOST = 100;
+
+class Nav {
+  counts = $state.raw<Partial<Record<PageName, string>>>({});
+
+  /** Keep counting for `project`; returns the way to stop. */
+  watch(project: string | null): () => void {
+    return poll(EVERY_MS, async () => {
+      try {
+        const [alerts, silences] = await Promise.all([
+          getJson<AlertList>(v1("alerts", { project, state: "firing", limit: MOST })),
+          getJson<SilenceList>(v1("silences", { project, state: "active" })),
+        ]);
+        const loud = alerts.items.filter((alert) => !alert.muted && !alert.acknowledged_at);
+        this.counts = { oncall: shown(loud.length, !!alerts.next_cursor), silences: shown(silences.items.length) };
+      } catch {
+        // The dot in the header says so; the last counts stay.
+      }
+    });
+  }
+}
+
+function shown(n: number, more = false): string {
+  return n ? `${n}${more ? "+" : ""}` : "";
+}
+
+export const nav = new Nav();

@@ -1,0 +1,683 @@
+/**
+ * What the service answers, as its OpenAPI document says. Not written by hand:
+ * `python dashboards/build_schema.py` writes it anew.
+ */
+
+/** Something to do. ``command`` stands only where it is known to be right here. ``loses`` says what work is lost by it, None where none is. */
+export interface Action {
+  text: string;
+  command: string | null;
+  risk: string;
+  loses: string | null;
+}
+
+/** Open alerts of a run. */
+export interface AlertCounts {
+  pending: number;
+  firing: number;
+}
+
+/** One incident with all that happened to it. */
+export interface AlertDetail {
+  id: number;
+  alertname: string;
+  severity: string;
+  state: string;
+  labels: Record<string, string>;
+  annotations: Record<string, string>;
+  active_at: string | null;
+  fired_at: string | null;
+  resolved_at: string | null;
+  reason: string;
+  fingerprint: string;
+  /** What holds its messages back: a silence, or its cause */
+  muted: string | null;
+  acknowledged_at: string | null;
+  acknowledged_by: string | null;
+  timeline: TransitionFace[];
+  deliveries: DeliveryFace[];
+}
+
+/** One incident. */
+export interface AlertFace {
+  id: number;
+  alertname: string;
+  severity: string;
+  state: string;
+  labels: Record<string, string>;
+  annotations: Record<string, string>;
+  active_at: string | null;
+  fired_at: string | null;
+  resolved_at: string | null;
+  reason: string;
+  fingerprint: string;
+  /** What holds its messages back: a silence, or its cause */
+  muted: string | null;
+  acknowledged_at: string | null;
+  acknowledged_by: string | null;
+}
+
+/** Alerts, newest first. */
+export interface AlertList {
+  items: AlertFace[];
+  next_cursor: string | null;
+}
+
+/** One attempt of a run. */
+export interface AttemptFace {
+  ordinal: number;
+  attempt: string;
+  status: string;
+  first_step: number;
+  last_step: number | null;
+  superseded_after: number | null;
+}
+
+/** A rank that the others wait for. */
+export interface CauseFace {
+  rank: number;
+  /** Median over the steps of what the others lose to it */
+  lost_seconds: number;
+  /** The same as a share of the step time */
+  lost_share: number;
+}
+
+/** A checkpoint with a checksum, finite weights, and enough clean steps behind it. */
+export interface Checkpoint {
+  path: string;
+  step: number;
+  sha256: string;
+  bytes: number | null;
+}
+
+/** The rank that did what a command asked. */
+export interface CommandAckBody {
+  run: string;
+  attempt: string;
+  rank: number;
+  nonce: string;
+}
+
+/** The command as issued. */
+export interface CommandAnswer {
+  id: number;
+}
+
+/** Ask something of a rank; what ``args`` may hold depends on the kind, see :data:`ARGS`. */
+export interface CommandBody {
+  rank?: number;
+  kind: "checksums" | "capture" | "speak" | "pause" | "resume" | "schedule" | "halt";
+  args?: Record<string, unknown>;
+}
+
+/** Something asked of a rank; doing it twice does no harm. */
+export interface CommandFace {
+  id: number;
+  kind: string;
+  args: Record<string, unknown>;
+}
+
+/** Open commands of the asking rank. */
+export interface CommandsAnswer {
+  commands: CommandFace[];
+}
+
+/** Waiting and transfer over a window of steps; no clocks are compared between hosts. */
+export interface CommunicationFace {
+  first_step: number | null;
+  last_step: number | null;
+  /** Steps that every rank measured */
+  joined_steps: number;
+  /** What the seconds are of */
+  measure: string | null;
+  step_seconds: number | null;
+  /** The first bucket's all-reduce once everybody is there: the least over ranks */
+  transfer_seconds: number | null;
+  ranks: RankCommunication[];
+  /** Worst first; empty where nobody stands out */
+  causes: CauseFace[];
+  /** Why something is unknown, or no rank is named */
+  reason: string | null;
+}
+
+/** All ranks at a step. */
+export interface CompareFace {
+  /** The step asked for; null where there is none */
+  step: number | null;
+  ranks: RankPlace[];
+  keys: Record<string, KeyCompared>;
+}
+
+/** How much of what could be watched was; ``gaps`` say what would arm the rest. */
+export interface Coverage {
+  armed: number;
+  of: number;
+  partly: boolean;
+  gaps: Excluded[];
+}
+
+/** Whether one kind of sickness could be seen in this run. */
+export interface CoverageFace {
+  alert: string;
+  state: "armed" | "waiting" | "blind";
+  detail: string;
+}
+
+/** Who was told, and how it went. */
+export interface DeliveryFace {
+  receiver: string;
+  state: string;
+  attempts: number;
+  at: string | null;
+  ok: boolean | null;
+  detail: string | null;
+}
+
+/** What ails a run; the stories with the worst first, the findings by onset. */
+export interface Diagnosis {
+  run: string;
+  name: string;
+  status: string;
+  step: number | null;
+  verdict: string;
+  headline: string;
+  stories: Story[];
+  findings: Finding[];
+  last_good_checkpoint: Checkpoint | null;
+  checkpoint_note: string;
+  coverage: Coverage;
+}
+
+/** Something that happened at a step. */
+export interface EventFace {
+  step: number;
+  time_ns: number;
+  rank: number;
+  attempt: number;
+  kind: string;
+  text: string;
+  data: Record<string, unknown>;
+}
+
+/** Events in time order. */
+export interface EventList {
+  items: EventFace[];
+}
+
+/** One thing that was seen; ``path`` shows it on the dashboard. */
+export interface Evidence {
+  text: string;
+  path: string;
+  series?: string | null;
+  layer?: string | null;
+  rank?: string | null;
+  first_step?: number | null;
+  last_step?: number | null;
+}
+
+/** Another cause that was looked for, and what speaks against it. */
+export interface Excluded {
+  what: string;
+  by: string;
+}
+
+/** One sickness, or the change that began one. ``state`` is ``healed`` where it went by itself, and ``ended`` where the run did first. ``step`` and ``attempt`` are its onset. ``explained_by`` and ``explains`` are ids of other findings of the same run. The first of ``actions`` is the first safe one. */
+export interface Finding {
+  id: string;
+  kind: "alert" | "change";
+  name: string;
+  severity: "page" | "ticket" | "note" | null;
+  state: "firing" | "pending" | "healed" | "ended" | "change";
+  attempt: number;
+  step: number | null;
+  layer: string | null;
+  rank: string | null;
+  node: string | null;
+  symptom: string;
+  cause: string;
+  confidence: "high" | "medium" | "low";
+  why: string;
+  explained_by: string | null;
+  explains: string[];
+  evidence: Evidence[];
+  actions: Action[];
+  ruled_out: Excluded[];
+  not_ruled_out: Excluded[];
+  runbook: string | null;
+  alerts: number[];
+}
+
+/** The process answers. */
+export interface Healthy {
+  status?: string;
+}
+
+/** A sign of life between frames. */
+export interface HeartbeatBody {
+  run: string;
+  attempt: string;
+  rank: number;
+  nonce: string;
+  step?: number | null;
+  phase?: string | null;
+  /** UTC nanoseconds */
+  sent_ns: number;
+}
+
+/** How large the finite non-zero gradient values of one row were at ``step``. */
+export interface HistogramFace {
+  row: number;
+  name: string;
+  step: number;
+  time_ns: number;
+  /** 15 inner edges of the bins, rising */
+  edges: number[];
+  /** 16 bins: below the first edge, ..., from the last up */
+  counts: number[];
+}
+
+/** What is durable now. */
+export interface IngestAnswer {
+  commands: CommandFace[];
+  stored: number;
+  duplicate: number;
+  /** Left out, or for how long to gather frames that are not urgent */
+  batch_seconds?: number | null;
+}
+
+/** One key over the ranks. */
+export interface KeyCompared {
+  /** Of the finite values */
+  median: number | null;
+  /** The median absolute deviation from it */
+  mad: number | null;
+  /** The ranks that told a value */
+  told_by: number[];
+  values: RankValue[];
+}
+
+/** Columns over runs, the newest run first; null where a run never told a value. */
+export interface LatestFace {
+  run: string[];
+  name: string[];
+  status: string[];
+  step: (number | null)[];
+  last_seen_ns: number[];
+  keys: Record<string, (number | "NaN" | "Infinity" | "-Infinity" | null)[]>;
+  /** False where only the newest 10,000 runs are told */
+  complete: boolean;
+}
+
+/** One watched parameter. */
+export interface LayerFace {
+  i: number;
+  name: string;
+  layer: string;
+  block: string;
+  kind: string;
+  params: number;
+  dtype: string;
+}
+
+/** The layout is kept. */
+export interface LayoutAnswer {
+  hash: string;
+}
+
+/** A token to exchange for a session. */
+export interface LoginBody {
+  token: string;
+}
+
+/** One matcher. */
+export interface MatcherBody {
+  name: string;
+  value: string;
+  isRegex?: boolean;
+  isEqual?: boolean;
+}
+
+/** A silence as Alertmanager's clients post it; with an ``id`` it takes that one's place. */
+export interface PostedSilence {
+  id?: string | null;
+  matchers: MatcherBody[];
+  startsAt: string;
+  endsAt: string;
+  createdBy: string;
+  comment: string;
+}
+
+/** What is to page from now on. */
+export interface PromoteBody {
+  /** One rule; null for the project */
+  alert?: string | null;
+}
+
+/** One rank, as the median over the steps that all ranks measured. */
+export interface RankCommunication {
+  rank: number;
+  /** Its time in the collective, waiting included */
+  seconds: number | null;
+  /** Of it, waiting for the last rank */
+  wait_seconds: number | null;
+  /** Waiting as a share of the step time */
+  wait_share: number | null;
+  /** Steps in the window that it measured */
+  measured_steps: number;
+}
+
+/** One rank of the newest attempt, and where it runs. */
+export interface RankFace {
+  rank: number;
+  group: number;
+  shard: number;
+  shards: number;
+  host: string;
+  place: Record<string, unknown>;
+  last_step: number | null;
+  last_seen_at: string | null;
+  /** The last sign that its process lived */
+  heartbeat_at: string | null;
+  ended: boolean;
+}
+
+/** One rank of the newest attempt, and where it runs. */
+export interface RankPlace {
+  rank: number;
+  group: number;
+  shard: number;
+  shards: number;
+  host: string;
+  /** Node, gpu, pod and the like, as the rank told them */
+  place: Record<string, unknown>;
+}
+
+/** What one rank told. */
+export interface RankValue {
+  rank: number;
+  /** Where it told it: the step asked for, or one before */
+  step: number | null;
+  /** Null: it told none; norms come from speakers only */
+  value: number | "NaN" | "Infinity" | "-Infinity" | null;
+  outlier: boolean;
+}
+
+/** Somebody who is told; the URL may be a credential and is not shown. */
+export interface ReceiverFace {
+  name: string;
+  type: string;
+  severities: string[];
+}
+
+/** Every receiver of the file. */
+export interface ReceiverList {
+  items: ReceiverFace[];
+  next_cursor?: string | null;
+}
+
+/** How a test message went. */
+export interface ReceiverTest {
+  ok: boolean;
+  latency_ms: number;
+  detail: string;
+}
+
+/** Days for which a project keeps what; null is for ever. */
+export interface RetentionFace {
+  /** Every value of every layer */
+  raw_days: number | null;
+  /** Roll-ups over 16 steps; wider ones stay with the run */
+  rollup_days: number | null;
+  /** Runs with all that they have */
+  run_days: number | null;
+}
+
+/** What becomes of the pages of one rule. */
+export interface RuleShadowFace {
+  alert: string;
+  /** False: they are delivered as tickets, would have paged */
+  pages: boolean;
+  /** Alerts that were tickets and would have paged */
+  would_have_paged: number;
+  promoted_at: string | null;
+  promoted_by: string | null;
+}
+
+/** One run with all that its page shows. */
+export interface RunDetail {
+  run: string;
+  name: string;
+  project: string;
+  owner: string | null;
+  training_job: string | null;
+  environment: string;
+  status: string;
+  health: "ok" | "warn" | "crit" | "silent";
+  reason: string;
+  /** Health in words: healthy, healthy (partly watched) where fewer than 80 % of the detectors that could watch it are armed, at risk, critical or silent */
+  verdict: string;
+  /** The newest attempt's number */
+  attempt: number;
+  step: number | null;
+  loss: number | "NaN" | "Infinity" | "-Infinity" | null;
+  /** Recent global gradient norms */
+  spark: (number | null)[];
+  worst_layer: string | null;
+  alerts: AlertCounts;
+  world_size: number;
+  started_at: string | null;
+  last_seen_at: string | null;
+  ended_at: string | null;
+  layers: LayerFace[];
+  backward: number[];
+  attempts: AttemptFace[];
+  ranks: RankFace[];
+  steps: [number, number] | null;
+  coverage: CoverageFace[];
+  unjudged: number;
+  config: Record<string, unknown>;
+}
+
+/** One run in a list. */
+export interface RunFace {
+  run: string;
+  name: string;
+  project: string;
+  owner: string | null;
+  training_job: string | null;
+  environment: string;
+  status: string;
+  health: "ok" | "warn" | "crit" | "silent";
+  reason: string;
+  /** Health in words: healthy, healthy (partly watched) where fewer than 80 % of the detectors that could watch it are armed, at risk, critical or silent */
+  verdict: string;
+  /** The newest attempt's number */
+  attempt: number;
+  step: number | null;
+  loss: number | "NaN" | "Infinity" | "-Infinity" | null;
+  /** Recent global gradient norms */
+  spark: (number | null)[];
+  worst_layer: string | null;
+  alerts: AlertCounts;
+  world_size: number;
+  started_at: string | null;
+  last_seen_at: string | null;
+  ended_at: string | null;
+}
+
+/** Runs, newest first. */
+export interface RunList {
+  items: RunFace[];
+  next_cursor: string | null;
+}
+
+/** One series: per bucket of steps the finite extremes and last, and the non-finite count. */
+export interface SeriesColumns {
+  min: (number | null)[];
+  max: (number | null)[];
+  last: (number | null)[];
+  nonfinite: number[];
+}
+
+/** Series over the same buckets of steps. */
+export interface SeriesFace {
+  step: number[];
+  time_ns: number[];
+  keys: Record<string, SeriesColumns>;
+  /** Every series within these steps that is no layer's, asked for or not */
+  reported: string[];
+}
+
+/** Who asks, as the dashboard needs to know it. */
+export interface SessionFace {
+  authenticated: boolean;
+  project: string | null;
+  scope: "ingest" | "read" | "admin" | null;
+  login_required: boolean;
+  projects: string[];
+  version: string;
+}
+
+/** A project's shadow period, and its rules one by one. */
+export interface ShadowFace {
+  state: "shadow" | "live";
+  why: string;
+  /** Since the project's first write */
+  days: number;
+  wanted_days: number;
+  finished_runs: number;
+  would_have_paged: number;
+  rules: RuleShadowFace[];
+}
+
+/** What is not to be heard, and for how long. */
+export interface SilenceBody {
+  /** As in Prometheus: alertname="RunStalled", run_name=~"gpt.*", team!="" */
+  matchers: string[];
+  /** Default: now */
+  starts_at?: string | null;
+  ends_at?: string | null;
+  /** In place of ends_at */
+  duration_seconds?: number | null;
+  comment: string;
+}
+
+/** One silence. */
+export interface SilenceFace {
+  id: number;
+  state: "pending" | "active" | "expired";
+  matchers: string[];
+  starts_at: string | null;
+  ends_at: string | null;
+  author: string;
+  comment: string;
+}
+
+/** Silences, the latest end first. */
+export interface SilenceList {
+  items: SilenceFace[];
+}
+
+/** The stream as the service knows it. */
+export interface StartAnswer {
+  commands: CommandFace[];
+  run: string;
+  attempt: string;
+  /** The attempt's number on this server, from 1 */
+  ordinal: number;
+  /** The run's page */
+  url: string;
+}
+
+/** One process announces itself as one rank of one attempt of one run. */
+export interface StartBody {
+  run: string;
+  attempt: string;
+  rank: number;
+  nonce: string;
+  host: string;
+  pid: number;
+  world_size?: number;
+  group?: number;
+  shard?: number;
+  shards?: number;
+  first_step?: number;
+  parent?: string | null;
+  started_ns?: number | null;
+  takeover?: boolean;
+  name?: string | null;
+  training_job?: string | null;
+  model?: string | null;
+  dataset?: string | null;
+  cluster?: string | null;
+  queue?: string | null;
+  owner?: string | null;
+  team?: string | null;
+  environment?: string | null;
+  git_commit?: string | null;
+  config?: Record<string, unknown>;
+  page?: boolean;
+  cost_per_hour?: number | null;
+  target_loss?: number | null;
+  place?: Record<string, unknown>;
+}
+
+/** Findings of one origin in the order of their onset; the first is the root. */
+export interface Story {
+  root: string;
+  findings: string[];
+  text: string;
+}
+
+/** A token to make. */
+export interface TokenBody {
+  name: string;
+  scope: "ingest" | "read" | "admin";
+  expires_in_days?: number | null;
+}
+
+/** A new token; the secret is shown here and never again. */
+export interface TokenCreated {
+  id: number;
+  name: string;
+  prefix: string;
+  scope: "ingest" | "read" | "admin";
+  created_at: string | null;
+  expires_at: string | null;
+  last_used_at: string | null;
+  revoked_at: string | null;
+  secret: string;
+}
+
+/** A token as listed, without its secret. */
+export interface TokenFace {
+  id: number;
+  name: string;
+  prefix: string;
+  scope: "ingest" | "read" | "admin";
+  created_at: string | null;
+  expires_at: string | null;
+  last_used_at: string | null;
+  revoked_at: string | null;
+}
+
+/** Every token of the project, newest first. */
+export interface TokenList {
+  items: TokenFace[];
+  next_cursor?: string | null;
+}
+
+/** One line of an alert's timeline. */
+export interface TransitionFace {
+  at: string | null;
+  from: string;
+  to: string;
+  reason: string;
+  annotations: Record<string, string>;
+}
+
+/** The database after a few seconds of work; ask again while ``free_bytes`` is not 0. */
+export interface VacuumAnswer {
+  size_bytes: number;
+  free_bytes: number;
+}
