@@ -231,7 +231,7 @@ def test_secrets_and_urls_stay_out_of_logs_and_receipts(
     secret = b"k3y" * 9
     desk.courier(
         connect(
-            Receiver(name, "webhook", url, secret=secret, allow_private=True)
+            Receiver(name, "webhook", url, secrets=(secret,), allow_private=True)
             for name, url in urls.items()
         )
     )

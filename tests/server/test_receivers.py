@@ -23,7 +23,7 @@ from gradwarden_server.notify.guard import Refused, Unresolved, admit, check_url
 from gradwarden_server.notify.message import Failed, Sent, message_id
 from gradwarden_server.notify.post import Poster, retry_after_seconds
 from gradwarden_server.notify.registry import connect
-from gradwarden_server.notify.spec import Receiver, ReceiversError, load, parse
+from gradwarden_server.notify.spec import TYPES, Receiver, ReceiversError, load, parse
 from gradwarden_server.notify.webhook import Webhook
 from tests.needs import missing
 from tests.server.pager import PATIENCE, SECOND, Answer, LocalReceiver, local_receiver, message
@@ -65,7 +65,7 @@ receivers:
     )
     pager, am, deadman = load(path, {"PAGER_SECRET": SECRET})
     assert pager == Receiver(
-        "pager", "webhook", "https://hooks.example.com/gw", ("page",), secret=KEY
+        "pager", "webhook", "https://hooks.example.com/gw", ("page",), secrets=(KEY,)
     )
     assert am == Receiver("am", "alertmanager", "http://10.0.0.4:9093", allow_private=True)
     assert (deadman.watchdog_seconds, deadman.timeout_seconds) == (60, 5.0)
@@ -76,12 +76,12 @@ receivers:
 def test_all_mistakes_are_told_at_once_with_file_receiver_and_field() -> None:
     document = {
         "receivers": [
-            {"name": "a", "type": "pigeon", "url": "https://a.example", "colour": "red"},
+            {"name": "a", "type": "pigeon"},
             {"name": "a", "type": "webhook", "url": "http://a.example", "severities": ["note"]},
             {"type": "webhook", "url": "https://u:p@a.example", "secret": "hunter2"},
             {"name": "s", "type": "webhook", "url": 5, "secret_env": "ABSENT", "secret": SECRET},
             {"name": "e", "type": "webhook", "url": "https://e.example", "secret_env": "ABSENT"},
-            {"name": "w", "type": "alertmanager", "url": "https://w", "watchdog_seconds": 0},
+            {"name": "w", "type": "webhook", "url": "https://w.example", "watchdog_seconds": 0},
             {"name": "v", "type": "alertmanager", "url": "https://v", "watchdog_seconds": 9},
             {"name": "p", "type": "webhook", "url": "https://127.0.0.1/x", "timeout_seconds": 99},
             {"name": "b", "type": "webhook", "url": "https://b.example", "allow_private": "yes"},
@@ -91,6 +91,9 @@ def test_all_mistakes_are_told_at_once_with_file_receiver_and_field() -> None:
                 "url": "https://c.example",
                 "secret": "whsec_YQ==",
             },
+            {"name": "k", "type": "pagerduty", "routing_key": "hunter2", "channel": "#ops"},
+            {"name": "l", "type": "pagerduty", "region": "mars"},
+            {"name": "r", "type": "webhook", "url": "https://d.example", "secret": ["hunter2", 5]},
             "just a word",
         ],
         "routes": [],
@@ -99,24 +102,32 @@ def test_all_mistakes_are_told_at_once_with_file_receiver_and_field() -> None:
         parse(document, "r.yaml", {})
     assert caught.value.mistakes == [
         "r.yaml: unknown key 'routes'",
-        "r.yaml: receiver 'a': colour: unknown field",
-        "r.yaml: receiver 'a': type: 'pigeon' is not one of webhook, alertmanager",
-        "r.yaml: receiver 'a': url: http is refused unless allow_private is true",
+        "r.yaml: receiver 'a': type: 'pigeon' is not one of " + ", ".join(TYPES),
         "r.yaml: receiver 'a': severities: expected a list of page and ticket",
+        "r.yaml: receiver 'a': url: http is refused unless allow_private is true",
         "r.yaml: receiver 'a': name: used twice",
         "r.yaml: receiver 3: name: expected a text",
-        "r.yaml: receiver 3: url: user and password in a URL are refused",
         "r.yaml: receiver 3: secret: expected a text that begins with whsec_",
-        "r.yaml: receiver 's': url: expected a URL",
+        "r.yaml: receiver 3: url: user and password in a URL are refused",
         "r.yaml: receiver 's': secret_env: give this or secret, not both",
+        "r.yaml: receiver 's': url: expected a URL",
         "r.yaml: receiver 'e': secret_env: the environment variable 'ABSENT' is empty",
         "r.yaml: receiver 'w': watchdog_seconds: expected a whole number of seconds from 1 up",
-        "r.yaml: receiver 'v': watchdog_seconds: needs type webhook",
-        "r.yaml: receiver 'p': url: an internal address is refused unless allow_private is true",
+        "r.yaml: receiver 'v': watchdog_seconds: unknown field; type alertmanager knows "
+        "name, type, severities, timeout_seconds, allow_private, url, url_env",
         "r.yaml: receiver 'p': timeout_seconds: expected a number up to 30",
+        "r.yaml: receiver 'p': url: an internal address is refused unless allow_private is true",
         "r.yaml: receiver 'b': allow_private: expected true or false",
         "r.yaml: receiver 'short': secret: expected 24 to 64 bytes in base64",
-        "r.yaml: receiver 11: expected a mapping",
+        "r.yaml: receiver 'k': channel: unknown field; type pagerduty knows name, type, "
+        "severities, timeout_seconds, allow_private, links, routing_key, routing_key_env, region, "
+        "url, url_env",
+        "r.yaml: receiver 'k': routing_key: expected 32 letters and digits",
+        "r.yaml: receiver 'l': routing_key: expected the integration key of an Events API v2 "
+        "integration",
+        "r.yaml: receiver 'l': region: 'mars' is not one of us, eu",
+        "r.yaml: receiver 'r': secret: expected a text, or a list of texts",
+        "r.yaml: receiver 14: expected a mapping",
     ]
     assert "hunter2" not in str(caught.value)
 
@@ -155,7 +166,10 @@ def test_an_empty_file_has_no_receivers(tmp_path: Path) -> None:
         "fd00::1",
         "ff02::1",
         "::ffff:127.0.0.1",
+        "::127.0.0.1",
+        "::a01:203",
         "64:ff9b::7f00:1",
+        "64:ff9b:1::7f00:1",
         "2002:7f00:1::",
         "2001:0:4136:e378:8000:63bf:80ff:fffe",
     ],
@@ -314,7 +328,7 @@ def test_retry_after_is_read_in_both_forms() -> None:
 def test_a_webhook_is_signed_as_the_standard_says(far_end: LocalReceiver) -> None:
     now = time.time_ns()  # the verifier has a clock of its own
     (sender,) = connect(
-        [Receiver("pager", "webhook", far_end.url, secret=KEY, allow_private=True)]
+        [Receiver("pager", "webhook", far_end.url, secrets=(KEY,), allow_private=True)]
     ).values()
     assert isinstance(sender.send(QUEUED, now), Sent)
     request = far_end.requests[0]
@@ -326,10 +340,49 @@ def test_a_webhook_is_signed_as_the_standard_says(far_end: LocalReceiver) -> Non
         Verifier(SECRET).verify(request.body.decode(), headers)
 
 
+def test_a_secret_is_rotated_by_signing_with_both(far_end: LocalReceiver) -> None:
+    now = time.time_ns()
+    old = "whsec_" + base64.b64encode(b"an-older-key-of-24-bytes").decode()
+    document = {"name": "w", "type": "webhook", "url": far_end.url, "allow_private": True}
+    environ = {"NEW": SECRET, "OLD": old}
+    (receiver,) = parse(
+        {"receivers": [{**document, "secret_env": ["NEW", "OLD"]}]}, "r.yaml", environ
+    )
+    (sender,) = connect([receiver]).values()
+    assert isinstance(sender.send(QUEUED, now), Sent)
+    request = far_end.requests[0]
+    headers = {name.lower(): value for name, value in request.headers.items()}
+    for known in (SECRET, old):
+        assert Verifier(known).verify(request.body.decode(), headers)
+    with pytest.raises(Exception, match="signature"):
+        Verifier("whsec_" + base64.b64encode(b"x" * 24).decode()).verify(
+            request.body.decode(), headers
+        )
+    assert "whsec" not in repr(receiver)
+
+
+def test_every_try_judges_the_address_again(far_end: LocalReceiver) -> None:
+    answers = [["93.184.216.34", "10.0.0.1"], ["127.0.0.1"]]
+    guarded = Poster(
+        f"https://hooks.example:{far_end.port}/",
+        allow_private=False,
+        timeout_seconds=PATIENCE,
+        resolve=lambda host, port: answers.pop(0),
+    )
+    for _ in range(2):
+        outcome = guarded.post(b"{}", {}, NOW)
+        assert outcome == Failed(
+            "refused: the host has an internal address, refused unless allow_private is true",
+            retry=False,
+        )
+    assert answers == []
+    assert far_end.requests == []
+
+
 def test_the_id_of_a_message_is_stable_over_tries_and_differs_between_messages(
     far_end: LocalReceiver,
 ) -> None:
-    sender = Webhook(poster(far_end.url), None)
+    sender = Webhook(poster(far_end.url))
     again = Queued(1, QUEUED.notification, QUEUED.seq, attempts=2, created_ns=NOW)
     later = Queued(1, QUEUED.notification, QUEUED.seq + 1, attempts=1, created_ns=NOW)
     for queued in (QUEUED, again, later):

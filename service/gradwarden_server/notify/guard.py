@@ -18,6 +18,9 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Resolve = Callable[[str, int], Iterable[str]]
 
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+# Of these the operator's own translation chooses where in them an IPv4 address stands.
+_LOCAL_NAT64 = ipaddress.IPv6Network("64:ff9b:1::/48")
+_V4_COMPATIBLE = ipaddress.IPv6Network("::/96")
 
 
 class Refused(Exception):
@@ -94,6 +97,8 @@ def admit(text: str, allow_private: bool, resolve: Resolve = system_resolve) -> 
 def is_public(address: Address) -> bool:
     """Whether an address, and the one it may carry inside, belongs to the public internet."""
     if isinstance(address, ipaddress.IPv6Address):
+        if address in _LOCAL_NAT64:
+            return False
         carried = _carried(address)
         if carried is not None:
             return is_public(carried)
@@ -103,7 +108,7 @@ def is_public(address: Address) -> bool:
 
 
 def _carried(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
-    if address in _NAT64:
+    if address in _NAT64 or address in _V4_COMPATIBLE:
         return ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
     if address.teredo is not None:
         return address.teredo[1]

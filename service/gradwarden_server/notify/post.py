@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC
 from email.utils import parsedate_to_datetime
+from typing import Any, TypeVar
 
 import httpx
 
@@ -16,11 +18,13 @@ from gradwarden_server.notify.message import Failed, Outcome, Sent
 for _name in ("httpx", "httpcore"):
     logging.getLogger(_name).setLevel(logging.WARNING)
 
+T = TypeVar("T")
+MOST_READ = 64 * 1024
 RETRIED = frozenset({408, 425, 429})
 
 
 class Poster:
-    """Posts to one URL. The answer's body is never read: nothing in it may reach a person."""
+    """Posts to one URL. Of an answer's body a person is told no more than ``read`` picks out."""
 
     def __init__(
         self,
@@ -40,8 +44,25 @@ class Poster:
 
     def post(self, body: bytes, headers: Mapping[str, str], now_ns: int) -> Outcome:
         """Make one try. ``now_ns`` gives a Retry-After date its meaning."""
+        return self.ask(body, headers, lambda response: read_answer(response, now_ns))
+
+    def ask(
+        self,
+        body: bytes,
+        headers: Mapping[str, str],
+        read: Callable[[httpx.Response], T],
+        path: str = "",
+    ) -> T | Failed:
+        """Make one try, and let ``read`` make sense of the answer while it is open.
+
+        Args:
+            body: JSON, unless ``headers`` say otherwise.
+            headers: In addition to our own.
+            read: May read the body with ``bounded``.
+            path: Behind the URL.
+        """
         try:
-            target = admit(self._url, self._allow_private, self._resolve)
+            target = admit(self._url + path, self._allow_private, self._resolve)
             request = self._client.build_request(
                 "POST",
                 target.url,
@@ -56,6 +77,10 @@ class Poster:
                 extensions={"sni_hostname": target.sni},
             )
             response = self._client.send(request, stream=True, follow_redirects=False)
+            try:
+                return read(response)
+            finally:
+                response.close()
         except Refused as refused:
             return Failed(f"refused: {refused}", retry=False)
         except Unresolved as unresolved:
@@ -64,10 +89,6 @@ class Poster:
             return Failed(f"no answer in time ({type(error).__name__})", retry=True)
         except httpx.HTTPError as error:
             return Failed(self._redacted(f"{type(error).__name__}: {error}"), retry=True)
-        try:
-            return read_answer(response, now_ns)
-        finally:
-            response.close()
 
     def _redacted(self, text: str) -> str:
         url = httpx.URL(self._url)
@@ -106,3 +127,28 @@ def retry_after_seconds(value: str | None, now_ns: int) -> float | None:
     if when.tzinfo is None:
         when = when.replace(tzinfo=UTC)
     return max(0.0, when.timestamp() - now_ns / 1e9)
+
+
+def bounded(response: httpx.Response) -> bytes:
+    """The beginning of an answer's body: whoever answers may be no friend."""
+    body = b""
+    for part in response.iter_bytes():
+        body += part
+        if len(body) >= MOST_READ:
+            break
+    return body[:MOST_READ]
+
+
+def json_object(response: httpx.Response) -> dict[str, Any]:
+    """The JSON object that an answer holds; an empty one where it holds none."""
+    try:
+        document = json.loads(bounded(response))
+    except ValueError:
+        return {}
+    return document if isinstance(document, dict) else {}
+
+
+def printable(value: object, longest: int = 200) -> str:
+    """A text of the far end, made fit to be shown."""
+    text = value if isinstance(value, str) else ""
+    return "".join(c if c.isprintable() else " " for c in text[:longest])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from gradwarden_server.notify.alertmanager import PATH, AlertmanagerPush
+from gradwarden_server.notify import alertmanager, pagerduty
 from gradwarden_server.notify.message import Sender
 from gradwarden_server.notify.post import Poster
 from gradwarden_server.notify.spec import Receiver
@@ -17,11 +17,16 @@ def connect(receivers: Iterable[Receiver]) -> dict[str, Sender]:
 
 
 def _sender(receiver: Receiver) -> Sender:
-    base = receiver.url
-    pushes = receiver.type == "alertmanager"
-    poster = Poster(
-        base.rstrip("/") + PATH if pushes else base,
-        allow_private=receiver.allow_private,
-        timeout_seconds=receiver.timeout_seconds,
+    match receiver.options:
+        case pagerduty.Options() as options:
+            return pagerduty.PagerDuty(_poster(receiver, receiver.url), options)
+    if receiver.type == "alertmanager":
+        base = receiver.url.rstrip("/")
+        return alertmanager.AlertmanagerPush(_poster(receiver, base + alertmanager.PATH))
+    return Webhook(_poster(receiver, receiver.url), receiver.secrets)
+
+
+def _poster(receiver: Receiver, url: str) -> Poster:
+    return Poster(
+        url, allow_private=receiver.allow_private, timeout_seconds=receiver.timeout_seconds
     )
-    return AlertmanagerPush(poster) if pushes else Webhook(poster, receiver.secret)
