@@ -91,6 +91,7 @@ LONG_BY_DESIGN: dict[str, int] = {}
 # Public methods of store classes that take no project, each with its reason.
 WITHOUT_PROJECT = {
     "Buckets.columns": "arithmetic",
+    "Buckets.places": "arithmetic",
     "Buckets.starts": "arithmetic",
     "Canvas": "arithmetic",
     "Cache": "memory; its keys are rows of the database",
