@@ -55,7 +55,7 @@ THIRD_PARTY = {
     "pydantic_settings": {"settings"},
     "prometheus_client": {"telemetry"},
     "opentelemetry": {"telemetry", "house", "gradwarden.instruments.spans"},
-    "yaml": {"settings", "rules", "notify", "app", "cli"},
+    "yaml": {"settings", "rules", "notify", "app", "cli", "slo"},
     "promql_parser": {"promql"},
     "numpy": {
         "alerting",
@@ -82,7 +82,7 @@ THIRD_PARTY = {
     "accelerate": {"gradwarden.integrations.accelerate"},
 }
 # Time and chance are arguments here, so that replaying history is the same code as live.
-PURE = ("detect", "diagnosis", "rules", "alerting.lifecycle")
+PURE = ("detect", "diagnosis", "rules", "slo", "alerting.lifecycle")
 IMPURE_MODULES = {"time", "random", "secrets", "threading", "socket", "subprocess", "asyncio"}
 
 MOST_LINES = 400

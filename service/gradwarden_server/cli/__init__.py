@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from gradwarden_server.cli import operating, quieting, rehearsal
+from gradwarden_server.cli import objectives, operating, quieting, rehearsal
 from gradwarden_server.cli.faults import EXIT_CODES, USAGE, CommandError
 from gradwarden_server.cli.grammar import (
     DEFAULT_URL,
@@ -83,6 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     operating.add_commands(commands)
     rehearsal.add_commands(commands)
     quieting.add_commands(commands)
+    objectives.add_commands(commands)
     _transfer(commands)
     add(
         commands,
