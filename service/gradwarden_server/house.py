@@ -31,11 +31,13 @@ from gradwarden_server.model import DEFAULT_PROJECT, Queued
 from gradwarden_server.notify import pipeline, registry
 from gradwarden_server.notify import spec as receivers_spec
 from gradwarden_server.notify.delivery import Courier
+from gradwarden_server.notify.links import Informed, Link, seal
 from gradwarden_server.notify.message import Outcome, Sender, Sent
 from gradwarden_server.querying.storage import Sources
 from gradwarden_server.rules import spec as rules_spec
 from gradwarden_server.settings import Settings
 from gradwarden_server.store import clickhouse_engines
+from gradwarden_server.store.care import Care
 from gradwarden_server.store.clickhouse import ClickHouseShelf
 from gradwarden_server.store.commands import CommandStore
 from gradwarden_server.store.compaction import Compaction
@@ -48,6 +50,7 @@ from gradwarden_server.store.fleet import Fleet
 from gradwarden_server.store.frames import FrameLog
 from gradwarden_server.store.history import History
 from gradwarden_server.store.ledger import AlertLedger
+from gradwarden_server.store.links import LinkSecrets
 from gradwarden_server.store.maintenance import Janitor
 from gradwarden_server.store.notices import Listener, Topic
 from gradwarden_server.store.outbox import Outbox
@@ -112,8 +115,19 @@ class House:
         history = History(reader, run_store)
         commands = CommandStore(database)
         self.tokens = TokenStore(database)
+        care = Care(database, ledger, [r.name for r in receivers if r.shows_acks])
+        link_secrets = LinkSecrets(database)
+
+        def sign(link: Link) -> str:
+            return f"{settings.url}/l/{seal(link_secrets.made(link.project), link)}"
+
+        linked = {r.name for r in receivers if r.links}
         senders = {
-            name: _Counted(name, sender, self.telemetry)
+            name: _Counted(
+                name,
+                Informed(sender, care.ackers, sign if name in linked else None),
+                self.telemetry,
+            )
             for name, sender in registry.connect(receivers).items()
         }
         self.courier = Courier(_Urgent(database), self.outbox, senders, time.time_ns)
@@ -173,6 +187,8 @@ class House:
             judge=self.evaluator,
             shadows=shadows,
             silences=silences,
+            care=care,
+            link_secrets=link_secrets,
             sources=Sources(Samples(database, reader, run_store), ledger),
             retention=RetentionStore(database),
             removal=RunRemoval(database),
@@ -249,7 +265,7 @@ class House:
         if self.settings.otlp_endpoint:
             provider = telemetry.start_tracing(self.settings.otlp_endpoint)
             FastAPIInstrumentor.instrument_app(
-                app, tracer_provider=provider, excluded_urls="-/,metrics,assets/"
+                app, tracer_provider=provider, excluded_urls="-/,metrics,assets/,/l/"
             )
             self._tracing = provider.shutdown
 

@@ -27,7 +27,7 @@ NEW = {
 NEW["0001"]["run"] = NEW["0002"]["run"]
 for columns in (*NEW.values(), NEW.setdefault("0003", {}), NEW.setdefault("0004", {})):
     columns["alert"] = {"muted", "muted_until_ns", "told", "acked_ns", "acked_by"}
-NEW_TABLES = {"segment", "chunk", "rollup", "retention", "promotion", "silence"}
+NEW_TABLES = {"segment", "chunk", "rollup", "retention", "promotion", "silence", "link_secret"}
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -70,11 +70,11 @@ def test_rows_of_every_table_survive_the_way_up_and_down(database: Database, fir
     database.write(lambda connection: fill(connection, 9)).result()
     before = held(database, first)
     assert all(before.values()), "every table holds something"
-    for revision in ("0002", "0003", "0004", "0005"):
+    for revision in ("0002", "0003", "0004", "0005", "0006"):
         if revision > first:
             upgrade(database, revision)
             assert held(database, first) == before
-    for revision in ("0004", "0003", "0002", "0001"):
+    for revision in ("0005", "0004", "0003", "0002", "0001"):
         if revision >= first:
             database.downgrade(revision)
             assert held(database, first) == before

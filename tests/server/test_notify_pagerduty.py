@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,7 +19,9 @@ from gradwarden_server.notify.payload import body, group_key
 from gradwarden_server.notify.registry import connect
 from gradwarden_server.notify.spec import parse
 from tests.server.fake_pagerduty import ROUTING_KEY, FakePagerDuty, fake_pagerduty
-from tests.server.pager import SECOND, firing
+from tests.server.pager import SECOND, eventually, firing
+from tests.server.test_silences import poison
+from tests.service import Service, gradwarden
 
 NOW = 1_800_000_000 * SECOND
 GROUP = {"project": "default", "run": "r1", "alertname": "NonFiniteGradient"}
@@ -212,3 +215,29 @@ def test_the_region_and_the_key_by_the_environment() -> None:
     assert ROUTING_KEY not in repr(receiver.options)
     (receiver,) = parse({"receivers": [entry | {"region": "us"}]}, "r", {"PD": ROUTING_KEY})
     assert receiver.url == "https://events.pagerduty.com"
+
+
+def test_from_a_run_to_an_incident_that_is_taken_care_of(
+    fake: FakePagerDuty, tmp_path: Path
+) -> None:
+    receivers = f"""
+receivers:
+  - {{name: pd, type: pagerduty, routing_key_env: PD, url: "{fake.url}", allow_private: true}}
+"""
+    service = Service(tmp_path / "pd", receivers=receivers, env={"PD": ROUTING_KEY})
+    try:
+        tried = gradwarden("receivers", "test", "pd", "--url", service.url)
+        assert "pd took the test message" in tried.stdout
+        assert "HTTP 202: Event processed" in tried.stdout
+        (test,) = next(iter(fake.incidents.values()))
+        assert test.status == "resolved", "nothing stays open"
+        fake.incidents.clear()
+        poison(service, "sick")
+        (incident,) = eventually(fake.open)
+        links = {link["text"]: link["href"] for link in incident.events[0]["links"]}
+        assert {"Acknowledge", "Silence 1 h", "Runbook", "Open"} <= set(links)
+        path = links["Acknowledge"].removeprefix(service.url)
+        assert service.call("POST", path).status_code == 200
+        eventually(lambda: incident.status == "acknowledged")
+    finally:
+        service.close()

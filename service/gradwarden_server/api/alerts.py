@@ -80,7 +80,9 @@ def list_receivers(who: Reader, parts: PartsDep) -> schemas.ReceiverList:
     """The receivers of the file; their URLs may be credentials and are not shown."""
     return schemas.ReceiverList(
         items=[
-            schemas.ReceiverFace(name=r.name, type=r.type, severities=list(r.severities))
+            schemas.ReceiverFace(
+                name=r.name, type=r.type, severities=list(r.severities), links=r.links
+            )
             for r in parts.receivers
         ]
     )

@@ -21,6 +21,7 @@ from gradwarden_server.api.throttle import Throttle
 from gradwarden_server.model import Receipt
 from gradwarden_server.querying.storage import Sources
 from gradwarden_server.settings import Settings
+from gradwarden_server.store.care import Care
 from gradwarden_server.store.commands import CommandStore
 from gradwarden_server.store.compare import Comparison
 from gradwarden_server.store.database import Database
@@ -29,6 +30,7 @@ from gradwarden_server.store.fleet import Fleet
 from gradwarden_server.store.frames import FrameLog
 from gradwarden_server.store.history import History
 from gradwarden_server.store.ledger import AlertLedger
+from gradwarden_server.store.links import LinkSecrets
 from gradwarden_server.store.maintenance import Janitor
 from gradwarden_server.store.removal import RunRemoval
 from gradwarden_server.store.retention import RetentionStore
@@ -50,6 +52,8 @@ class ReceiverFace(Protocol):
     def type(self) -> str: ...
     @property
     def severities(self) -> tuple[str, ...]: ...
+    @property
+    def links(self) -> bool: ...
 
 
 class Messenger(Protocol):
@@ -106,6 +110,8 @@ class Parts:
     judge: Judge
     shadows: Shadows
     silences: Silences
+    care: Care
+    link_secrets: LinkSecrets
     sources: Sources
     retention: RetentionStore
     removal: RunRemoval

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import re
+from collections.abc import Mapping
 from pathlib import Path as FilePath
 from typing import Annotated
 
@@ -21,6 +22,7 @@ _HASHED = re.compile(r"-[A-Za-z0-9_-]{8}\.[a-z0-9]+\Z")
 _STYLE = (
     "body{font:16px/1.5 system-ui,sans-serif;max-width:50rem;margin:2rem auto;padding:0 1rem}"
     "li{margin:.4rem 0}code{font-family:monospace;overflow-wrap:anywhere}"
+    "button{font:inherit;padding:.8rem 1.6rem;width:100%;cursor:pointer}"
     "pre{overflow-x:auto}h1{overflow-wrap:anywhere}"
     "@media(prefers-color-scheme:dark){body{background:#14171a;color:#e6e6e6}a{color:#8ab4f8}}"
 )
@@ -31,7 +33,7 @@ _NOT_BUILT = (
     '<a href="/docs">see its pages</a>.</p>'
 )
 _MARKDOWN = MarkdownIt("commonmark", {"html": False})
-_OURS = ("v1/", "api/", "-/", "assets/", "runbooks/", "metrics")
+_OURS = ("v1/", "l/", "api/", "-/", "assets/", "runbooks/", "metrics")
 
 
 @router.get("/-/page.css")
@@ -52,7 +54,7 @@ async def docs(request: Request) -> HTMLResponse:
             detail = html.escape(operation.get("description", ""))
             rows.append(f"<h3><code>{name}</code></h3><p><b>{summary}.</b> {detail}</p>")
     link = '<p>For tools: <a href="/openapi.json">openapi.json</a></p>'
-    return _page("API of gradwarden", link + "".join(rows))
+    return page("API of gradwarden", link + "".join(rows))
 
 
 @router.get("/runbooks/{slug}")
@@ -65,7 +67,7 @@ async def runbook(slug: Annotated[str, Path(max_length=100)], request: Request) 
     text = file.read_text(encoding="utf-8")
     if "text/markdown" in request.headers.get("accept", ""):
         return Response(text, media_type="text/markdown; charset=utf-8")
-    return _page(slug, _MARKDOWN.render(text.removeprefix(f"# {slug}\n")))
+    return page(slug, _MARKDOWN.render(text.removeprefix(f"# {slug}\n")))
 
 
 @router.get("/assets/{name:path}")
@@ -86,7 +88,7 @@ async def dashboard(path: str) -> Response:
     file = _inside(assets.WEB, path) if path and "/" not in path else None
     index = assets.WEB / "index.html"
     if file is None and not index.is_file():
-        return _page("gradwarden is running", _NOT_BUILT, 503)
+        return page("gradwarden is running", _NOT_BUILT, 503)
     return FileResponse(file or index, headers={"Cache-Control": "no-cache"})
 
 
@@ -98,11 +100,15 @@ def _inside(folder: FilePath, name: str) -> FilePath | None:
     return file if file.is_relative_to(folder.resolve()) and file.is_file() else None
 
 
-def _page(title: str, body: str, status: int = 200) -> HTMLResponse:
+def page(
+    title: str, body: str, status: int = 200, headers: Mapping[str, str] | None = None
+) -> HTMLResponse:
+    """A plain page; ``body`` is HTML."""
     name = html.escape(title)
     return HTMLResponse(
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{name}</title>'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
         f'<link rel="stylesheet" href="/-/page.css"><h1>{name}</h1>{body}</html>',
         status,
+        headers,
     )

@@ -238,6 +238,7 @@ class ReceiverFace(BaseModel):
     name: str
     type: str
     severities: list[str]
+    links: bool = Field(description="Whether messages carry links that acknowledge and silence")
 
 
 class ReceiverList(BaseModel):

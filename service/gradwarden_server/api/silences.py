@@ -136,9 +136,7 @@ async def acknowledge(
 ) -> schemas.AlertFace:
     """The first one counts; the alert fires on until its cause is gone. Audited."""
     now_ns = time.time_ns()
-    done = parts.database.write(
-        lambda conn: parts.ledger.acknowledge(who.project, conn, alert, who.actor, now_ns)
-    )
+    done = parts.care.acknowledge(who.project, [alert], who.actor, now_ns)
     if not await parts.written(done):
         raise Problem("not-found", f"alert: {alert}; this project has no such open alert")
     story = await run_in_threadpool(parts.ledger.get, who.project, alert)

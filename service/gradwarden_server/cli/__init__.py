@@ -205,6 +205,14 @@ def _reading(commands: argparse._SubParsersAction[Parser]) -> None:
         "reading:test_receiver",
     )
     test.add_argument("name", help="as in the receivers file")
+    rotate = add(
+        receivers.actions,
+        "rotate-links",
+        "make all links in sent messages worthless",
+        "gradwarden receivers rotate-links",
+        "reading:rotate_links",
+    )
+    add_service(rotate, default=os.environ.get("GRADWARDEN_URL") or DEFAULT_URL)
     for command in (runs, alerts, diagnose, listing, test):
         add_service(command, default=os.environ.get("GRADWARDEN_URL") or DEFAULT_URL)
         command.add_argument("--json", action="store_true", help="print JSON")

@@ -140,7 +140,7 @@ def receivers(options: argparse.Namespace) -> int:
         return DONE
     items = [{**r, "severities": ", ".join(r["severities"])} for r in page["items"]]
     missing = "nobody is told; start the service with --receivers FILE"
-    table(("name", "type", "severities"), items, missing)
+    table(("name", "type", "severities", "links"), items, missing)
     return DONE
 
 
@@ -153,6 +153,13 @@ def test_receiver(options: argparse.Namespace) -> int:
         verb = "took the test message" if outcome["ok"] else "did not take the test message"
         print(f"{options.name} {verb} ({outcome['latency_ms']:g} ms): {outcome['detail']}")
     return DONE if outcome["ok"] else NO
+
+
+def rotate_links(options: argparse.Namespace) -> int:
+    """Make all links that were sent worthless."""
+    Client(options).call("POST", "/v1/links/rotate")
+    print("links that were sent so far do nothing any more; new messages carry new ones")
+    return DONE
 
 
 def table(columns: Sequence[str], items: Sequence[Mapping[str, Any]], none: str) -> None:

@@ -4,7 +4,7 @@ Times are UTC nanoseconds since the epoch. ``run_id`` and the like are internal 
 the identifiers that users see are the text columns beside them.
 """
 
-from gradwarden_server.store.tables.access import audit, token
+from gradwarden_server.store.tables.access import audit, link_secret, token
 from gradwarden_server.store.tables.alerts import (
     alert,
     alert_transition,
@@ -50,6 +50,7 @@ __all__ = [
     "frame_batch",
     "layout",
     "lease",
+    "link_secret",
     "metadata",
     "outbox",
     "project",

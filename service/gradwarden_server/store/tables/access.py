@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from sqlalchemy import JSON, BigInteger, Column, ForeignKey, Index, String, Table, Text
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Column,
+    ForeignKey,
+    Index,
+    LargeBinary,
+    String,
+    Table,
+    Text,
+)
 
 from gradwarden_server.store.tables.base import RowId, metadata
 
@@ -19,6 +29,15 @@ token = Table(
     Column("expires_ns", BigInteger),
     Column("last_used_ns", BigInteger),
     Column("revoked_ns", BigInteger),
+)
+
+link_secret = Table(
+    "link_secret",
+    metadata,
+    Column("project", String(128), ForeignKey("project.name"), primary_key=True),
+    # Signs the links in messages; whoever reads it can acknowledge and silence.
+    Column("secret", LargeBinary, nullable=False),
+    Column("made_ns", BigInteger, nullable=False),
 )
 
 audit = Table(

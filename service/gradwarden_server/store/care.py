@@ -1,0 +1,98 @@
+"""Who takes care of open alerts, and telling it to those who were told of the alerts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+
+from sqlalchemy import Connection, Text, and_, cast, select
+
+from gradwarden_server.model import Alert, Labels, Notification
+from gradwarden_server.store.database import Database, Priority
+from gradwarden_server.store.ledger import AlertLedger
+from gradwarden_server.store.outbox import enqueue
+from gradwarden_server.store.tables import alert, outbox
+
+_MOST = 500
+
+
+class Care:
+    """Every method takes the project first."""
+
+    def __init__(self, database: Database, ledger: AlertLedger, receivers: Sequence[str]) -> None:
+        """``receivers`` are those that show who takes care, and are told so."""
+        self._database = database
+        self._ledger = ledger
+        self._receivers = tuple(receivers)
+
+    def ackers(self, project: str, fingerprints: Sequence[str]) -> Mapping[str, str]:
+        """Who acknowledged, by fingerprint, of the open alerts among these."""
+        query = select(alert.c.fingerprint, alert.c.acked_by).where(
+            alert.c.project == project,
+            alert.c.state == "firing",
+            alert.c.fingerprint.in_(fingerprints),
+            alert.c.acked_by.is_not(None),
+        )
+        with self._database.read() as connection:
+            return {fingerprint: str(by) for fingerprint, by in connection.execute(query)}
+
+    def matching(self, project: str, labels: Labels) -> list[Alert]:
+        """The firing alerts with these labels, newest first."""
+        page = self._ledger.list(project, ("firing",), limit=_MOST)
+        wanted = labels.items()
+        return [one for one in page.items if wanted <= one.labels.items()]
+
+    def acknowledge(
+        self, project: str, alerts: Sequence[int], actor: str, now_ns: int
+    ) -> Future[int]:
+        """Note who takes care of open alerts; how many were open. Audited, the first one counts.
+
+        Receivers that show it are told once more what they were told last of these alerts:
+        each message says as it leaves who takes care.
+        """
+
+        def job(connection: Connection) -> int:
+            found = 0
+            for number in alerts:
+                mine = and_(alert.c.id == number, alert.c.project == project)
+                before = connection.execute(
+                    select(alert.c.acked_ns, alert.c.fingerprint, alert.c.active_ns).where(mine)
+                ).one_or_none()
+                if self._ledger.acknowledge(project, connection, number, actor, now_ns):
+                    found += 1
+                    if before is not None and before.acked_ns is None:
+                        fresh.append((before.fingerprint, before.active_ns))
+            self._tell(project, connection, fresh, now_ns)
+            return found
+
+        fresh: list[tuple[str, int]] = []
+        return self._database.write(job, Priority.ALERT)
+
+    def _tell(
+        self, project: str, connection: Connection, fresh: Sequence[tuple[str, int]], now_ns: int
+    ) -> None:
+        groups: dict[tuple[str, str], None] = {}
+        for fingerprint, active_ns in fresh:
+            rows = connection.execute(
+                select(outbox.c.receiver, outbox.c.group_key)
+                .where(
+                    outbox.c.project == project,
+                    outbox.c.receiver.in_(self._receivers),
+                    outbox.c.created_ns >= active_ns,
+                    cast(outbox.c.payload, Text).contains(f'"{fingerprint}"'),
+                )
+                .distinct()
+            )
+            groups.update(dict.fromkeys((row.receiver, row.group_key) for row in rows))
+        for receiver, group_key in groups:
+            last = connection.execute(
+                select(outbox)
+                .where(outbox.c.receiver == receiver, outbox.c.group_key == group_key)
+                .order_by(outbox.c.seq.desc())
+                .limit(1)
+            ).one()
+            # One that has not left yet will say it by itself; of one that is over nothing is said.
+            waits = last.state == "waiting" and last.lease_until_ns <= now_ns
+            if not waits and last.payload["status"] == "firing":
+                told = Notification(project, receiver, group_key, last.severity, last.payload)
+                enqueue(project, connection, told, now_ns)
