@@ -30,6 +30,7 @@ from gradwarden_server.api import (
     series,
     shadow,
     silences,
+    stream,
     tokens,
 )
 from gradwarden_server.api.front import Front
@@ -89,6 +90,7 @@ def create_app(settings: Settings) -> FastAPI:
         federate,
         retention,
         tokens,
+        stream,
         health,
         pages,
     )

@@ -23,6 +23,8 @@ from gradwarden_server.alerting.promotion import Shadows
 from gradwarden_server.alerting.watch import Rooms
 from gradwarden_server.api.access import Doorman
 from gradwarden_server.api.deps import Parts
+from gradwarden_server.api.hub import Hub
+from gradwarden_server.api.news import Newsroom
 from gradwarden_server.api.pace import Pace
 from gradwarden_server.api.summary import Summaries
 from gradwarden_server.api.throttle import Throttle
@@ -64,6 +66,7 @@ from gradwarden_server.store.sampled import Samples
 from gradwarden_server.store.shelf import Shelves
 from gradwarden_server.store.shelf_tables import TableShelf
 from gradwarden_server.store.silences import Silences
+from gradwarden_server.store.standing import Standing
 from gradwarden_server.store.timespan import TimeSpans
 from gradwarden_server.store.tokens import TokenStore
 from gradwarden_server.store.watched import WatchedRuns
@@ -157,10 +160,15 @@ class House:
         workshop = Workshop(settings.db, settings.precision_bits)
         self.compaction = Compaction(database, reader, settings.precision_bits, workshop=workshop)
         self.compactor = Compactor(self.compaction)
+        summaries = Summaries(fleet)
+        newsroom = Newsroom(fleet, summaries, Standing(database))
+        self.hub = Hub(newsroom.read, settings.max_streams)
+        database.on_commit(self.hub.stir)
         self.listener = Listener(
             database,
             {
-                Topic.FRAMES: self.evaluator.wake,
+                Topic.FRAMES: self._frames_elsewhere,
+                Topic.ALERTS: self.hub.stir,
                 Topic.COMMANDS: partial(commands.forget, DEFAULT_PROJECT),
             },
         )
@@ -194,7 +202,8 @@ class House:
             removal=RunRemoval(database),
             janitor=self.janitor,
             fleet=fleet,
-            summaries=Summaries(fleet),
+            summaries=summaries,
+            hub=self.hub,
         )
         self.telemetry.watch(self.snapshot)
         self._tracing: Callable[[], None] | None = None
@@ -259,6 +268,10 @@ class House:
             self.series.close()
         if self._tracing is not None:
             self._tracing()
+
+    def _frames_elsewhere(self) -> None:
+        self.evaluator.wake()
+        self.hub.stir()
 
     def trace(self, app: FastAPI) -> None:
         """Send spans of every request, commit, evaluation and delivery, where asked to."""

@@ -90,6 +90,9 @@ class Settings(BaseSettings):
     rate_per_second: float = Field(default=5000.0, gt=0)
     """How many trainer requests one token may make a second, with a burst of as many."""
 
+    max_streams: int = Field(default=256, ge=1, le=10_000)
+    """How many browsers may hear news over an open connection at once; more are told to poll."""
+
     session_hours: float = Field(default=12.0, gt=0)
     """How long a login in the browser lasts."""
 

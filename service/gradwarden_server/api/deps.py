@@ -15,6 +15,7 @@ from gradwarden_server import logs
 from gradwarden_server.alerting.promotion import Shadows
 from gradwarden_server.api.access import COOKIE, Doorman, Principal
 from gradwarden_server.api.bodies import Identifier
+from gradwarden_server.api.hub import Hub
 from gradwarden_server.api.pace import Pace
 from gradwarden_server.api.summary import Summaries
 from gradwarden_server.api.throttle import Throttle
@@ -118,6 +119,7 @@ class Parts:
     janitor: Janitor
     fleet: Fleet
     summaries: Summaries
+    hub: Hub
 
     @staticmethod
     async def written(write: Future[T]) -> T:

@@ -57,8 +57,8 @@ class AlertCounts(BaseModel):
     firing: int
 
 
-class RunFace(BaseModel):
-    """One run in a list."""
+class RunLine(BaseModel):
+    """One run in a line."""
 
     run: str
     name: str
@@ -76,13 +76,18 @@ class RunFace(BaseModel):
     attempt: int = Field(description="The newest attempt's number")
     step: int | None
     loss: Number | None
-    spark: list[float | None] = Field(description="Recent global gradient norms")
     worst_layer: str | None
     alerts: AlertCounts
     world_size: int
     started_at: str | None
     last_seen_at: str | None
     ended_at: str | None
+
+
+class RunFace(RunLine):
+    """One run in a list."""
+
+    spark: list[float | None] = Field(description="Recent global gradient norms")
 
 
 class RunList(BaseModel):

@@ -43,7 +43,8 @@ def serve(options: argparse.Namespace) -> int:
     except OSError as error:
         raise CommandError(f"db: {error}", UNREACHABLE) from None
     _open(app.state.house)
-    server = _Server(app, f"{READY}{_address(settings)}")
+    house: House = app.state.house
+    server = _Server(app, f"{READY}{_address(settings)}", house.hub.close)
     for number in (signal.SIGINT, signal.SIGTERM):
         # The server stops on its first signal and then raises it again, for whoever was
         # listening before; by then everything is closed and there is nothing left to end.
@@ -148,9 +149,11 @@ def _address(settings: Settings) -> str:
 
 
 class _Server(uvicorn.Server):
-    """A server that says on stdout when it can be reached."""
+    """A server that says on stdout when it can be reached, and at its end lets streams end."""
 
-    def __init__(self, app: Callable[..., Any], ready: str) -> None:
+    def __init__(
+        self, app: Callable[..., Any], ready: str, close_streams: Callable[[], None]
+    ) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
@@ -163,8 +166,13 @@ class _Server(uvicorn.Server):
             )
         )
         self._ready = ready
+        self._close_streams = close_streams
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
             print(self._ready, flush=True, file=sys.stdout)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._close_streams()  # it waits for open answers, and these have no end of their own
+        await super().shutdown(sockets)

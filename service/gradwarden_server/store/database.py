@@ -137,6 +137,10 @@ class Database:
         """
         return self._writer.submit(take, item, priority, key)
 
+    def on_commit(self, call: Callable[[], None]) -> None:
+        """After each commit of this process ``call``, which returns at once."""
+        self._writer.committed = call
+
     @property
     def queue_depth(self) -> int:
         """Writes that wait for the next commit."""
@@ -292,6 +296,7 @@ class _Writer:
         self._awaited = 0
         self._closed = False
         self._thread: threading.Thread | None = None
+        self.committed: Callable[[], None] = lambda: None
 
     @property
     def depth(self) -> int:
@@ -374,6 +379,7 @@ class _Writer:
                 job.future.set_exception(outcome)
             else:
                 job.future.set_result(outcome)
+        self.committed()
 
     def _attempt(self, connection: Connection, jobs: list[_Job]) -> Sequence[Any]:
         """A result or a refusal for each of some jobs that are taken alike."""

@@ -24,6 +24,7 @@ from sqlalchemy import (
 
 from gradwarden_server.model import Alert, Change, Notification
 from gradwarden_server.store import audit
+from gradwarden_server.store.notices import Topic, announce
 from gradwarden_server.store.outbox import enqueue
 from gradwarden_server.store.tables import alert, alert_transition, delivery, outbox, run
 
@@ -120,6 +121,7 @@ class AlertLedger:
             The touched alerts as they are now, with their ids, by fingerprint.
         """
         touched: dict[str, Alert] = {}
+        announce(conn, Topic.ALERTS)
         for change in changes:
             known = touched.get(change.alert.fingerprint)
             row_id = change.alert.id
@@ -203,6 +205,7 @@ class AlertLedger:
         if row.acked_ns is None:
             acked = {"acked_ns": now_ns, "acked_by": actor[:128]}
             conn.execute(update(alert).where(mine).values(acked))
+            announce(conn, Topic.ALERTS)
             conn.execute(
                 insert(alert_transition).values(
                     alert_id=alert_id,

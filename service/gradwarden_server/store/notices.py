@@ -1,4 +1,5 @@
-"""What processes on one PostgreSQL tell each other: frames came in, commands changed.
+"""What processes on one PostgreSQL tell each other: frames came in, commands or alerts
+changed.
 
 A notice is sent with the commit that it is about, so whoever hears it finds what it tells
 of. It is a wake-up and never a fact: one that is lost costs the wait until the next poll.
@@ -35,6 +36,7 @@ class Topic(StrEnum):
 
     FRAMES = "frames"
     COMMANDS = "commands"
+    ALERTS = "alerts"
 
 
 def announce(connection: Connection, topic: Topic) -> None:

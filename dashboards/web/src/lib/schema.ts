@@ -63,6 +63,14 @@ export interface AlertList {
   next_cursor: string | null;
 }
 
+/** Open alerts that changed, and those that are open no more. */
+export interface AlertNews {
+  topic: string;
+  counts: StandingCounts;
+  items: StandingFace[];
+  gone: string[];
+}
+
 /** One attempt of a run. */
 export interface AttemptFace {
   ordinal: number;
@@ -460,14 +468,14 @@ export interface RunDetail {
   attempt: number;
   step: number | null;
   loss: number | "NaN" | "Infinity" | "-Infinity" | null;
-  /** Recent global gradient norms */
-  spark: (number | null)[];
   worst_layer: string | null;
   alerts: AlertCounts;
   world_size: number;
   started_at: string | null;
   last_seen_at: string | null;
   ended_at: string | null;
+  /** Recent global gradient norms */
+  spark: (number | null)[];
   layers: LayerFace[];
   backward: number[];
   attempts: AttemptFace[];
@@ -495,8 +503,33 @@ export interface RunFace {
   attempt: number;
   step: number | null;
   loss: number | "NaN" | "Infinity" | "-Infinity" | null;
+  worst_layer: string | null;
+  alerts: AlertCounts;
+  world_size: number;
+  started_at: string | null;
+  last_seen_at: string | null;
+  ended_at: string | null;
   /** Recent global gradient norms */
   spark: (number | null)[];
+}
+
+/** One run in a line. */
+export interface RunLine {
+  run: string;
+  name: string;
+  project: string;
+  owner: string | null;
+  training_job: string | null;
+  environment: string;
+  status: string;
+  health: "ok" | "warn" | "crit" | "silent";
+  reason: string;
+  /** Health in words: healthy, healthy (partly watched) where fewer than 80 % of the detectors that could watch it are armed, at risk, critical or silent */
+  verdict: string;
+  /** The newest attempt's number */
+  attempt: number;
+  step: number | null;
+  loss: number | "NaN" | "Infinity" | "-Infinity" | null;
   worst_layer: string | null;
   alerts: AlertCounts;
   world_size: number;
@@ -509,6 +542,13 @@ export interface RunFace {
 export interface RunList {
   items: RunFace[];
   next_cursor: string | null;
+}
+
+/** Runs that changed; lines of topic fleet have a spark. */
+export interface RunNews {
+  topic: string;
+  items: (RunFace | RunLine)[];
+  gone: string[];
 }
 
 /** One series: per bucket of steps the finite extremes and last, and the non-finite count. */
@@ -576,6 +616,24 @@ export interface SilenceFace {
 /** Silences, the latest end first. */
 export interface SilenceList {
   items: SilenceFace[];
+}
+
+/** Open alerts, the newest thousand; those that are quiet are counted as that alone. */
+export interface StandingCounts {
+  firing: number;
+  pending: number;
+  quiet: number;
+}
+
+/** An open alert in short. */
+export interface StandingFace {
+  id: number;
+  run: string | null;
+  alertname: string;
+  severity: string;
+  state: "pending" | "firing";
+  /** Silenced, held back by its cause, or acknowledged */
+  quiet: boolean;
 }
 
 /** The stream as the service knows it. */
