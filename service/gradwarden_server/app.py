@@ -12,6 +12,7 @@ from gradwarden_server import telemetry
 from gradwarden_server.api import (
     alertmanager,
     alerts,
+    casebook,
     communication,
     compare,
     diagnosis,
@@ -25,6 +26,7 @@ from gradwarden_server.api import (
     problems,
     prometheus,
     retention,
+    runbooks,
     runs,
     samples,
     series,
@@ -81,7 +83,9 @@ def create_app(settings: Settings) -> FastAPI:
         diagnosis,
         export,
         communication,
+        casebook,  # before the alerts themselves, whose path takes any number
         alerts,
+        runbooks,
         shadow,
         silences,
         links,

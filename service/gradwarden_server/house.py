@@ -24,6 +24,7 @@ from gradwarden_server.alerting.watch import Rooms
 from gradwarden_server.api.access import Doorman
 from gradwarden_server.api.deps import Parts
 from gradwarden_server.api.hub import Hub
+from gradwarden_server.api.lately import Lately
 from gradwarden_server.api.news import Newsroom
 from gradwarden_server.api.pace import Pace
 from gradwarden_server.api.summary import Summaries
@@ -40,6 +41,7 @@ from gradwarden_server.rules import spec as rules_spec
 from gradwarden_server.settings import Settings
 from gradwarden_server.store import clickhouse_engines
 from gradwarden_server.store.care import Care
+from gradwarden_server.store.casebook import Casebook
 from gradwarden_server.store.clickhouse import ClickHouseShelf
 from gradwarden_server.store.commands import CommandStore
 from gradwarden_server.store.compaction import Compaction
@@ -183,6 +185,9 @@ class House:
             timespans=TimeSpans(database, reader.segments),
             comparison=Comparison(reader, run_store, history),
             ledger=ledger,
+            casebook=Casebook(database),
+            diagnoses=Lately(seconds=5, most=1000),
+            onsets=Lately(seconds=3600, most=10_000),
             tokens=self.tokens,
             commands=commands,
             telemetry=self.telemetry,

@@ -91,7 +91,15 @@ def test_a_silenced_run_is_quiet_until_its_silence_ends(
     assert told_of(receiver, "quiet") == [("NonFiniteGradient", "firing")]
     alert = alert_of(service, "quiet")
     timeline = service.get(f"/v1/alerts/{alert['id']}")["timeline"]
-    assert [line["reason"] for line in timeline][-1] == "told_late"
+    assert [(line["kind"], line["who"]) for line in timeline] == [
+        ("pending", None),
+        ("firing", None),
+        ("unmuted", None),
+        ("notified", "pager"),
+    ]
+    assert timeline[1]["text"].endswith("of loopback: a known bug")
+    assert timeline[2]["reason"] == "told_late"
+    assert timeline[2]["text"].startswith("over: silence ")
 
 
 def test_a_cause_that_stands_keeps_its_effects_quiet(

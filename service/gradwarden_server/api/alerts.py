@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Query
 from starlette.concurrency import run_in_threadpool
 
 from gradwarden_server.api import schemas
+from gradwarden_server.api.alert_schemas import AlertDetail, AlertList, DeliveryFace
 from gradwarden_server.api.bodies import Identifier
-from gradwarden_server.api.deps import CREDENTIALS, Admin, PartsDep, Reader
+from gradwarden_server.api.deps import CREDENTIALS, Admin, AlertId, Parts, PartsDep, Reader
+from gradwarden_server.api.faces import faces
 from gradwarden_server.api.plain import rfc3339
 from gradwarden_server.api.problems import Problem
 from gradwarden_server.api.runs import one_of
-from gradwarden_server.model import Alert, Severity
-from gradwarden_server.store.ledger import BadCursor
+from gradwarden_server.api.timelines import timeline
+from gradwarden_server.model import Severity
+from gradwarden_server.store.ledger import AlertStory, BadCursor
 
 router = APIRouter(prefix="/v1", tags=["alerts"], dependencies=CREDENTIALS)
 
@@ -26,43 +30,35 @@ def list_alerts(
     state: Annotated[str, Query(max_length=100, description="States, comma-separated")] = "",
     run: Identifier | None = None,
     severity: Severity | None = None,
+    alertname: Annotated[str | None, Query(max_length=128)] = None,
+    muted: Annotated[
+        bool | None, Query(description="Only what something holds back, or nothing does")
+    ] = None,
     cursor: Annotated[str | None, Query(max_length=64)] = None,
     limit: Annotated[int, Query(ge=1, le=500)] = 100,
-) -> schemas.AlertList:
+) -> AlertList:
     """One page; ``next_cursor`` asks for the next."""
     states = one_of("state", state, ("pending", "firing", "resolved"))
     try:
-        page = parts.ledger.list(who.project, states, run, severity, limit, cursor)
+        page = parts.ledger.list(
+            who.project, states, run, severity, limit, cursor, alertname=alertname, muted=muted
+        )
     except BadCursor as error:
         raise Problem("malformed", f"cursor: {cursor!r}; {error}", field="cursor") from None
-    return schemas.AlertList(
-        items=[face(alert) for alert in page.items],
-        next_cursor=page.next_cursor,
-    )
+    return AlertList(items=faces(parts, who.project, page.items), next_cursor=page.next_cursor)
 
 
 @router.get("/alerts/{alert}", summary="One alert with its timeline and deliveries")
-def get_alert(
-    alert: Annotated[int, Path(ge=1, le=2**62)], who: Reader, parts: PartsDep
-) -> schemas.AlertDetail:
-    """A resolved alert keeps its page."""
-    story = parts.ledger.get(who.project, alert)
-    if story is None:
-        raise Problem("not-found", f"alert: {alert}; this project has no such alert")
-    return schemas.AlertDetail(
-        **face(story.alert).model_dump(),
-        timeline=[
-            schemas.TransitionFace(
-                at=rfc3339(t.at_ns),
-                from_=t.from_state,
-                to=t.to_state,
-                reason=t.reason,
-                annotations=dict(t.annotations),
-            )
-            for t in story.timeline
-        ],
+def get_alert(alert: AlertId, who: Reader, parts: PartsDep) -> AlertDetail:
+    """A resolved alert keeps its page. The timeline has transitions, messages, what people said
+    and what held messages back, each with its reason, oldest first."""
+    story = known_alert(parts, who.project, alert)
+    [face] = faces(parts, who.project, [story.alert])
+    return AlertDetail(
+        **face.model_dump(),
+        timeline=timeline(story, partial(explained, parts, who.project)),
         deliveries=[
-            schemas.DeliveryFace(
+            DeliveryFace(
                 receiver=d.receiver,
                 state=d.state,
                 attempts=d.attempts,
@@ -73,6 +69,28 @@ def get_alert(
             for d in story.deliveries
         ],
     )
+
+
+def known_alert(parts: Parts, project: str, alert: int) -> AlertStory:
+    """An alert with all that happened to it.
+
+    Raises:
+        Problem: the project has no such alert.
+    """
+    story = parts.ledger.get(project, alert)
+    if story is None:
+        raise Problem("not-found", f"alert: {alert}; this project has no such alert")
+    return story
+
+
+def explained(parts: Parts, project: str, muted: str) -> str:
+    """What holds an alert back, and who wanted it for what reason."""
+    kind, _, number = muted.partition(" ")
+    if kind == "silence" and number.isdecimal():
+        silence = parts.silences.get(project, int(number))
+        if silence is not None:
+            return f"{muted} of {silence.author}: {silence.comment}"
+    return muted
 
 
 @router.get("/receivers", summary="Who is told")
@@ -100,23 +118,3 @@ async def test_receiver(
         raise Problem("not-found", f"receiver: {name!r}; known: {known}") from None
     latency_ms = round(receipt.duration_seconds * 1000, 1)
     return schemas.ReceiverTest(ok=receipt.ok, latency_ms=latency_ms, detail=receipt.detail)
-
-
-def face(alert: Alert) -> schemas.AlertFace:
-    """An alert as it is told."""
-    return schemas.AlertFace(
-        id=alert.id or 0,
-        alertname=alert.alertname,
-        severity=alert.severity,
-        state=alert.state,
-        labels=dict(alert.labels),
-        annotations=dict(alert.annotations),
-        active_at=rfc3339(alert.active_ns),
-        fired_at=rfc3339(alert.fired_ns),
-        resolved_at=rfc3339(alert.resolved_ns),
-        reason=alert.reason,
-        fingerprint=alert.fingerprint,
-        muted=alert.muted or None,
-        acknowledged_at=rfc3339(alert.acked_ns),
-        acknowledged_by=alert.acked_by,
-    )

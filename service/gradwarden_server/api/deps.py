@@ -16,6 +16,7 @@ from gradwarden_server.alerting.promotion import Shadows
 from gradwarden_server.api.access import COOKIE, Doorman, Principal
 from gradwarden_server.api.bodies import Identifier
 from gradwarden_server.api.hub import Hub
+from gradwarden_server.api.lately import Lately
 from gradwarden_server.api.pace import Pace
 from gradwarden_server.api.summary import Summaries
 from gradwarden_server.api.throttle import Throttle
@@ -23,6 +24,7 @@ from gradwarden_server.model import Receipt
 from gradwarden_server.querying.storage import Sources
 from gradwarden_server.settings import Settings
 from gradwarden_server.store.care import Care
+from gradwarden_server.store.casebook import Casebook
 from gradwarden_server.store.commands import CommandStore
 from gradwarden_server.store.compare import Comparison
 from gradwarden_server.store.database import Database
@@ -98,6 +100,10 @@ class Parts:
     timespans: TimeSpans
     comparison: Comparison
     ledger: AlertLedger
+    casebook: Casebook
+    # Of runs with open alerts, for some seconds; and when first bad steps were taken.
+    diagnoses: Lately
+    onsets: Lately
     tokens: TokenStore
     commands: CommandStore
     telemetry: Telemetry
@@ -164,3 +170,4 @@ Reader = Annotated[Principal, Depends(_reader)]
 Admin = Annotated[Principal, Depends(_admin)]
 Somebody = Annotated[Principal | None, Depends(_somebody)]
 RunId = Annotated[Identifier, Path(description="The run's identifier")]
+AlertId = Annotated[int, Path(ge=1, le=2**62)]

@@ -7,20 +7,18 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query
 
+from gradwarden_server.api.cases import case_of
 from gradwarden_server.api.deps import CREDENTIALS, Parts, PartsDep, Reader, RunId
 from gradwarden_server.api.leaving import WHILE_WANTED
 from gradwarden_server.api.runs import known_run
-from gradwarden_server.diagnosis.case import KINDS, Case, Happening, Place, Points, Span, Watched
+from gradwarden_server.diagnosis.case import Case, Points
 from gradwarden_server.diagnosis.diagnose import diagnose
 from gradwarden_server.diagnosis.words import Diagnosis
-from gradwarden_server.model import Alert, run_path
 
 router = APIRouter(
     prefix="/v1/runs/{run}", tags=["diagnosis"], dependencies=[*CREDENTIALS, WHILE_WANTED]
 )
 
-_MOST_ALERTS = 1000
-_PAGE = 500
 _BLOCK = 512  # steps; read whole, since findings lie close together
 
 
@@ -40,45 +38,8 @@ def get_diagnosis(
     command is given only where it is known to be right. It is made anew from what is stored.
     """
     record = known_run(parts, who.project, run)
-    layout = parts.history.layers(who.project, run)
-    streams = parts.runs.streams(who.project, run)
-    attempts = parts.runs.attempts(who.project, run)
-    newest = max((s.ordinal for s in streams), default=1)
-    case = Case(
-        run=record.run,
-        name=record.name,
-        status=record.status,
-        path=run_path(record.project, record.run),
-        last_step=record.last_step,
-        newest=newest,
-        world_size=record.world_size,
-        alerts=_alerts(parts, who.project, run),
-        events=[
-            Happening(e.ordinal, e.rank, e.step, e.time_ns, e.kind, e.data)
-            for e in parts.runs.events(who.project, run, kinds=KINDS)
-        ],
-        coverage=[
-            Watched(c.alert, c.state, c.detail)
-            for c in parts.judge.coverage(who.project, run) or ()
-        ],
-        attempts=[Span(a.ordinal, a.first_step, a.last_step, a.superseded_after) for a in attempts],
-        places=[Place(s.rank, s.host, s.place) for s in streams if s.ordinal == newest],
-        parameters=[p.name for p in layout.parameters] if layout else [],
-    )
+    case = case_of(parts, record)
     return diagnose(case, _Stored(parts, who.project, case), at)
-
-
-def _alerts(parts: Parts, project: str, run: str) -> list[Alert]:
-    """The newest alerts of a run, open and closed."""
-    found: list[Alert] = []
-    cursor: str | None = None
-    while len(found) < _MOST_ALERTS:
-        page = parts.ledger.list(project, run_name=run, limit=_PAGE, cursor=cursor)
-        found += page.items
-        cursor = page.next_cursor
-        if cursor is None:
-            break
-    return found
 
 
 class _Stored:

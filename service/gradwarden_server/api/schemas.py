@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from gradwarden_server.api.plain import Number, rfc3339
 from gradwarden_server.store.tokens import Scope, TokenRecord
@@ -179,62 +179,6 @@ class CommandAnswer(BaseModel):
     """The command as issued."""
 
     id: int
-
-
-class AlertFace(BaseModel):
-    """One incident."""
-
-    id: int
-    alertname: str
-    severity: str
-    state: str
-    labels: dict[str, str]
-    annotations: dict[str, str]
-    active_at: str | None
-    fired_at: str | None
-    resolved_at: str | None
-    reason: str
-    fingerprint: str
-    muted: str | None = Field(description="What holds its messages back: a silence, or its cause")
-    acknowledged_at: str | None
-    acknowledged_by: str | None
-
-
-class AlertList(BaseModel):
-    """Alerts, newest first."""
-
-    items: list[AlertFace]
-    next_cursor: str | None
-
-
-class TransitionFace(BaseModel):
-    """One line of an alert's timeline."""
-
-    model_config = ConfigDict(populate_by_name=True)
-
-    at: str | None
-    from_: str = Field(serialization_alias="from", validation_alias="from_")
-    to: str
-    reason: str
-    annotations: dict[str, str]
-
-
-class DeliveryFace(BaseModel):
-    """Who was told, and how it went."""
-
-    receiver: str
-    state: str
-    attempts: int
-    at: str | None
-    ok: bool | None
-    detail: str | None
-
-
-class AlertDetail(AlertFace):
-    """One incident with all that happened to it."""
-
-    timeline: list[TransitionFace]
-    deliveries: list[DeliveryFace]
 
 
 class ReceiverFace(BaseModel):

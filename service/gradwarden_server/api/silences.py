@@ -11,9 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 
 from gradwarden_server import matchers
-from gradwarden_server.api import schemas
-from gradwarden_server.api.alerts import face
+from gradwarden_server.api.alert_schemas import SilencePreview
 from gradwarden_server.api.deps import CREDENTIALS, Admin, Parts, PartsDep, Reader
+from gradwarden_server.api.faces import faces
 from gradwarden_server.api.plain import rfc3339
 from gradwarden_server.api.problems import Problem
 from gradwarden_server.model import Silence
@@ -24,6 +24,7 @@ MOST_MATCHERS = 32
 _PREVIEWED = 500
 _DAY_NS = 86_400 * 1_000_000_000
 _LONGEST_DAYS = 366
+_LOOKED_BACK_DAYS = 7
 
 SilenceId = Annotated[int, Path(ge=1, le=2**62)]
 MatcherTexts = Annotated[
@@ -46,6 +47,17 @@ class SilenceBody(BaseModel):
     ends_at: datetime | None = None
     duration_seconds: float | None = Field(None, gt=0, description="In place of ends_at")
     comment: Annotated[str, Field(min_length=1, max_length=4096)]
+
+
+class SilenceChange(BaseModel):
+    """Until when a silence is to last."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    ends_at: datetime | None = None
+    extend_seconds: float | None = Field(
+        None, gt=0, description="In place of ends_at: so much longer than now is said"
+    )
 
 
 class SilenceFace(BaseModel):
@@ -83,12 +95,18 @@ def preview_silence(
     who: Reader,
     parts: PartsDep,
     matcher: Annotated[list[str], Query(min_length=1, max_length=MOST_MATCHERS)],
-) -> schemas.AlertList:
-    """The open alerts that all matchers match."""
+) -> SilencePreview:
+    """The open alerts that all matchers match, and how many fired in the past 7 days that did."""
     wanted = parsed(matcher)
     page = parts.ledger.list(who.project, ("pending", "firing"), limit=_PREVIEWED)
     held = [alert for alert in page.items if matchers.all_match(wanted, alert.labels)]
-    return schemas.AlertList(items=[face(alert) for alert in held], next_cursor=None)
+    since_ns = time.time_ns() - _LOOKED_BACK_DAYS * _DAY_NS
+    past = parts.casebook.firing_since(who.project, since_ns)
+    return SilencePreview(
+        items=faces(parts, who.project, held),
+        next_cursor=None,
+        past_7d=sum(matchers.all_match(wanted, labels) for labels in past),
+    )
 
 
 @router.get("/silences/{silence}", summary="One silence")
@@ -118,6 +136,33 @@ async def add_silence(body: SilenceBody, who: Admin, parts: PartsDep) -> Silence
     return _face(found, now_ns)
 
 
+@router.patch("/silences/{silence}", summary="Let a silence last longer, or end sooner")
+async def move_silence(
+    silence: SilenceId, body: SilenceChange, who: Admin, parts: PartsDep
+) -> SilenceFace:
+    """Only one that is not over. Audited."""
+    now_ns = time.time_ns()
+    found = await run_in_threadpool(parts.silences.get, who.project, silence)
+    if found is None:
+        raise _unknown(silence)
+    if (body.ends_at is None) == (body.extend_seconds is None):
+        raise Problem("malformed", "ends_at: give it or extend_seconds", field="ends_at")
+    if body.ends_at is not None:
+        ends_ns = nanoseconds(body.ends_at)
+    else:
+        ends_ns = found.ends_ns + round((body.extend_seconds or 0) * 1e9)
+    check_span(found.starts_ns, ends_ns, now_ns)
+    if found.state(now_ns) == "expired" or not await parts.written(
+        parts.silences.move(who.project, silence, ends_ns, who.actor, now_ns)
+    ):
+        what = f"silence: {silence} is over since {rfc3339(found.ends_ns)}; make a new one"
+        raise Problem("malformed", what, field="silence")
+    parts.judge.wake()
+    moved = await run_in_threadpool(parts.silences.get, who.project, silence)
+    assert moved is not None
+    return _face(moved, now_ns)
+
+
 @router.delete("/silences/{silence}", summary="End a silence now")
 async def expire_silence(silence: SilenceId, who: Admin, parts: PartsDep) -> SilenceFace:
     """It stays readable. Alerts that it held back and that still fire are told. Audited."""
@@ -128,20 +173,6 @@ async def expire_silence(silence: SilenceId, who: Admin, parts: PartsDep) -> Sil
     if found is None:
         raise _unknown(silence)
     return _face(found, now_ns)
-
-
-@router.post("/alerts/{alert}/ack", summary="Say that you take care of an alert")
-async def acknowledge(
-    alert: Annotated[int, Path(ge=1, le=2**62)], who: Admin, parts: PartsDep
-) -> schemas.AlertFace:
-    """The first one counts; the alert fires on until its cause is gone. Audited."""
-    now_ns = time.time_ns()
-    done = parts.care.acknowledge(who.project, [alert], who.actor, now_ns)
-    if not await parts.written(done):
-        raise Problem("not-found", f"alert: {alert}; this project has no such open alert")
-    story = await run_in_threadpool(parts.ledger.get, who.project, alert)
-    assert story is not None
-    return face(story.alert)
 
 
 async def added(
@@ -159,6 +190,20 @@ async def added(
     """
     now_ns = time.time_ns()
     starts_ns, ends_ns = span_ns
+    check_span(starts_ns, ends_ns, now_ns)
+    check_scope(wanted)
+    write = parts.silences.add(project, wanted, starts_ns, ends_ns, author, comment, now_ns)
+    silence = await parts.written(write)
+    parts.judge.wake()
+    return silence
+
+
+def check_span(starts_ns: int, ends_ns: int, now_ns: int) -> None:
+    """Refuse a time that is over before it begins, or that lasts for years.
+
+    Raises:
+        Problem: it does.
+    """
     if ends_ns <= max(starts_ns, now_ns):
         raise Problem(
             "malformed", f"ends_at: {rfc3339(ends_ns)} is over before it begins", field="ends_at"
@@ -166,13 +211,17 @@ async def added(
     if ends_ns - starts_ns > _LONGEST_DAYS * _DAY_NS:
         what = f"ends_at: at most {_LONGEST_DAYS} days after starts_at; change the rule instead"
         raise Problem("malformed", what, field="ends_at")
+
+
+def check_scope(wanted: tuple[matchers.Matcher, ...]) -> None:
+    """Refuse matchers that hold everything back.
+
+    Raises:
+        Problem: they do.
+    """
     if all(matchers.all_match((matcher,), {}) for matcher in wanted):
         what = "matchers: at least one must ask for something; these match whatever there is"
         raise Problem("malformed", what, field="matchers")
-    write = parts.silences.add(project, wanted, starts_ns, ends_ns, author, comment, now_ns)
-    silence = await parts.written(write)
-    parts.judge.wake()
-    return silence
 
 
 def parsed(texts: list[str]) -> tuple[matchers.Matcher, ...]:

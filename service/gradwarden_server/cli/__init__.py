@@ -172,16 +172,6 @@ def _reading(commands: argparse._SubParsersAction[Parser]) -> None:
     operating.add_deletion(runs)
     runs.add_argument("--state", default="", help="running, finished, failed, cancelled")
     runs.add_argument("--query", default="", help="part of run, name, job, model or owner")
-    alerts = add(
-        commands,
-        "alerts",
-        "list alerts, or show one",
-        "gradwarden alerts --state firing",
-        "reading:alerts",
-    )
-    alerts.add_argument("id", nargs="?", type=int, help="show this alert")
-    alerts.add_argument("--state", default="pending,firing", help="default: pending,firing")
-    alerts.add_argument("--run", help="of this run only")
     diagnose = add(
         commands,
         "diagnose",
@@ -213,11 +203,10 @@ def _reading(commands: argparse._SubParsersAction[Parser]) -> None:
         "reading:rotate_links",
     )
     add_service(rotate, default=os.environ.get("GRADWARDEN_URL") or DEFAULT_URL)
-    for command in (runs, alerts, diagnose, listing, test):
+    for command in (runs, diagnose, listing, test):
         add_service(command, default=os.environ.get("GRADWARDEN_URL") or DEFAULT_URL)
         command.add_argument("--json", action="store_true", help="print JSON")
-    for command in (runs, alerts):
-        command.add_argument("--limit", type=int, default=50, help="at most so many (50)")
+    runs.add_argument("--limit", type=int, default=50, help="at most so many (50)")
 
 
 def _asking(commands: argparse._SubParsersAction[Parser]) -> None:

@@ -1,4 +1,4 @@
-"""The words of what people say about alerts: ``gradwarden silence`` and ``gradwarden ack``."""
+"""The words of what people do about alerts: ``gradwarden alerts``, ``ack`` and ``silence``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from gradwarden_server.cli.grammar import DEFAULT_URL, Group, Parser, add, add_s
 
 
 def add_commands(commands: argparse._SubParsersAction[Parser]) -> None:
-    """Add both."""
+    """Add them."""
+    _alerts(commands)
     group = Group(commands, "silence", "hold messages of some alerts back for a while")
     adding = add(
         group.actions,
@@ -40,6 +41,15 @@ def add_commands(commands: argparse._SubParsersAction[Parser]) -> None:
         "silencing:list_silences",
     )
     listing.add_argument("--all", action="store_true", help="those that are over too")
+    extending = add(
+        group.actions,
+        "extend",
+        "let one last longer",
+        "gradwarden silence extend 12 --for 1h",
+        "silencing:extend",
+    )
+    extending.add_argument("--for", dest="span", required=True, metavar="TIME", help="30m, 2h, 1d")
+    extending.add_argument("id", type=int)
     expiring = add(
         group.actions,
         "expire",
@@ -53,9 +63,39 @@ def add_commands(commands: argparse._SubParsersAction[Parser]) -> None:
         "ack",
         "say that you take care of an alert",
         "gradwarden ack 42",
-        "silencing:acknowledge",
+        "handling:ack",
     )
     ack.add_argument("id", type=int, help="as gradwarden alerts shows it")
-    for command in (adding, preview, listing, expiring, ack):
+    ack.add_argument("--note", default="", help="what you have to say")
+    for command in (adding, preview, listing, extending, expiring, ack):
         add_service(command, default=os.environ.get("GRADWARDEN_URL") or DEFAULT_URL)
         command.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _alerts(commands: argparse._SubParsersAction[Parser]) -> None:
+    alerts = add(
+        commands,
+        "alerts",
+        "list alerts, show one with its timeline, take care of it, or look back",
+        "gradwarden alerts --state firing\n"
+        "  gradwarden alerts show 42\n"
+        "  gradwarden alerts ack 42 --note 'node 7 is drained'\n"
+        "  gradwarden alerts note 42 'a bad shard; skipped'\n"
+        "  gradwarden alerts stats --days 7",
+        "handling:alerts",
+    )
+    alerts.add_argument(
+        "words",
+        nargs="*",
+        metavar="ACTION",
+        help="list (default), show ID, ack ID, note ID TEXT, or stats; a number shows that alert",
+    )
+    alerts.add_argument("--state", default="pending,firing", help="default: pending,firing")
+    alerts.add_argument("--run", help="of this run only")
+    alerts.add_argument("--severity", choices=("page", "ticket", "note"), help="of this only")
+    alerts.add_argument("--alertname", help="of this name only")
+    alerts.add_argument("--limit", type=int, default=50, help="at most so many (50)")
+    alerts.add_argument("--note", default="", help="with ack: what you have to say")
+    alerts.add_argument("--days", type=float, default=30.0, help="with stats: how far back (30)")
+    add_service(alerts, default=os.environ.get("GRADWARDEN_URL") or DEFAULT_URL)
+    alerts.add_argument("--json", action="store_true", help="print JSON")

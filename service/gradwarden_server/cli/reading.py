@@ -1,4 +1,4 @@
-"""Commands that read a running service over HTTP: runs, alerts, receivers."""
+"""Commands that read a running service over HTTP: runs and receivers."""
 
 from __future__ import annotations
 
@@ -111,27 +111,6 @@ def runs(options: argparse.Namespace) -> int:
     return DONE
 
 
-def alerts(options: argparse.Namespace) -> int:
-    """List alerts, or show one."""
-    client = Client(options)
-    if options.id is not None:
-        return _show(client.call("GET", f"/v1/alerts/{options.id}"), options.json)
-    query = {"state": options.state, "limit": str(options.limit)}
-    if options.run:
-        query["run"] = options.run
-    page = client.call("GET", "/v1/alerts", params=query)
-    if options.json:
-        print(json.dumps(page, indent=2))
-        return DONE
-    items = [
-        {**a, "run": a["labels"].get("run"), "summary": a["annotations"].get("summary")}
-        for a in page["items"]
-    ]
-    columns = ("id", "severity", "state", "alertname", "run", "active_at", "summary")
-    table(columns, items, f"no alerts in state {options.state}")
-    return DONE
-
-
 def receivers(options: argparse.Namespace) -> int:
     """List who is told."""
     page = Client(options).call("GET", "/v1/receivers")
@@ -173,7 +152,7 @@ def table(columns: Sequence[str], items: Sequence[Mapping[str, Any]], none: str)
     grid = Table(*columns, box=None, pad_edge=False, header_style="bold")
     for item in items:
         cells = {n: _to_seconds(v) if n.endswith("_at") else v for n, v in item.items()}
-        grid.add_row(*(Text(_cell(cells.get(name))) for name in columns))
+        grid.add_row(*(Text(clean(cells.get(name))) for name in columns))
     Console(width=_WIDEST).print(grid, soft_wrap=True)
 
 
@@ -184,7 +163,7 @@ def _show(item: Mapping[str, Any], as_json: bool) -> int:
     facts = {k: v for k, v in item.items() if not isinstance(v, (dict, list)) or k == "annotations"}
     nested = facts.pop("annotations", {})
     for name, value in [*facts.items(), *nested.items()]:
-        print(f"{name:<16} {_cell(value)}")
+        print(f"{name:<16} {clean(value)}")
     return DONE
 
 
@@ -192,7 +171,8 @@ def _to_seconds(moment: str | None) -> str | None:
     return None if moment is None else f"{moment[:19]}Z"
 
 
-def _cell(value: object) -> str:
+def clean(value: object) -> str:
+    """A value for a terminal, without what it would obey."""
     if value is None:
         return "-"
     if isinstance(value, float):

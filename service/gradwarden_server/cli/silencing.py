@@ -1,4 +1,4 @@
-"""``gradwarden silence`` and ``gradwarden ack``: hold messages back, or say who takes care."""
+"""``gradwarden silence``: hold messages back for a while."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def add_silence(options: argparse.Namespace) -> int:
     """Make a silence."""
     body = {
         "matchers": options.matchers,
-        "duration_seconds": _seconds(options.span),
+        "duration_seconds": seconds(options.span),
         "comment": options.comment,
     }
     made = Client(options).call("POST", "/v1/silences", json=body)
@@ -41,6 +41,7 @@ def preview(options: argparse.Namespace) -> int:
         for a in page["items"]
     ]
     table(("id", "severity", "state", "alertname", "run", "summary"), items, "no open alert")
+    print(f"{page['past_7d']} fired in the past 7 days")
     return DONE
 
 
@@ -56,6 +57,17 @@ def list_silences(options: argparse.Namespace) -> int:
     return DONE
 
 
+def extend(options: argparse.Namespace) -> int:
+    """Let a silence last longer."""
+    body = {"extend_seconds": seconds(options.span)}
+    moved = Client(options).call("PATCH", f"/v1/silences/{options.id}", json=body)
+    if options.json:
+        print(json.dumps(moved, indent=2))
+    else:
+        print(f"silence {moved['id']} until {moved['ends_at'][:19]}Z")
+    return DONE
+
+
 def expire(options: argparse.Namespace) -> int:
     """End a silence."""
     ended = Client(options).call("DELETE", f"/v1/silences/{options.id}")
@@ -63,18 +75,12 @@ def expire(options: argparse.Namespace) -> int:
     return DONE
 
 
-def acknowledge(options: argparse.Namespace) -> int:
-    """Acknowledge an alert."""
-    alert = Client(options).call("POST", f"/v1/alerts/{options.id}/ack")
-    if options.json:
-        print(json.dumps(alert, indent=2))
-    else:
-        words = f"{alert['alertname']} of {alert['labels'].get('run', 'no run')}"
-        print(f"alert {alert['id']}, {words}: taken care of by {alert['acknowledged_by']}")
-    return DONE
+def seconds(text: str) -> float:
+    """A time as people write it.
 
-
-def _seconds(text: str) -> float:
+    Raises:
+        CommandError: it is none.
+    """
     found = _DURATION.match(text)
     if found is None:
         raise CommandError(f"--for {text!r} is no time; write 30m, 2h or 1d", USAGE)

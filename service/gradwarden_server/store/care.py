@@ -43,7 +43,7 @@ class Care:
         return [one for one in page.items if wanted <= one.labels.items()]
 
     def acknowledge(
-        self, project: str, alerts: Sequence[int], actor: str, now_ns: int
+        self, project: str, alerts: Sequence[int], actor: str, now_ns: int, note: str = ""
     ) -> Future[int]:
         """Note who takes care of open alerts; how many were open. Audited, the first one counts.
 
@@ -58,7 +58,7 @@ class Care:
                 before = connection.execute(
                     select(alert.c.acked_ns, alert.c.fingerprint, alert.c.active_ns).where(mine)
                 ).one_or_none()
-                if self._ledger.acknowledge(project, connection, number, actor, now_ns):
+                if self._ledger.acknowledge(project, connection, number, actor, now_ns, note):
                     found += 1
                     if before is not None and before.acked_ns is None:
                         fresh.append((before.fingerprint, before.active_ns))

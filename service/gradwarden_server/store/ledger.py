@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from sqlalchemy import (
@@ -12,9 +11,7 @@ from sqlalchemy import (
     Engine,
     Row,
     Select,
-    Text,
     and_,
-    cast,
     func,
     insert,
     or_,
@@ -26,10 +23,13 @@ from gradwarden_server.model import Alert, Change, Notification
 from gradwarden_server.store import audit
 from gradwarden_server.store.notices import Topic, announce
 from gradwarden_server.store.outbox import enqueue
-from gradwarden_server.store.tables import alert, alert_transition, delivery, outbox, run
+from gradwarden_server.store.tables import alert, alert_transition, run
+from gradwarden_server.store.told import Delivery, deliveries
 
 OPEN = ("pending", "firing")
-_EPOCH = datetime.fromtimestamp(0, UTC)
+ACKNOWLEDGED = "acknowledged"
+NOTED = "note"
+"""Why a timeline has a line that changes no state: somebody said something."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,18 +49,6 @@ class Transition:
     to_state: str
     reason: str
     annotations: Mapping[str, str]
-
-
-@dataclass(frozen=True, slots=True)
-class Delivery:
-    """One message that spoke of an alert, and how its last try went (None before the first)."""
-
-    receiver: str
-    state: str
-    attempts: int
-    at_ns: int | None
-    ok: bool | None
-    detail: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +82,8 @@ class AlertLedger:
 
     def open_alerts(self, project: str, conn: Connection, run_row: int) -> dict[str, Alert]:
         """The pending and firing alerts of a run, by fingerprint."""
-        query = _alerts(project).where(alert.c.run_id == run_row, alert.c.state.in_(OPEN))
-        return {row.fingerprint: _alert(row) for row in conn.execute(query)}
+        query = of_project(project).where(alert.c.run_id == run_row, alert.c.state.in_(OPEN))
+        return {row.fingerprint: as_alert(row) for row in conn.execute(query)}
 
     def apply(
         self,
@@ -136,7 +124,7 @@ class AlertLedger:
                     from_state=change.from_state,
                     to_state=change.to_state,
                     reason=change.reason,
-                    annotations=dict(change.alert.annotations),
+                    annotations=_words(change),
                 )
             )
         for notification in notifications:
@@ -151,22 +139,28 @@ class AlertLedger:
         severity: str | None = None,
         limit: int = 100,
         cursor: str | None = None,
+        alertname: str | None = None,
+        muted: bool | None = None,
     ) -> AlertPage:
-        """Alerts of a project, newest first, filtered by state, run identifier and severity."""
-        query = _alerts(project).where(run.c.deleted_ns.is_(None))
+        """Alerts of a project, newest first; ``muted`` asks whether something holds them back."""
+        query = of_project(project).where(run.c.deleted_ns.is_(None))
         if states:
             query = query.where(alert.c.state.in_(states))
         if run_name is not None:
             query = query.where(run.c.run == run_name)
         if severity is not None:
             query = query.where(alert.c.severity == severity)
+        if alertname is not None:
+            query = query.where(alert.c.alertname == alertname)
+        if muted is not None:
+            query = query.where(alert.c.muted != "" if muted else alert.c.muted == "")
         if cursor is not None:
             active_ns, row_id = _read_cursor(cursor)
             older = and_(alert.c.active_ns == active_ns, alert.c.id < row_id)
             query = query.where(or_(alert.c.active_ns < active_ns, older))
         query = query.order_by(alert.c.active_ns.desc(), alert.c.id.desc()).limit(limit + 1)
         with self._engine.connect() as conn:
-            items = [_alert(row) for row in conn.execute(query)]
+            items = [as_alert(row) for row in conn.execute(query)]
         more = len(items) > limit
         items = items[:limit]
         last = items[-1] if more else None
@@ -175,11 +169,11 @@ class AlertLedger:
     def get(self, project: str, alert_id: int) -> AlertStory | None:
         """One alert with its timeline and deliveries; None where the project has no such alert."""
         with self._engine.connect() as conn:
-            query = _alerts(project).where(alert.c.id == alert_id, run.c.deleted_ns.is_(None))
+            query = of_project(project).where(alert.c.id == alert_id, run.c.deleted_ns.is_(None))
             row = conn.execute(query).one_or_none()
             if row is None:
                 return None
-            found = _alert(row)
+            found = as_alert(row)
             lines = conn.execute(
                 select(alert_transition)
                 .where(alert_transition.c.alert_id == alert_id)
@@ -189,34 +183,47 @@ class AlertLedger:
                 Transition(x.at_ns, x.from_state, x.to_state, x.reason, x.annotations)
                 for x in lines
             )
-            return AlertStory(found, timeline, _deliveries(project, conn, found))
+            told = deliveries(project, conn, [found]).get(alert_id, ())
+            return AlertStory(found, timeline, told)
 
     def acknowledge(
-        self, project: str, conn: Connection, alert_id: int, actor: str, now_ns: int
+        self,
+        project: str,
+        conn: Connection,
+        alert_id: int,
+        actor: str,
+        now_ns: int,
+        note: str = "",
     ) -> bool:
         """Note who cares for an open alert, once; False where there is no such open alert.
 
-        It changes nothing about the alert itself: what is seen to still fires.
+        It changes nothing about the alert itself: what is seen to still fires. What somebody
+        writes who comes second is kept as a note.
         """
         mine = and_(alert.c.id == alert_id, alert.c.project == project, alert.c.state.in_(OPEN))
         row = conn.execute(select(alert).where(mine)).one_or_none()
         if row is None:
             return False
-        if row.acked_ns is None:
-            acked = {"acked_ns": now_ns, "acked_by": actor[:128]}
-            conn.execute(update(alert).where(mine).values(acked))
-            announce(conn, Topic.ALERTS)
-            conn.execute(
-                insert(alert_transition).values(
-                    alert_id=alert_id,
-                    at_ns=now_ns,
-                    from_state=row.state,
-                    to_state=row.state,
-                    reason="acknowledged",
-                    annotations={"by": actor[:128]},
-                )
-            )
-            audit.record(project, conn, now_ns, actor, "alert.acknowledge", str(alert_id), {})
+        if row.acked_ns is not None:
+            return not note or self.note(project, conn, alert_id, actor, note, now_ns)
+        acked = {"acked_ns": now_ns, "acked_by": actor[:128]}
+        conn.execute(update(alert).where(mine).values(acked))
+        announce(conn, Topic.ALERTS)
+        said = {"by": actor[:128]} | ({"text": note} if note else {})
+        _write_down(conn, row, ACKNOWLEDGED, said, now_ns)
+        audit.record(project, conn, now_ns, actor, "alert.acknowledge", str(alert_id), {})
+        return True
+
+    def note(
+        self, project: str, conn: Connection, alert_id: int, actor: str, text: str, now_ns: int
+    ) -> bool:
+        """Keep what somebody wrote of an alert; False where the project has no such alert."""
+        mine = and_(alert.c.id == alert_id, alert.c.project == project)
+        row = conn.execute(select(alert).where(mine)).one_or_none()
+        if row is None:
+            return False
+        _write_down(conn, row, NOTED, {"by": actor[:128], "text": text}, now_ns)
+        audit.record(project, conn, now_ns, actor, "alert.note", str(alert_id), {})
         return True
 
     def spans(self, project: str, t0_ns: int, t1_ns: int) -> tuple[Span, ...]:
@@ -285,7 +292,30 @@ class AlertLedger:
         return row_id
 
 
-def _alerts(project: str) -> Select[Any]:
+def _write_down(
+    conn: Connection, row: Row[Any], reason: str, said: Mapping[str, str], now_ns: int
+) -> None:
+    """A line of the timeline that changes no state."""
+    conn.execute(
+        insert(alert_transition).values(
+            alert_id=row.id,
+            at_ns=now_ns,
+            from_state=row.state,
+            to_state=row.state,
+            reason=reason,
+            annotations=dict(said),
+        )
+    )
+
+
+def _words(change: Change) -> dict[str, str]:
+    """What a timeline says of a transition; of one that nobody is told of, also why."""
+    muted = {"muted": change.alert.muted} if change.alert.muted else {}
+    return {**change.alert.annotations, **muted}
+
+
+def of_project(project: str) -> Select[Any]:
+    """Alerts of a project, each with the identifier of its run."""
     return (
         select(alert, run.c.run.label("run_name"))
         .outerjoin(run, alert.c.run_id == run.c.id)
@@ -293,7 +323,8 @@ def _alerts(project: str) -> Select[Any]:
     )
 
 
-def _alert(row: Row[Any]) -> Alert:
+def as_alert(row: Row[Any]) -> Alert:
+    """An alert of such a row."""
     return Alert(
         id=row.id,
         project=row.project,
@@ -318,45 +349,3 @@ def _read_cursor(text: str) -> tuple[int, int]:
     if not (active_ns.isdecimal() and row_id.isdecimal()):
         raise BadCursor("not a cursor of this list")
     return int(active_ns), int(row_id)
-
-
-def _deliveries(project: str, conn: Connection, of: Alert) -> tuple[Delivery, ...]:
-    """The messages that spoke of this incident, told from others of its name by its start."""
-    query = (
-        select(outbox.c.id, outbox.c.receiver, outbox.c.state, outbox.c.attempts, outbox.c.payload)
-        .where(
-            outbox.c.project == project,
-            outbox.c.created_ns >= of.active_ns,
-            cast(outbox.c.payload, Text).contains(f'"{of.fingerprint}"'),
-        )
-        .order_by(outbox.c.id)
-    )
-    return tuple(
-        _delivery(conn, row) for row in conn.execute(query).all() if _names(row.payload, of)
-    )
-
-
-def _names(payload: Mapping[str, Any], of: Alert) -> bool:
-    if of.fired_ns is None:
-        return False
-    fired = of.fired_ns // 1_000_000
-    return any(
-        told["fingerprint"] == of.fingerprint and _milliseconds(told["startsAt"]) == fired
-        for told in payload["alerts"]
-    )
-
-
-def _milliseconds(text: str) -> int:
-    return (datetime.fromisoformat(text) - _EPOCH) // timedelta(milliseconds=1)
-
-
-def _delivery(conn: Connection, row: Row[int, str, str, int, Any]) -> Delivery:
-    last = conn.execute(
-        select(delivery)
-        .where(delivery.c.outbox_id == row.id)
-        .order_by(delivery.c.id.desc())
-        .limit(1)
-    ).one_or_none()
-    if last is None:
-        return Delivery(row.receiver, row.state, row.attempts, None, None, None)
-    return Delivery(row.receiver, row.state, row.attempts, last.at_ns, last.ok, last.detail)

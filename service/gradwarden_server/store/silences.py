@@ -116,6 +116,29 @@ class Silences:
 
         return self._written(project, job)
 
+    def move(
+        self, project: str, silence: int, ends_ns: int, actor: str, now_ns: int
+    ) -> Future[bool]:
+        """Let one end at another time; False where there is none that lasts. Audited."""
+
+        def job(connection: Connection) -> bool:
+            moved = connection.execute(
+                update(t.silence)
+                .where(
+                    t.silence.c.project == project,
+                    t.silence.c.id == silence,
+                    t.silence.c.ends_ns > now_ns,
+                )
+                .values(ends_ns=ends_ns)
+            )
+            if moved.rowcount != 1:
+                return False
+            words = {"ends_ns": ends_ns}
+            audit.record(project, connection, now_ns, actor, "silence.move", str(silence), words)
+            return True
+
+        return self._written(project, job)
+
     def _written(self, project: str, job: Callable[[Connection], T]) -> Future[T]:
         future = self._database.write(job, Priority.ALERT)
         future.add_done_callback(lambda _: self._forget(project))
