@@ -490,7 +490,8 @@ def alert_names(value: Any) -> Iterator[str]:
 
 
 def test_every_alert_has_a_runbook() -> None:
-    rules = sorted((ROOT / "alert_rules").glob("*.y*ml"))
+    folders = ROOT / "alert_rules", ROOT / "alert_rules" / "prometheus"
+    rules = sorted(path for folder in folders for path in folder.glob("*.y*ml"))
     complaints(
         f"{path.name}: {name} has no docs/runbooks/{name}.md"
         for path in rules

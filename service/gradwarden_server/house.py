@@ -19,7 +19,9 @@ from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor
 from gradwarden_server import assets, telemetry
 from gradwarden_server.alerting.commit import Registrar
 from gradwarden_server.alerting.evaluator import Evaluator
+from gradwarden_server.alerting.groupwatch import RuleRooms
 from gradwarden_server.alerting.promotion import Shadows
+from gradwarden_server.alerting.ruler import Ruler
 from gradwarden_server.alerting.watch import Rooms
 from gradwarden_server.api.access import Doorman
 from gradwarden_server.api.deps import Parts
@@ -36,6 +38,7 @@ from gradwarden_server.notify import spec as receivers_spec
 from gradwarden_server.notify.delivery import Courier
 from gradwarden_server.notify.links import Informed, Link, seal
 from gradwarden_server.notify.message import Outcome, Sender, Sent
+from gradwarden_server.querying.grammar import Grammar, doubts
 from gradwarden_server.querying.storage import Sources
 from gradwarden_server.rules import spec as rules_spec
 from gradwarden_server.settings import Settings
@@ -63,6 +66,7 @@ from gradwarden_server.store.promotions import Promotions
 from gradwarden_server.store.recorded import RecordedSeries
 from gradwarden_server.store.removal import RunRemoval
 from gradwarden_server.store.retention import RetentionStore
+from gradwarden_server.store.rulings import Rulings
 from gradwarden_server.store.runs import RunStore
 from gradwarden_server.store.sampled import Samples
 from gradwarden_server.store.shelf import Shelves
@@ -105,8 +109,13 @@ class House:
             receivers_spec.load(settings.receivers, os.environ) if settings.receivers else ()
         )
         rules = rules_spec.load(
-            settings.rules or assets.ALERT_RULES, detectors.schemas(), detectors.BASELINE_SCHEMA
+            settings.rules or assets.ALERT_RULES,
+            detectors.schemas(),
+            detectors.BASELINE_SCHEMA,
+            Grammar(),
         )
+        for doubt in doubts(rules):
+            log.warning("rules: %s", doubt)
         self.database = database = Database(settings.db)
         self.outbox = Outbox(database.engine)
         self.overview = Overview(database)
@@ -137,6 +146,7 @@ class House:
         }
         self.courier = Courier(_Urgent(database), self.outbox, senders, time.time_ns)
         evaluation = EvaluationStore(database)
+        sources = Sources(Samples(database, reader, run_store), ledger)
         silences = Silences(database)
         shadows = Shadows(Promotions(database), rules, settings.shadow_days)
         rooms = Rooms(
@@ -157,6 +167,26 @@ class House:
         holder = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
         self.evaluator = Evaluator(
             rooms, self.outbox, receivers, holder, time.time_ns, self.courier.wake
+        )
+        self.ruler = Ruler(
+            RuleRooms(
+                database=database,
+                runs=run_store,
+                sources=sources,
+                rulings=Rulings(database),
+                ledger=ledger,
+                recorded=self.recorded,
+                pipeline=rooms.pipeline,
+                external_url=settings.url,
+                inhibitions=rules.inhibitions,
+                shadow=shadows.of,
+                silences=silences.current,
+            ),
+            evaluation,
+            rules.groups,
+            f"{holder}:rules",
+            time.time_ns,
+            self.courier.wake,
         )
         self.janitor = Janitor(database, holder, series=self.series)
         workshop = Workshop(settings.db, settings.precision_bits)
@@ -202,7 +232,7 @@ class House:
             silences=silences,
             care=care,
             link_secrets=link_secrets,
-            sources=Sources(Samples(database, reader, run_store), ledger),
+            sources=sources,
             retention=RetentionStore(database),
             removal=RunRemoval(database),
             janitor=self.janitor,
@@ -257,6 +287,7 @@ class House:
         if self.settings.evaluate:
             self.courier.start()
             self.evaluator.start()
+            self.ruler.start()
         self.janitor.start()
         self.listener.start()
 
@@ -266,6 +297,7 @@ class House:
         self.janitor.stop()
         self.compactor.stop()
         if self._opened and self.settings.evaluate:
+            self.ruler.stop()
             self.evaluator.stop()
             self.courier.stop()
         self.database.close()

@@ -105,7 +105,8 @@ class Alert:
     """One incident: from pending to resolved. A new incident is a new alert.
 
     ``muted`` says what holds its messages back, until ``muted_until_ns`` where that is known;
-    ``told`` that its firing was let through at least once.
+    ``told`` that its firing was let through at least once. ``rule_group`` names the group of
+    Prometheus's rules that keeps it; None where the detectors of its run do.
     """
 
     id: int | None
@@ -123,6 +124,7 @@ class Alert:
     told: bool = False
     acked_ns: int | None = None
     acked_by: str | None = None
+    rule_group: str | None = None
 
     @property
     def alertname(self) -> str:

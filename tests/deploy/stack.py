@@ -21,7 +21,7 @@ from tests.needs import needs
 ROOT = Path(__file__).resolve().parent.parent.parent
 PROMETHEUS = ROOT / "deploy" / "prometheus" / "prometheus.yml"
 ALERTMANAGER = ROOT / "deploy" / "alertmanager" / "alertmanager.yml"
-RULES = ROOT / "alert_rules" / "gradwarden-self.rules.yml"
+RULES = ROOT / "alert_rules" / "prometheus" / "gradwarden-self.rules.yml"
 
 
 def laid_out(tmp_path: Path, scrape: str, alertmanager: str, token: str) -> Path:

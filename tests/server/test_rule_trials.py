@@ -66,7 +66,7 @@ def test_what_does_not_hold_for_promtool_does_not_for_us(
 
 
 def test_the_rules_about_ourselves_pass_their_tests_here_as_well(tmp_path: Path) -> None:
-    shutil.copy(ROOT / "alert_rules" / "gradwarden-self.rules.yml", tmp_path)
+    shutil.copy(ROOT / "alert_rules" / "prometheus" / "gradwarden-self.rules.yml", tmp_path)
     shutil.copy(ROOT / "tests" / "deploy" / "self.rules.test.yml", tmp_path)
     held, told = ours(tmp_path / "self.rules.test.yml")
     assert held, told

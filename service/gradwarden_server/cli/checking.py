@@ -10,20 +10,26 @@ from gradwarden_server import assets
 from gradwarden_server.cli.faults import DONE, NO, USAGE, CommandError
 from gradwarden_server.detect import registry
 from gradwarden_server.notify import spec as receivers_spec
+from gradwarden_server.querying.grammar import Grammar, doubts
 from gradwarden_server.rules import spec as rules_spec
+from gradwarden_server.rules.nodes import RulesError
 
 
 def rules(options: argparse.Namespace) -> int:
-    """Report all mistakes of all rule files."""
+    """Report all mistakes of all rule files, and what is doubtful about the others."""
     folder = options.folder or assets.ALERT_RULES
     try:
-        found = rules_spec.load(folder, registry.schemas(), registry.BASELINE_SCHEMA)
+        found = rules_spec.load(folder, registry.schemas(), registry.BASELINE_SCHEMA, Grammar())
     except OSError as error:
         raise CommandError(f"{folder}: {error.strerror}; name a folder", USAGE) from None
-    except rules_spec.RulesError as error:
+    except RulesError as error:
         print(error, file=sys.stderr)
         return NO
-    count = f"{len(found.detectors)} detector rules, {len(found.prometheus)} Prometheus files"
+    for doubt in doubts(found):
+        print(f"warning: {doubt}", file=sys.stderr)
+    rules_of_groups = sum(len(group.rules) for group in found.groups)
+    count = f"{len(found.detectors)} detector rules"
+    count += f", {rules_of_groups} rules of Prometheus in {len(found.groups)} groups"
     print(f"{folder}: {count}, no mistakes")
     return DONE
 

@@ -13,6 +13,7 @@ from gradwarden_server import assets
 from gradwarden_server.cli.faults import USAGE, CommandError
 from gradwarden_server.detect import registry
 from gradwarden_server.rules import spec
+from gradwarden_server.rules.nodes import RulesError
 from gradwarden_server.rules.spec import RuleSet
 
 
@@ -31,7 +32,7 @@ def load(path: Path | None) -> RuleSet:
         return _over(_folder(assets.ALERT_RULES), path)
     except OSError as error:
         raise CommandError(f"{path}: {error.strerror}; name a folder or a file", USAGE) from None
-    except spec.RulesError as error:
+    except RulesError as error:
         raise CommandError(f"these rules cannot be used:\n{error}", USAGE) from None
 
 

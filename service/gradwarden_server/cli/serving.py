@@ -19,7 +19,7 @@ from gradwarden_server.app import create_app
 from gradwarden_server.cli.faults import DONE, NO, UNREACHABLE, USAGE, CommandError
 from gradwarden_server.house import House, StartRefused
 from gradwarden_server.notify.spec import ReceiversError
-from gradwarden_server.rules.spec import RulesError
+from gradwarden_server.rules.nodes import RulesError
 from gradwarden_server.settings import Settings
 from gradwarden_server.store.database import Database
 from gradwarden_server.store.errors import DatabaseInUse, StoreError, Unavailable

@@ -16,7 +16,7 @@ from gradwarden_server.cli.faults import DONE, NO, USAGE, CommandError
 from gradwarden_server.promql.notation import Unreadable
 from gradwarden_server.querying import trials
 from gradwarden_server.rules.groups import PromGroup, load_groups
-from gradwarden_server.rules.spec import RulesError
+from gradwarden_server.rules.nodes import RulesError
 
 
 def rules(options: argparse.Namespace) -> int:

@@ -9,6 +9,7 @@ from typing import Literal
 LAYER = "gradwarden_layer"
 SCALAR = "gradwarden_scalar"
 ALERTS = "ALERTS"
+ALERTS_FOR_STATE = "ALERTS_FOR_STATE"
 RUN = "gradwarden_run_info"
 
 
@@ -32,6 +33,9 @@ MEANINGS: Mapping[str, Meaning] = {
         "step_seconds, ...), rank",
     ),
     ALERTS: Meaning("gauge", "1 while an alert is pending or firing: label alertstate"),
+    ALERTS_FOR_STATE: Meaning(
+        "gauge", "While an alert is pending or firing: since when, in seconds since the epoch"
+    ),
     RUN: Meaning("gauge", "1 from a run's start to its end: its facts as labels"),
     "gradwarden_gradient_norm": Meaning("gauge", "Global L2 norm of the gradients of a step"),
     "gradwarden_nonfinite_gradients": Meaning(

@@ -14,7 +14,7 @@ import numpy as np
 from gradwarden_server.matchers import Matcher, all_match
 from gradwarden_server.promql.storage import STALE_BITS, Block
 from gradwarden_server.promql.vector import NAME, Floats, Key, Labels, Millis, key
-from gradwarden_server.querying.series import ALERTS, LAYER, RUN, SCALAR
+from gradwarden_server.querying.series import ALERTS, ALERTS_FOR_STATE, LAYER, RUN, SCALAR
 from gradwarden_server.store.ledger import AlertLedger, Span
 from gradwarden_server.store.pieces import READABLE
 from gradwarden_server.store.records import RunRecord
@@ -47,7 +47,8 @@ class ProjectStorage:
         self._ledger = sources.ledger
         self._project = project
         self._now_ns = now_ns
-        self._runs: list[RunRecord] | None = None
+        self._runs: list[RunRecord] = []
+        self._runs_since_ns: int | None = None
 
     def select(self, matchers: Sequence[Matcher], start_ms: int, end_ms: int) -> list[Block]:
         """Every series that all matchers match, with its samples in (start, end]."""
@@ -63,13 +64,14 @@ class ProjectStorage:
         self, wanted: Callable[[str], bool], others: Sequence[Matcher], start_ms: int, end_ms: int
     ) -> Iterator[Block]:
         t0_ns, t1_ns = (start_ms + 1) * _NS, end_ms * _NS + _NS - 1
+        theirs: dict[int, Labels] = {}
         for run in self._during(t0_ns, t1_ns):
             facts = {**run.labels, "model": run.model or "", "dataset": run.dataset or ""}
             facts = {name: value for name, value in facts.items() if value}
             own = [m for m in others if m.name in facts or m.name in run.labels]
             if not all_match(own, facts) or not _possible(others, facts):
                 continue
-            yield from self._recorded(run, facts, wanted, others, t0_ns, t1_ns)
+            theirs[run.id] = facts
             if wanted(RUN) and all_match(others, facts):
                 yield _lasting(facts | {NAME: RUN}, run.started_ns, run.ended_ns, start_ms, end_ms)
             if _asks_for_runs(others) or self._alive(run):
@@ -77,12 +79,18 @@ class ProjectStorage:
                     yield from self._layers(run, facts, others, t0_ns, t1_ns)
                 if wanted(SCALAR):
                     yield from self._scalars(run, facts, others, t0_ns, t1_ns)
-        if wanted(ALERTS):
-            yield from self._alerts(others, start_ms, end_ms)
+        yield from self._recorded(theirs, wanted, others, t0_ns, t1_ns)
+        for name in filter(wanted, (ALERTS, ALERTS_FOR_STATE)):
+            yield from grouped(self._alert_spans(name, others, start_ms, end_ms))
+
+    def run(self, name: str) -> RunRecord | None:
+        """A run that was read, by its identifier."""
+        return next((run for run in self._runs if run.run == name), None)
 
     def _during(self, t0_ns: int, t1_ns: int) -> Iterable[RunRecord]:
-        if self._runs is None:
-            self._runs = self._samples.runs(self._project)
+        if self._runs_since_ns is None or t0_ns < self._runs_since_ns:
+            self._runs = self._samples.runs(self._project, t0_ns)
+            self._runs_since_ns = t0_ns
         return [r for r in self._runs if r.started_ns <= t1_ns and r.last_seen_ns >= t0_ns]
 
     def _alive(self, run: RunRecord) -> bool:
@@ -107,7 +115,7 @@ class ProjectStorage:
                 labels = [{**base, "layer": told.names[row]} for row in rows]
                 groups.setdefault(told.group, []).extend(_measured(labels, told, rows))
             for blocks in groups.values():
-                yield from _grouped(blocks)
+                yield from grouped(blocks)
 
     def _scalars(
         self, run: RunRecord, facts: Labels, others: Sequence[Matcher], t0_ns: int, t1_ns: int
@@ -123,28 +131,31 @@ class ProjectStorage:
 
     def _recorded(
         self,
-        run: RunRecord,
-        facts: Labels,
+        theirs: Mapping[int, Labels],
         wanted: Callable[[str], bool],
         others: Sequence[Matcher],
         t0_ns: int,
         t1_ns: int,
     ) -> Iterator[Block]:
-        for told in self._samples.recorded(self._project, run.id, wanted, t0_ns, t1_ns):
+        for told in self._samples.recorded(self._project, theirs, wanted, t0_ns, t1_ns):
+            facts = {} if told.run_row is None else theirs[told.run_row]
             labels = {**facts, **told.labels, NAME: told.name}
             if all_match(others, labels):
                 times, values = _in_order(told.times_ns, told.values[None, :])
                 yield Block([labels], times, values)
 
-    def _alerts(self, others: Sequence[Matcher], start_ms: int, end_ms: int) -> Iterator[Block]:
-        yield from _grouped(self._alert_spans(others, start_ms, end_ms))
-
     def _alert_spans(
-        self, others: Sequence[Matcher], start_ms: int, end_ms: int
+        self, name: str, others: Sequence[Matcher], start_ms: int, end_ms: int
     ) -> Iterator[Block]:
         for span in self._ledger.spans(self._project, (start_ms + 1) * _NS, end_ms * _NS):
+            if name == ALERTS_FOR_STATE:
+                labels = {**span.labels, NAME: name}
+                if all_match(others, labels):
+                    when = span.active_ns, span.resolved_ns
+                    yield _lasting(labels, *when, start_ms, end_ms, span.active_ns / 1e9)
+                continue
             for state, since_ns, until_ns in _states(span):
-                labels = {**span.labels, NAME: ALERTS, "alertstate": state}
+                labels = {**span.labels, NAME: name, "alertstate": state}
                 if all_match(others, labels):
                     yield _lasting(labels, since_ns, until_ns, start_ms, end_ms)
 
@@ -201,22 +212,27 @@ def _measured(labels: Sequence[Labels], told: LayerSamples, rows: Sequence[int])
 
 
 def _lasting(
-    labels: Labels, since_ns: int, until_ns: int | None, start_ms: int, end_ms: int
+    labels: Labels,
+    since_ns: int,
+    until_ns: int | None,
+    start_ms: int,
+    end_ms: int,
+    value: float = 1.0,
 ) -> Block:
-    """1 from a beginning to an end, marked where it ended."""
+    """One value from a beginning to an end, marked where it ended."""
     first = max(since_ns // _NS, start_ms + 1)
     last = end_ms if until_ns is None else min(until_ns // _NS, end_ms)
     step = max(STEP_MS, (end_ms - start_ms) // _MOST_MARKS)
     grid = np.arange(-(-first // step) * step, last + 1, step, dtype=np.int64)
     times = np.unique(np.append(grid, [first, last] if first <= last else [])).astype(np.int64)
-    values = np.ones((1, len(times)))
+    values = np.full((1, len(times)), value)
     if until_ns is not None and until_ns // _NS < end_ms:
         times = np.append(times, until_ns // _NS + 1)
         values = np.append(values, [[_STALE]], axis=1)
     return Block([labels], times, values)
 
 
-def _grouped(blocks: Iterable[Block]) -> list[Block]:
+def grouped(blocks: Iterable[Block]) -> list[Block]:
     """Series that several blocks tell as one; else the blocks as they are."""
     held = list(blocks)
     if len(held) < 2:

@@ -65,16 +65,25 @@ def _tried(test: Mapping[str, Any], groups: Sequence[PromGroup], interval_ms: in
         (span(str(t.get("eval_time") or "0s")) for t in (*alert_tests, *expression_tests)),
         default=0,
     )
-    states = [GroupState(group, memory, memory) for group in groups]
+    states = [GroupState(group) for group in groups]
+    engine = Engine(memory)
     for at_ms in range(0, last_ms + 1, interval_ms):  # as promtool: groups keep no time of theirs
         for state in states:
-            state.evaluate(at_ms)
+            _evaluate(state, at_ms, engine, memory)
         for asked in alert_tests:
             when_ms = span(str(asked.get("eval_time") or "0s"))
             if at_ms <= when_ms < at_ms + interval_ms:
                 yield from _alerts_wrong(asked, states)
     for asked in expression_tests:
-        yield from _samples_wrong(asked, Engine(memory))
+        yield from _samples_wrong(asked, engine)
+
+
+def _evaluate(state: GroupState, at_ms: int, engine: Engine, memory: Memory) -> None:
+    for held in state.rules:
+        try:
+            held.evaluate(at_ms, engine, memory)
+        except ExecutionError as error:
+            raise ExecutionError(f"{held.rule.name}: {error}") from None
 
 
 def _alerts_wrong(asked: Mapping[str, Any], states: Sequence[GroupState]) -> Iterator[str]:

@@ -108,8 +108,10 @@ class EvaluationStore:
 
     def forgotten(self, project: str) -> list[Forgotten]:
         """Deleted runs whose alerts nobody resolved yet."""
-        standing = select(t.alert.c.id).where(
-            t.alert.c.run_id == t.run.c.id, t.alert.c.state.in_(("pending", "firing"))
+        standing = (
+            select(t.alert.c.id)
+            .where(t.alert.c.run_id == t.run.c.id, t.alert.c.state.in_(("pending", "firing")))
+            .where(t.alert.c.rule_group.is_(None))
         )
         statement = select(t.run.c.id, t.run.c.run).where(
             t.run.c.project == project, t.run.c.deleted_ns.is_not(None), exists(standing)

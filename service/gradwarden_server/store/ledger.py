@@ -81,9 +81,25 @@ class AlertLedger:
         self._engine = engine
 
     def open_alerts(self, project: str, conn: Connection, run_row: int) -> dict[str, Alert]:
-        """The pending and firing alerts of a run, by fingerprint."""
-        query = of_project(project).where(alert.c.run_id == run_row, alert.c.state.in_(OPEN))
+        """The pending and firing alerts that a run's detectors keep, by fingerprint."""
+        query = of_project(project).where(
+            alert.c.run_id == run_row, alert.c.state.in_(OPEN), alert.c.rule_group.is_(None)
+        )
         return {row.fingerprint: as_alert(row) for row in conn.execute(query)}
+
+    def ruled(self, project: str, conn: Connection, rule_group: str) -> dict[str, Alert]:
+        """The pending and firing alerts that a group of rules keeps, by fingerprint."""
+        query = of_project(project).where(alert.c.rule_group == rule_group, alert.c.state.in_(OPEN))
+        return {row.fingerprint: as_alert(row) for row in conn.execute(query)}
+
+    def beside(
+        self, project: str, conn: Connection, rule_group: str, runs: Collection[str | None]
+    ) -> list[Alert]:
+        """The open alerts that others keep about these runs, or about none of them."""
+        about = or_(run.c.run.in_([name for name in runs if name]), alert.c.run_id.is_(None))
+        kept = or_(alert.c.rule_group.is_(None), alert.c.rule_group != rule_group)
+        query = of_project(project).where(alert.c.state.in_(OPEN), kept, about)
+        return [as_alert(row) for row in conn.execute(query)]
 
     def apply(
         self,
@@ -281,6 +297,7 @@ class AlertLedger:
                         severity=value.severity,
                         labels=dict(value.labels),
                         active_ns=value.active_ns,
+                        rule_group=value.rule_group,
                         **state,
                     )
                     .returning(alert.c.id)
@@ -341,6 +358,7 @@ def as_alert(row: Row[Any]) -> Alert:
         told=row.told,
         acked_ns=row.acked_ns,
         acked_by=row.acked_by,
+        rule_group=row.rule_group,
     )
 
 

@@ -1,4 +1,4 @@
-"""Recorded series: what the evaluator derives (global gradient norm, loss, non-finite count).
+"""Recorded series: what detectors derive (gradient norm, loss) and what rules record.
 
 Small chunks of (time, value) beside labels, written in the evaluation transaction, so that
 lists and dashboards never read layers.
@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from sqlalchemy import Connection, insert, select
 
 from gradwarden_server.model import fingerprint
@@ -32,12 +33,17 @@ class Sampled:
 
 @dataclass(frozen=True, slots=True)
 class Derived:
-    """Points of one series of a run, to be stored as a chunk; at least one."""
+    """Points of one series, to be stored as a chunk; at least one.
 
-    run_row: int
+    ``run_row`` is the run that it goes with. Where it is ``ruled``, a rule recorded it and its
+    labels are whole; else those of its run are added when it is read.
+    """
+
+    run_row: int | None
     name: str
     labels: Mapping[str, str]
     points: Sequence[Point]
+    ruled: bool = False
 
 
 class RecordedSeries:
@@ -71,6 +77,7 @@ class RecordedSeries:
                 {
                     "project": project,
                     "run_id": chunk.run_row,
+                    "ruled": chunk.ruled,
                     "name": chunk.name,
                     "labels": dict(chunk.labels),
                     "fingerprint": digest,
@@ -128,7 +135,8 @@ def _tail(connection: Connection, series_id: int, points: int) -> list[Point]:
 
 
 def _digest(chunk: Derived) -> str:
-    labels = {**chunk.labels, "run_row": str(chunk.run_row), "__name__": chunk.name}
+    owner = "rules" if chunk.ruled else str(chunk.run_row)
+    labels = {**chunk.labels, "run_row": owner, "__name__": chunk.name}
     return fingerprint(labels)
 
 
@@ -145,10 +153,14 @@ def _packed(points: Sequence[Point]) -> bytes:
     return zlib.compress(body + np.array([p[1] for p in points], dtype="<f8").tobytes(), 1)
 
 
-def unpacked(body: bytes) -> list[Point]:
-    """The points of one chunk."""
+def columns(body: bytes) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """The times and values of one chunk."""
     raw = zlib.decompress(body)
     half = len(raw) // 2
-    times = np.frombuffer(raw[:half], dtype="<i8")
-    values = np.frombuffer(raw[half:], dtype="<f8")
+    return np.frombuffer(raw[:half], dtype="<i8"), np.frombuffer(raw[half:], dtype="<f8")
+
+
+def unpacked(body: bytes) -> list[Point]:
+    """The points of one chunk."""
+    times, values = columns(body)
     return list(zip(times.tolist(), values.tolist(), strict=True))

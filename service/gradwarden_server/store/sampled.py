@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import select
+from sqlalchemy import or_, select
 
 from gradwarden_server.joins import Matrix
 from gradwarden_server.store import tables as t
@@ -16,7 +17,7 @@ from gradwarden_server.store.database import Database
 from gradwarden_server.store.entries import LogReader
 from gradwarden_server.store.gather import one_voice
 from gradwarden_server.store.pieces import Quantity
-from gradwarden_server.store.recorded import unpacked
+from gradwarden_server.store.recorded import columns
 from gradwarden_server.store.records import RunRecord
 from gradwarden_server.store.runs import RunStore, record
 from gradwarden_server.store.telling import Held, Telling
@@ -53,12 +54,13 @@ class ScalarSamples:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RecordedSamples:
-    """One recorded series of a run: times and values, [N]."""
+    """One recorded series: times and values, [N]; ``run_row`` None where a rule recorded it."""
 
     name: str
     labels: Mapping[str, str]
     times_ns: Ints
     values: Doubles
+    run_row: int | None
 
 
 class Samples:
@@ -70,9 +72,13 @@ class Samples:
         self._telling = Telling(log, runs, log.cache)
         self._spans = TimeSpans(database, log.segments)
 
-    def runs(self, project: str) -> list[RunRecord]:
-        """Every run of the project, oldest first."""
-        query = select(t.run).where(t.run.c.project == project, t.run.c.deleted_ns.is_(None))
+    def runs(self, project: str, since_ns: int) -> list[RunRecord]:
+        """The runs of the project that were heard of since a moment, oldest first."""
+        query = select(t.run).where(
+            t.run.c.project == project,
+            t.run.c.deleted_ns.is_(None),
+            t.run.c.last_seen_ns >= since_ns,
+        )
         with self._database.read() as connection:
             return [record(row) for row in connection.execute(query.order_by(t.run.c.id))]
 
@@ -141,25 +147,42 @@ class Samples:
             yield ScalarSamples(name, rank, times, np.concatenate([part[1] for part in told]))
 
     def recorded(
-        self, project: str, run_row: int, wanted: Callable[[str], bool], t0_ns: int, t1_ns: int
+        self,
+        project: str,
+        run_rows: Collection[int],
+        wanted: Callable[[str], bool],
+        t0_ns: int,
+        t1_ns: int,
     ) -> Iterator[RecordedSamples]:
-        """Recorded series of a run with names that are wanted."""
-        query = select(t.series).where(t.series.c.project == project, t.series.c.run_id == run_row)
-        chunks = select(t.sample_chunk.c.body).where(
-            t.sample_chunk.c.t1_ns >= t0_ns, t.sample_chunk.c.t0_ns <= t1_ns
+        """Recorded series with names that are wanted: those of these runs, and those of rules."""
+        names = sorted(filter(wanted, self.names(project)))
+        if not names:
+            return
+        mine = or_(t.series.c.ruled, t.series.c.run_id.in_(run_rows))
+        query = (
+            select(t.series, t.sample_chunk.c.body)
+            .join(t.sample_chunk, t.sample_chunk.c.series_id == t.series.c.id)
+            .where(
+                t.series.c.project == project,
+                t.series.c.name.in_(names),
+                mine,
+                t.sample_chunk.c.t1_ns >= t0_ns,
+                t.sample_chunk.c.t0_ns <= t1_ns,
+            )
+            .order_by(t.series.c.id, t.sample_chunk.c.t0_ns, t.sample_chunk.c.id)
         )
         with self._database.read() as connection:
-            for row in connection.execute(query.order_by(t.series.c.id)).all():
-                if not wanted(row.name):
-                    continue
-                mine = chunks.where(t.sample_chunk.c.series_id == row.id)
-                bodies = connection.execute(mine.order_by(t.sample_chunk.c.t0_ns)).scalars()
-                points = [point for body in bodies for point in unpacked(body)]
-                inside = [point for point in points if t0_ns <= point[0] <= t1_ns]
-                if inside:
-                    times = np.array([point[0] for point in inside], np.int64)
-                    values = np.array([point[1] for point in inside], np.float64)
-                    yield RecordedSamples(row.name, row.labels, times, values)
+            found = connection.execute(query).all()
+        for _, rows in groupby(found, key=lambda row: row.id):
+            held = list(rows)
+            parts = [columns(row.body) for row in held]
+            times = np.concatenate([part[0] for part in parts])
+            inside = (times >= t0_ns) & (times <= t1_ns)
+            if inside.any():
+                values = np.concatenate([part[1] for part in parts])[inside]
+                one = held[0]
+                run_row = None if one.ruled else one.run_id
+                yield RecordedSamples(one.name, one.labels, times[inside], values, run_row)
 
     def names(self, project: str) -> set[str]:
         """Names of recorded series."""

@@ -14,6 +14,7 @@ from gradwarden_server.store.tables.alerts import (
     lease,
     outbox,
     promotion,
+    rule_group,
     silence,
 )
 from gradwarden_server.store.tables.base import metadata
@@ -57,6 +58,7 @@ __all__ = [
     "promotion",
     "retention",
     "rollup",
+    "rule_group",
     "run",
     "sample_chunk",
     "segment",

@@ -73,6 +73,8 @@ alert = Table(
     Column("told", Boolean, nullable=False, server_default=true()),
     Column("acked_ns", BigInteger),
     Column("acked_by", String(128)),
+    # The group of rules that keeps it; null where the detectors of its run do.
+    Column("rule_group", String(256)),
     Index(None, "project", "state", "active_ns"),
     Index(None, "run_id", "fingerprint"),
 )
@@ -121,6 +123,22 @@ delivery = Table(
     Column("detail", Text, nullable=False),
     Column("duration_seconds", Float, nullable=False),
     Index(None, "outbox_id"),
+)
+
+rule_group = Table(
+    "rule_group",
+    metadata,
+    Column("project", String(128), ForeignKey("project.name"), primary_key=True),
+    # The file and the name in it.
+    Column("name", String(256), primary_key=True),
+    Column("epoch", BigInteger, nullable=False),
+    # The moment of its last evaluation; 0 before the first.
+    Column("evaluated_ns", BigInteger, nullable=False),
+    # Which alerts are pending and firing, and which series were written last, by rule.
+    Column("alerts", JSON, nullable=False),
+    Column("recorded", JSON, nullable=False),
+    # How its last evaluation went, for people.
+    Column("report", JSON, nullable=False),
 )
 
 promotion = Table(

@@ -15,6 +15,7 @@ from sqlalchemy import (
     String,
     Table,
     UniqueConstraint,
+    false,
 )
 
 from gradwarden_server.store.tables.base import RowId, metadata, run_reference
@@ -118,8 +119,10 @@ series = Table(
     metadata,
     Column("id", RowId, primary_key=True),
     Column("project", String(128), ForeignKey("project.name"), nullable=False),
-    # The run that it was derived from; it goes with its run.
+    # The run that it was derived from or speaks of; it goes with its run.
     Column("run_id", RowId, ForeignKey("run.id", ondelete="CASCADE")),
+    # Whether a rule recorded it: its labels are whole then, and else the run's are added.
+    Column("ruled", Boolean, nullable=False, server_default=false()),
     Column("name", String(256), nullable=False),
     Column("labels", JSON, nullable=False),
     Column("fingerprint", String(32), nullable=False),
