@@ -58,6 +58,7 @@ THIRD_PARTY = {
     "yaml": {"settings", "rules", "notify", "app", "cli", "slo"},
     "promql_parser": {"promql"},
     "numpy": {
+        "gradwarden_server.cli.terminal_heatmap",
         "alerting",
         "api",
         "app",

@@ -172,6 +172,16 @@ def _reading(commands: argparse._SubParsersAction[Parser]) -> None:
     operating.add_deletion(runs)
     runs.add_argument("--state", default="", help="running, finished, failed, cancelled")
     runs.add_argument("--query", default="", help="part of run, name, job, model or owner")
+    top = add(
+        commands,
+        "top",
+        "watch the fleet, or one run, live in the terminal",
+        "gradwarden top\n  gradwarden top RUN --interval 5",
+        "top:top",
+    )
+    top.add_argument("run", nargs="?", help="watch this run alone")
+    top.add_argument("--interval", type=float, default=2.0, metavar="SECONDS", help="ask again (2)")
+    top.add_argument("--once", action="store_true", help="print it once and leave")
     diagnose = add(
         commands,
         "diagnose",
@@ -203,10 +213,11 @@ def _reading(commands: argparse._SubParsersAction[Parser]) -> None:
         "reading:rotate_links",
     )
     add_service(rotate, default=os.environ.get("GRADWARDEN_URL") or DEFAULT_URL)
-    for command in (runs, diagnose, listing, test):
+    for command in (runs, top, diagnose, listing, test):
         add_service(command, default=os.environ.get("GRADWARDEN_URL") or DEFAULT_URL)
         command.add_argument("--json", action="store_true", help="print JSON")
-    runs.add_argument("--limit", type=int, default=50, help="at most so many (50)")
+    for command in (runs, top):
+        command.add_argument("--limit", type=int, default=50, help="at most so many (50)")
 
 
 def _asking(commands: argparse._SubParsersAction[Parser]) -> None:
