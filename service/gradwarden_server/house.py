@@ -73,6 +73,7 @@ from gradwarden_server.store.shelf import Shelves
 from gradwarden_server.store.shelf_tables import TableShelf
 from gradwarden_server.store.silences import Silences
 from gradwarden_server.store.standing import Standing
+from gradwarden_server.store.threads import ReceiverThreads
 from gradwarden_server.store.timespan import TimeSpans
 from gradwarden_server.store.tokens import TokenStore
 from gradwarden_server.store.watched import WatchedRuns
@@ -142,7 +143,7 @@ class House:
                 Informed(sender, care.ackers, sign if name in linked else None),
                 self.telemetry,
             )
-            for name, sender in registry.connect(receivers).items()
+            for name, sender in registry.connect(receivers, ReceiverThreads(database)).items()
         }
         self.courier = Courier(_Urgent(database), self.outbox, senders, time.time_ns)
         evaluation = EvaluationStore(database)

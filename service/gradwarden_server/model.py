@@ -176,6 +176,14 @@ class Queued:
 
 
 @dataclass(frozen=True, slots=True)
+class Thread:
+    """Where a group's first message stands: in which channel or mailbox, and its name there."""
+
+    place: str
+    anchor: str
+
+
+@dataclass(frozen=True, slots=True)
 class Receipt:
     """How one try went.
 

@@ -29,7 +29,7 @@ CAME: dict[str, dict[str, set[str]]] = {
     "0007": {"alert": {"rule_group"}, "series": {"ruled"}},
 }
 NEW_TABLES = {"segment", "chunk", "rollup", "retention", "promotion", "silence", "link_secret"}
-NEW_TABLES |= {"rule_group"}
+NEW_TABLES |= {"rule_group", "receiver_thread"}
 
 
 def new_columns(before: str) -> dict[str, set[str]]:

@@ -10,18 +10,18 @@ from typing import Any
 import yaml
 
 from gradwarden_server.model import Severity
-from gradwarden_server.notify import pagerduty, webhook
+from gradwarden_server.notify import pagerduty, slack, webhook
 from gradwarden_server.notify.fields import Fields
 
 DELIVERED: tuple[Severity, ...] = ("page", "ticket")  # notes show on the run page only
-TYPES = ("webhook", "alertmanager", "pagerduty")
-SHOWS_ACKS = frozenset({"pagerduty"})
-LINKED = frozenset({"pagerduty"})
+TYPES = ("webhook", "alertmanager", "pagerduty", "slack")
+SHOWS_ACKS = frozenset({"pagerduty", "slack"})
+LINKED = frozenset({"pagerduty", "slack"})
 DEFAULT_TIMEOUT_SECONDS = 15.0
 MAX_TIMEOUT_SECONDS = 30.0  # half the lease of a claimed message: a slow answer is not sent twice
 _MOST_SECONDS = 366 * 86_400
 
-Options = pagerduty.Options
+Options = pagerduty.Options | slack.Options
 
 
 class ReceiversError(ValueError):
@@ -123,6 +123,9 @@ def _receiver(fields: Fields) -> Receiver:
     elif kind == "pagerduty":
         more["options"] = pagerduty.read(fields)
         more["url"] = fields.url(allow_private, pagerduty.address(fields))
+    elif kind == "slack":
+        more["options"] = options = slack.read(fields)
+        more["url"] = fields.url(allow_private, slack.API if options.token else None)
     fields.finish(kind)
     return Receiver(
         name,

@@ -14,6 +14,7 @@ from gradwarden_server.store.tables.alerts import (
     lease,
     outbox,
     promotion,
+    receiver_thread,
     rule_group,
     silence,
 )
@@ -56,6 +57,7 @@ __all__ = [
     "outbox",
     "project",
     "promotion",
+    "receiver_thread",
     "retention",
     "rollup",
     "rule_group",

@@ -141,6 +141,18 @@ rule_group = Table(
     Column("report", JSON, nullable=False),
 )
 
+receiver_thread = Table(
+    "receiver_thread",
+    metadata,
+    Column("project", String(128), primary_key=True),
+    Column("receiver", String(128), primary_key=True),
+    Column("group_hash", String(64), primary_key=True),
+    # The first message of a group that is not over, as the far end names it.
+    Column("place", String(256), nullable=False),
+    Column("anchor", String(256), nullable=False),
+    Column("made_ns", BigInteger, nullable=False),
+)
+
 promotion = Table(
     "promotion",
     metadata,
