@@ -292,6 +292,7 @@ receivers:
         try:
             poison(service, "sick")
             (head,) = eventually(lambda: list(fake.messages.values()))
+            eventually(lambda: '"delivered"' in service.log_text())
             service.restart()
             buttons = head.body["attachments"][0]["blocks"][-1]["elements"]
             url = next(b["url"] for b in buttons if b["text"]["text"] == "Acknowledge")
