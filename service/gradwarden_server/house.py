@@ -17,6 +17,7 @@ from fastapi import FastAPI
 from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor
 
 from gradwarden_server import assets, telemetry
+from gradwarden_server.alerting.clerk import Clerk
 from gradwarden_server.alerting.commit import Registrar
 from gradwarden_server.alerting.evaluator import Evaluator
 from gradwarden_server.alerting.groupwatch import RuleRooms
@@ -24,6 +25,7 @@ from gradwarden_server.alerting.promotion import Shadows
 from gradwarden_server.alerting.ruler import Ruler
 from gradwarden_server.alerting.watch import Rooms
 from gradwarden_server.api.access import Doorman
+from gradwarden_server.api.budgeting import BudgetDesk
 from gradwarden_server.api.deps import Parts
 from gradwarden_server.api.hub import Hub
 from gradwarden_server.api.lately import Lately
@@ -32,16 +34,19 @@ from gradwarden_server.api.pace import Pace
 from gradwarden_server.api.summary import Summaries
 from gradwarden_server.api.throttle import Throttle
 from gradwarden_server.detect import registry as detectors
-from gradwarden_server.model import DEFAULT_PROJECT, Queued
+from gradwarden_server.model import DEFAULT_PROJECT
 from gradwarden_server.notify import pipeline, registry
 from gradwarden_server.notify import spec as receivers_spec
+from gradwarden_server.notify.counted import Counted
 from gradwarden_server.notify.delivery import Courier
 from gradwarden_server.notify.links import Informed, Link, seal
-from gradwarden_server.notify.message import Outcome, Sender, Sent
+from gradwarden_server.promql.parse import parse
 from gradwarden_server.querying.grammar import Grammar, doubts
+from gradwarden_server.querying.objectives import groups_of
 from gradwarden_server.querying.storage import Sources
 from gradwarden_server.rules import spec as rules_spec
 from gradwarden_server.settings import Settings
+from gradwarden_server.slo import openslo
 from gradwarden_server.store import clickhouse_engines
 from gradwarden_server.store.care import Care
 from gradwarden_server.store.casebook import Casebook
@@ -61,6 +66,7 @@ from gradwarden_server.store.links import LinkSecrets
 from gradwarden_server.store.maintenance import Janitor
 from gradwarden_server.store.notices import Listener, Topic
 from gradwarden_server.store.outbox import Outbox
+from gradwarden_server.store.outcomes import Outcomes
 from gradwarden_server.store.overview import LiveRun, Overview
 from gradwarden_server.store.promotions import Promotions
 from gradwarden_server.store.recorded import RecordedSeries
@@ -78,7 +84,7 @@ from gradwarden_server.store.timespan import TimeSpans
 from gradwarden_server.store.tokens import TokenStore
 from gradwarden_server.store.watched import WatchedRuns
 from gradwarden_server.store.workshop import Workshop
-from gradwarden_server.telemetry import RunGauges, Snapshot, Telemetry, span
+from gradwarden_server.telemetry import RunGauges, Snapshot, Telemetry
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -100,7 +106,7 @@ class House:
         """Build every part without touching the database.
 
         Raises:
-            ReceiversError, RulesError: a file is wrong; all mistakes are told.
+            ReceiversError, RulesError, SloError: a file is wrong; all mistakes are told.
             ValueError: the database or the series engine is of a kind that there is not.
         """
         self.settings = settings
@@ -117,6 +123,7 @@ class House:
         )
         for doubt in doubts(rules):
             log.warning("rules: %s", doubt)
+        objectives = openslo.load((settings.rules or assets.ALERT_RULES) / "slo", parse)
         self.database = database = Database(settings.db)
         self.outbox = Outbox(database.engine)
         self.overview = Overview(database)
@@ -138,7 +145,7 @@ class House:
 
         linked = {r.name for r in receivers if r.links}
         senders = {
-            name: _Counted(
+            name: Counted(
                 name,
                 Informed(sender, care.ackers, sign if name in linked else None),
                 self.telemetry,
@@ -158,6 +165,7 @@ class House:
             watched=WatchedRuns(database),
             registrar=Registrar(database, evaluation, ledger, self.recorded, commands),
             ledger=ledger,
+            recorded=self.recorded,
             rules=rules,
             pipeline=pipeline.build(receivers, settings.url),
             external_url=settings.url,
@@ -165,6 +173,7 @@ class House:
             shadow=shadows.of,
             silences=silences.current,
         )
+        outcomes = Outcomes(database, self.recorded)
         holder = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
         self.evaluator = Evaluator(
             rooms, self.outbox, receivers, holder, time.time_ns, self.courier.wake
@@ -184,11 +193,12 @@ class House:
                 silences=silences.current,
             ),
             evaluation,
-            rules.groups,
+            (*rules.groups, *groups_of(objectives, settings.url)),
             f"{holder}:rules",
             time.time_ns,
             self.courier.wake,
         )
+        self.clerk = Clerk(run_store, outcomes, evaluation, holder, time.time_ns)
         self.janitor = Janitor(database, holder, series=self.series)
         workshop = Workshop(settings.db, settings.precision_bits)
         self.compaction = Compaction(database, reader, settings.precision_bits, workshop=workshop)
@@ -234,6 +244,8 @@ class House:
             care=care,
             link_secrets=link_secrets,
             sources=sources,
+            budgets=BudgetDesk(objectives, sources),
+            outcomes=outcomes,
             retention=RetentionStore(database),
             removal=RunRemoval(database),
             janitor=self.janitor,
@@ -289,6 +301,7 @@ class House:
             self.courier.start()
             self.evaluator.start()
             self.ruler.start()
+            self.clerk.start()
         self.janitor.start()
         self.listener.start()
 
@@ -299,6 +312,7 @@ class House:
         self.compactor.stop()
         if self._opened and self.settings.evaluate:
             self.ruler.stop()
+            self.clerk.stop()
             self.evaluator.stop()
             self.courier.stop()
         self.database.close()
@@ -377,19 +391,3 @@ class _Urgent:
 
     def write(self, job: Callable[[Any], T]) -> Future[T]:
         return self._database.write(job, Priority.ALERT)
-
-
-class _Counted:
-    """A sender whose tries are counted and traced."""
-
-    def __init__(self, name: str, sender: Sender, numbers: Telemetry) -> None:
-        self._name = name
-        self._sender = sender
-        self._numbers = numbers
-
-    def send(self, queued: Queued, now_ns: int) -> Outcome:
-        with span("deliver", receiver=self._name, attempt=queued.attempts):
-            outcome = self._sender.send(queued, now_ns)
-        result = "ok" if isinstance(outcome, Sent) else "failed"
-        self._numbers.deliveries.labels(self._name, result).inc()
-        return outcome

@@ -82,6 +82,7 @@ class Bench:
                 self.commands,
             ),
             ledger=self.ledger,
+            recorded=self.store.recorded,
             rules=self.rules,
             pipeline=pipeline.build(RECEIVERS, "http://gw.example"),
             external_url="http://gw.example",

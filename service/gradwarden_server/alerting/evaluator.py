@@ -335,7 +335,7 @@ class Evaluator:
         for one, lease in lacking:
             if one.row in runs:
                 with self._guarded((project, one.run), now_ns):
-                    watch = RunWatch(self._rooms, project, runs[one.row].run, lease)
+                    watch = RunWatch(self._rooms, project, runs[one.row].run, lease, now_ns)
                     with self._lock:
                         self._held[project, one.run] = _Held(watch, now_ns + LEASE_NS // 2)
 

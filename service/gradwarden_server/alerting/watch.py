@@ -23,14 +23,16 @@ from gradwarden_server.detect.base import Liveness, Request
 from gradwarden_server.detect.engine import DerivedPoint, RunDetectors
 from gradwarden_server.detect.state import pack, unpack
 from gradwarden_server.detect.steps import Step
-from gradwarden_server.model import Alert, Silence
+from gradwarden_server.model import Alert, Change, Silence
 from gradwarden_server.notify.pipeline import Pipeline
 from gradwarden_server.rules.spec import RuleSet
+from gradwarden_server.slo.tally import NAMES, Tally
 from gradwarden_server.store.database import Database
 from gradwarden_server.store.entries import LogEntry, LogReader
 from gradwarden_server.store.errors import Damaged
 from gradwarden_server.store.evaluation import Cursor, EvaluationStore, Lease, Snapshot
 from gradwarden_server.store.ledger import AlertLedger
+from gradwarden_server.store.recorded import Derived, RecordedSeries
 from gradwarden_server.store.records import RunRecord
 from gradwarden_server.store.runs import RunStore
 from gradwarden_server.store.watched import BATCHES, Watched, WatchedRuns
@@ -57,6 +59,7 @@ class Rooms:
     watched: WatchedRuns
     registrar: Registrar
     ledger: AlertLedger
+    recorded: RecordedSeries
     rules: RuleSet
     pipeline: Pipeline
     external_url: str
@@ -82,7 +85,9 @@ class _Pending:
 class RunWatch:
     """The detectors of one run and how far they got; valid while its lease is held."""
 
-    def __init__(self, rooms: Rooms, project: str, run: RunRecord, lease: Lease) -> None:
+    def __init__(
+        self, rooms: Rooms, project: str, run: RunRecord, lease: Lease, now_ns: int
+    ) -> None:
         """Take up where the last holder stopped.
 
         Raises:
@@ -121,6 +126,10 @@ class RunWatch:
         self.latest: dict[str, float | str] = {}
         """Newest values by name; non-finite ones as text."""
         self._judged = dict(self._cursor.judged)
+        stood = rooms.recorded.newest(project, run.id, NAMES, 1)
+        told = [(one.name, one.labels, one.points[-1][1]) for one in stood]
+        self._tally = Tally(told, now_ns)
+        self._now_ns = now_ns
         self._replay(start)
         self._recall()
 
@@ -165,6 +174,7 @@ class RunWatch:
             nothing changed.
         """
         run = self._run = watched.run
+        self._now_ns = now_ns
         self._judging.facts = translate.facts(run, self._rooms.external_url)
         self._judging.shadow = self._rooms.shadow(self._project, now_ns)
         self._judging.silences = self._rooms.silences(self._project, now_ns)
@@ -180,9 +190,12 @@ class RunWatch:
         if not more:
             outcomes += self._judge(self._judging.assembler.release(now_ns), judged, now_ns)
         for verdict in self._judging.detectors.peek(self._judging.assembler.urgent()):
+            self._tally.saw(verdict.attempt, verdict.step, verdict.time_ns)
             outcomes.append(self._judging.outcome(verdict, now_ns))
         if tick and watched.ordinal is not None and not more:
             outcomes.append(self._tick(watched, now_ns))
+            if run.status == "running" and any(sign.heartbeat_ns for sign in watched.signs):
+                self._tally.minute(now_ns, run.last_seen_ns)
         position = entries[-1].position if entries else self._cursor.position
         self._oldest_ns = entries[0].received_ns if entries else None
         return self._commit(position, judged, outcomes, now_ns, drained=not more)
@@ -243,8 +256,11 @@ class RunWatch:
             norms = [p.value for p in verdict.points if p.name == _NORM]
             if norms:  # those of the first replica group come first
                 self.latest["grad_norm"] = translate.told(norms[0])
+            self._tally.saw(verdict.attempt, verdict.step, verdict.time_ns)
             if verdict.step > recorded.get(verdict.attempt, -1):
                 self._points += verdict.points
+                if not verdict.eventful and verdict.time_ns >= self._now_ns - BACKFILL_NS:
+                    self._tally.step(verdict.sound)
             last = judged.get(verdict.attempt, -1)
             # A carrier of events may share its number with a step, so it moves nothing.
             if verdict.step < last or (verdict.step == last and not verdict.eventful):
@@ -275,11 +291,13 @@ class RunWatch:
         drained: bool,
     ) -> Future[Alerts] | None:
         changes, settled = self._judging.changes(self._open, outcomes, now_ns, drained)
+        self._time(changes, now_ns)
         snapshot = self._snapshot(position, now_ns)
         # A snapshot is where a restart begins, so no point from before it may be owed.
         flushed = snapshot is not None or self._flushes(now_ns)
         cursor = Cursor(position, judged, judged if flushed else self._cursor.recorded)
-        if cursor == self._cursor and not changes and snapshot is None:
+        derived = self._derived(now_ns) if flushed else ()
+        if cursor == self._cursor and not changes and snapshot is None and not derived:
             return None
         requests: list[Request] = []
         if self._run.status == "running":  # and nothing is asked about the past
@@ -297,7 +315,7 @@ class RunWatch:
                 new=cursor,
                 changes=changes,
                 notifications=notifications,
-                derived=translate.by_series(self._run.id, self._points) if flushed else (),
+                derived=derived,
                 requests=requests,
                 snapshot=snapshot,
                 now_ns=now_ns,
@@ -306,10 +324,32 @@ class RunWatch:
 
     def _flushes(self, now_ns: int) -> bool:
         """Whether derived points are to be stored now."""
+        if self._tally.due(now_ns):
+            return True
         if not self._points:
             return False
         late = now_ns - self._points_ns >= _POINTS_NS or len(self._points) >= _POINTS
         return late or self._run.status != "running"
+
+    def _derived(self, now_ns: int) -> list[Derived]:
+        """What is stored beside the log: points of steps, and now and then the counters."""
+        points = list(self._points)
+        if self._tally.due(now_ns) or self._run.status != "running":
+            points += [DerivedPoint(*count[:2], *count[2:]) for count in self._tally.counts(now_ns)]
+        return translate.by_series(self._run.id, points)
+
+    def _time(self, changes: Sequence[Change], now_ns: int) -> None:
+        """Count how long after its first bad step each alert fired that reaches people."""
+        for change in changes:
+            words = change.alert.annotations
+            new = change.to_state == "firing" and change.from_state != "firing"
+            if new and change.alert.severity != "note" and "backfill" not in words:
+                step, attempt = words.get("step", ""), words.get("attempt", "")
+                if step.isdigit():
+                    ordinal = (
+                        int(attempt) if attempt.isdigit() else self._judging.detectors.judged[0]
+                    )
+                    self._tally.fired(change.alert.alertname, ordinal, int(step), now_ns)
 
     def _snapshot(self, position: int, now_ns: int) -> Snapshot | None:
         over = now_ns - self._snapshot_ns > _SNAPSHOT_NS or self._run.status != "running"

@@ -15,6 +15,7 @@ from gradwarden_server import logs
 from gradwarden_server.alerting.promotion import Shadows
 from gradwarden_server.api.access import COOKIE, Doorman, Principal
 from gradwarden_server.api.bodies import Identifier
+from gradwarden_server.api.budgeting import BudgetDesk
 from gradwarden_server.api.hub import Hub
 from gradwarden_server.api.lately import Lately
 from gradwarden_server.api.pace import Pace
@@ -35,6 +36,7 @@ from gradwarden_server.store.history import History
 from gradwarden_server.store.ledger import AlertLedger
 from gradwarden_server.store.links import LinkSecrets
 from gradwarden_server.store.maintenance import Janitor
+from gradwarden_server.store.outcomes import Outcomes
 from gradwarden_server.store.removal import RunRemoval
 from gradwarden_server.store.retention import RetentionStore
 from gradwarden_server.store.runs import RunStore
@@ -120,6 +122,8 @@ class Parts:
     care: Care
     link_secrets: LinkSecrets
     sources: Sources
+    budgets: BudgetDesk
+    outcomes: Outcomes
     retention: RetentionStore
     removal: RunRemoval
     janitor: Janitor

@@ -38,7 +38,8 @@ class Verdict:
 
     Conditions that did not change since the last verdict of the same call are left out.
     ``eventful`` marks a carrier of events, which may share its number with a step.
-    ``requests`` are commands to be given to its ranks.
+    ``requests`` are commands to be given to its ranks. ``sound`` says that its gradients and its
+    loss were finite, or that a loss scaler skipped it, which is what a scaler is for.
     """
 
     attempt: int
@@ -48,6 +49,7 @@ class Verdict:
     points: tuple[DerivedPoint, ...] = field(default=())
     eventful: bool = False
     requests: tuple[Request, ...] = ()
+    sound: bool = True
 
 
 class RunDetectors:
@@ -139,7 +141,9 @@ class RunDetectors:
                     requests += detector.requests()
             points = () if step.eventful else self._points(step)
             at = (step.attempt, step.step, step.time_ns)
-            verdicts.append(Verdict(*at, tuple(fresh), points, step.eventful, tuple(requests)))
+            asked = tuple(requests)
+            sound = self._sound(step)
+            verdicts.append(Verdict(*at, tuple(fresh), points, step.eventful, asked, sound))
         return verdicts
 
     def tick(self, now_ns: int, facts: RunFacts, liveness: Liveness) -> list[Condition]:
@@ -227,6 +231,12 @@ class RunDetectors:
             return condition
         found = self._context.places.words(map(int, named))
         return replace(condition, annotations={**found, **words})
+
+    def _sound(self, step: Step) -> bool:
+        if step.stepped is False and step.scalar("loss_scale") is not None:
+            return True
+        finite = self._context.loss is None or math.isfinite(self._context.loss)
+        return finite and all(view.clean for view in self._context.groups.values())
 
     def _points(self, step: Step) -> tuple[DerivedPoint, ...]:
         labels = {"attempt": str(step.attempt)}

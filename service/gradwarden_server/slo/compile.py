@@ -136,10 +136,13 @@ def over(objective: Objective) -> str:
 
 def counted_bad(objective: Objective) -> str:
     """How many of the last so many were bad, where any was."""
-    last = _last(objective)
-    period = round(objective.period.days * windows.DAY)
-    spoilt = _within(objective.bad, period)
-    return f"count by ({_OF_A_RUN}) ({last} and on (project, run) ({spoilt}))"
+    return f"count by ({_OF_A_RUN}) ({bad_of_last(objective)})"
+
+
+def bad_of_last(objective: Objective) -> str:
+    """The bad ones of the last so many, one by one."""
+    spoilt = _within(objective.bad, round(objective.period.days * windows.DAY))
+    return f"{_last(objective)} and on (project, run) ({spoilt})"
 
 
 def counted_total(objective: Objective) -> str:

@@ -19,6 +19,7 @@ from gradwarden_server.store.tables.alerts import (
     silence,
 )
 from gradwarden_server.store.tables.base import metadata
+from gradwarden_server.store.tables.costs import outcome, price, report_sent
 from gradwarden_server.store.tables.samples import (
     chunk,
     frame_batch,
@@ -55,9 +56,12 @@ __all__ = [
     "link_secret",
     "metadata",
     "outbox",
+    "outcome",
+    "price",
     "project",
     "promotion",
     "receiver_thread",
+    "report_sent",
     "retention",
     "rollup",
     "rule_group",

@@ -1,0 +1,87 @@
+"""The clerk: a thread that keeps books. It settles how runs ended.
+
+One process at a time, under a lease of each project.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+
+from gradwarden_server.slo import outcome
+from gradwarden_server.slo.outcome import Ended
+from gradwarden_server.store.errors import StoreError
+from gradwarden_server.store.evaluation import EvaluationStore
+from gradwarden_server.store.outcomes import Candidate, Outcomes, Settled
+from gradwarden_server.store.runs import RunStore
+
+log = logging.getLogger(__name__)
+
+_ROUND_SECONDS = 5.0
+_SCOPE = "clerk"
+_LEASE_NS = 30 * 1_000_000_000
+_ACTOR = "gradwarden"
+
+
+class Clerk:
+    """Looks around every few seconds."""
+
+    def __init__(
+        self,
+        runs: RunStore,
+        outcomes: Outcomes,
+        leases: EvaluationStore,
+        holder: str,
+        clock: Callable[[], int],
+    ) -> None:
+        self._runs = runs
+        self._outcomes = outcomes
+        self._leases = leases
+        self._holder = f"{holder}/{_SCOPE}"
+        self._clock = clock
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._loop, name="clerk", daemon=True)
+
+    def start(self) -> None:
+        """Begin with a round: a run may have ended while nobody looked."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Finish the round under way."""
+        self._stopping.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def round(self, now_ns: int) -> None:
+        """Do what is due in every project."""
+        for project in self._runs.projects():
+            if self._leases.acquire(project, _SCOPE, self._holder, _LEASE_NS) is not None:
+                self._settle(project, now_ns)
+
+    def _settle(self, project: str, now_ns: int) -> None:
+        found = []
+        for run in self._outcomes.candidates(project, now_ns - outcome.LOST_NS):
+            settled = _judged(run, now_ns)
+            if settled is not None:
+                found.append((run, settled))
+        if found:
+            self._outcomes.settle(project, found, _ACTOR).result()
+
+    def _loop(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                self.round(self._clock())
+            except StoreError as error:
+                log.error("the books wait: %s", error)
+            except Exception:
+                log.exception("a round of the books failed and is tried again")
+            self._stopping.wait(_ROUND_SECONDS)
+
+
+def _judged(run: Candidate, now_ns: int) -> Settled | None:
+    ended = Ended(run.status, run.started_ns, run.ended_ns, run.last_seen_ns)
+    found = outcome.judge(ended, now_ns)
+    if found is None:
+        return None
+    return Settled(found.good, found.reason, found.ended_ns, at_ns=now_ns)

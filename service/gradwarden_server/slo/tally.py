@@ -1,0 +1,136 @@
+"""What a run adds to the budgets: its steps, its minutes, its detections, as counters. Pure.
+
+Counters only grow, and go on from where they stood when another process takes the run over. They
+are stamped with the time at which something was counted, so that none of them changes the past.
+What a spool brings late is history and is not counted.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+MINUTE_NS = 60 * 1_000_000_000
+LIVE_NS = 10 * MINUTE_NS
+"""A run that was not heard of for longer is not live: other alerts speak of it."""
+STEPS = "gradwarden_steps_total"
+NONFINITE = "gradwarden_nonfinite_steps_total"
+MINUTES = "gradwarden_run_minutes_total"
+SILENT = "gradwarden_silent_minutes_total"
+DELAY = "gradwarden_detection_delay_seconds"
+DELAYS = f"{DELAY}_bucket", f"{DELAY}_count", f"{DELAY}_sum"
+NAMES = (STEPS, NONFINITE, MINUTES, SILENT, *DELAYS)
+BOUNDS = (1.0, 5.0, 10.0, 30.0, 60.0, 300.0)
+"""Upper bounds of the delay's buckets in seconds."""
+
+_SOON_NS = 10 * 1_000_000_000
+# ``increase`` adds half of the mean distance of points behind the last one: of a counter with two
+# points that is half as much again, of one that begins with a second of zeros hardly anything.
+_ZEROS, _ZEROS_NS = 20, 1_000_000_000
+_STEPS_KEPT = 512
+_Key = tuple[str, tuple[tuple[str, str], ...]]
+
+
+class Count(NamedTuple):
+    """One counter at one moment."""
+
+    name: str
+    labels: Mapping[str, str]
+    time_ns: int
+    value: float
+
+
+class Tally:
+    """The counters of one run.
+
+    Args:
+        stood: What was last written of each, by name and labels.
+        now_ns: Since when the run is watched here.
+    """
+
+    def __init__(self, stood: Iterable[tuple[str, Mapping[str, str], float]], now_ns: int) -> None:
+        self._values = {_key(name, labels): value for name, labels, value in stood}
+        self._begun = set(self._values)
+        self._written_ns = 0
+        self._minute_ns = now_ns
+        self._news = self._bad = False
+        # Newest steps of the newest attempt and their times: rings of numbers, since there are
+        # thousands of runs.
+        self._attempt = 0
+        self._steps = array("q")
+        self._times = array("q")
+
+    def saw(self, attempt: int, step: int, time_ns: int) -> None:
+        """Remember when a step was, for alerts that name it."""
+        if attempt != self._attempt:
+            self._attempt, self._steps, self._times = attempt, array("q"), array("q")
+        if len(self._steps) >= 2 * _STEPS_KEPT:
+            del self._steps[:_STEPS_KEPT], self._times[:_STEPS_KEPT]
+        self._steps.append(step)
+        self._times.append(time_ns)
+
+    def step(self, sound: bool) -> None:
+        """A step was judged; ``sound`` is whether all in it was finite."""
+        self._add(STEPS, 1)
+        self._add(NONFINITE, 0 if sound else 1)
+        self._bad = self._bad or not sound
+
+    def minute(self, now_ns: int, last_seen_ns: int) -> None:
+        """Time went on for a run that is under way; called about once a second.
+
+        Time in which nobody looked is not counted.
+        """
+        if now_ns - self._minute_ns < MINUTE_NS:
+            return
+        looked = now_ns - self._minute_ns < 2 * MINUTE_NS
+        self._minute_ns = self._minute_ns + MINUTE_NS if looked else now_ns
+        quiet_ns = now_ns - last_seen_ns
+        if looked and quiet_ns <= LIVE_NS:
+            self._add(MINUTES, 1)
+            self._add(SILENT, 1 if quiet_ns > MINUTE_NS else 0)
+
+    def fired(self, alert: str, attempt: int, step: int, now_ns: int) -> None:
+        """An alert fired that names the first bad step; unknown steps are not counted."""
+        if attempt != self._attempt or step not in self._steps:
+            return
+        seconds = max(0, now_ns - self._times[self._steps.index(step)]) / 1e9
+        for bound in BOUNDS:
+            le = {"alert": alert, "le": f"{bound:g}"}
+            self._add(DELAYS[0], 1 if seconds <= bound else 0, le)
+        self._add(DELAYS[0], 1, {"alert": alert, "le": "+Inf"})
+        self._add(DELAYS[1], 1, {"alert": alert})
+        self._add(DELAYS[2], seconds, {"alert": alert})
+        self._bad = True
+
+    def due(self, now_ns: int) -> bool:
+        """Whether something is to be written: soon if bad, else once a minute."""
+        pause_ns = _SOON_NS if self._bad else MINUTE_NS
+        return self._news and now_ns - self._written_ns >= pause_ns
+
+    def counts(self, now_ns: int) -> list[Count]:
+        """Every counter as it stands, to be written now; a new one begins at zero before.
+
+        All are told, also those that stand still: a range of a minute apart has then its points.
+        """
+        told = []
+        for name, labels in sorted(self._values):
+            key = name, labels
+            if key not in self._begun:
+                self._begun.add(key)
+                told += [
+                    Count(name, dict(labels), now_ns - _ZEROS_NS * n // _ZEROS, 0.0)
+                    for n in range(_ZEROS, 0, -1)
+                ]
+            told.append(Count(name, dict(labels), now_ns, self._values[key]))
+        self._written_ns, self._news, self._bad = now_ns, False, False
+        return told
+
+    def _add(self, name: str, amount: float, labels: Mapping[str, str] | None = None) -> None:
+        key = _key(name, labels or {})
+        self._values[key] = self._values.get(key, 0.0) + amount
+        self._news = True
+
+
+def _key(name: str, labels: Mapping[str, str]) -> _Key:
+    return name, tuple(sorted(labels.items()))

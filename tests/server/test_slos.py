@@ -1,0 +1,140 @@
+"""Budgets of a running service: what frames add to them, and what people read and say."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.server.pager import eventually
+from tests.server.traffic import batch, beat, begin, frame, problem, send
+from tests.service import Service
+
+NS = 1_000_000_000
+STEPS = 1500
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """Fifteen hundred steps, of which 30 are bad; and runs that ended in several ways."""
+    running = Service(tmp_path_factory.mktemp("slos"))
+    now_ns = time.time_ns()
+    begin(running, "r1", owner="mei", started_ns=now_ns - 300 * NS)
+    for first in range(0, STEPS, 500):
+        frames = [
+            frame(
+                n + 1,
+                bad_row=2 if n % 50 == 49 else None,
+                time_ns=now_ns - (STEPS - n) * NS // 100,
+            )
+            for n in range(first, first + 500)
+        ]
+        answer = send(running, batch("r1", frames))
+        assert answer.status_code == 200, answer.text
+    for name, seconds, status in (
+        ("well", 1200, "finished"),
+        ("short", 300, "finished"),
+        ("gone", 1200, "cancelled"),
+        ("ill", 1900, "failed"),
+    ):
+        late_ns = 700 * NS if status == "failed" else 0
+        begin(running, name, started_ns=now_ns - seconds * NS - late_ns)
+        end = frame(
+            1,
+            time_ns=now_ns - late_ns,
+            scalars={},
+            values=b"",
+            events=({"kind": "finish", "status": status},),
+        )
+        answer = send(running, batch(name, [end]))
+        assert answer.status_code == 200, answer.text
+    beat(running, "r1")
+    yield running
+    running.close()
+
+
+def slo(service: Service, name: str) -> dict[str, Any]:
+    found: dict[str, Any] = service.get(f"/v1/slos/{name}")
+    return found
+
+
+def test_steps_are_counted_as_they_are_judged(service: Service) -> None:
+    def whole() -> Any:
+        face = slo(service, "finite-steps")
+        return face if face["parts"] and face["parts"][0]["total"] >= STEPS * 0.99 else None
+
+    face = eventually(whole)
+    [part] = face["parts"]
+    assert part["labels"] == {"environment": "prod", "project": "default"}
+    assert part["total"] == pytest.approx(STEPS, rel=0.05)
+    assert part["total"] - part["good"] == pytest.approx(30, rel=0.1)
+    assert face["current"] == pytest.approx(0.98, abs=0.002)
+    assert face["budget_left"] == pytest.approx(1 - 0.02 / 0.001, rel=0.1)
+    assert face["sentence"] == "The 30-day budget is gone."
+    pages = [burn for burn in face["burn"] if burn["severity"] == "page"]
+    assert {burn["word"] for burn in pages} == {"Critical"}
+    assert pages[0]["long"] == pytest.approx(20, rel=0.1)
+
+
+def test_a_budget_has_spenders_and_a_history(service: Service) -> None:
+    eventually(lambda: slo(service, "finite-steps")["parts"])
+    [spender] = eventually(lambda: service.get("/v1/slos/finite-steps/spenders")["items"])
+    assert (spender["run"], spender["owner"], spender["share"]) == ("r1", "mei", 1.0)
+    items = service.get("/v1/slos/finite-steps/history?points=100")["items"]
+    assert len(items) == 100
+    assert items[0]["total"] == 0
+    assert items[0]["budget_left"] is None
+
+
+def test_too_little_data_has_no_percentage(service: Service) -> None:
+    face = slo(service, "telemetry-freshness")
+    assert (face["current"], face["budget_left"], face["enough_data"]) == (None, None, False)
+    assert face["sentence"].startswith("needs 200 run-minutes, has ")
+
+
+def test_runs_count_by_how_they_ended(service: Service) -> None:
+    def outcome(run: str) -> Any:
+        told = service.get(f"/v1/runs/{run}/outcome")
+        return None if told["outcome"] == "open" else told
+
+    assert eventually(lambda: outcome("well"))["outcome"] == "good"
+    assert eventually(lambda: outcome("ill"))["outcome"] == "bad"
+    assert eventually(lambda: outcome("short"))["reason"] == "shorter than ten minutes"
+    assert eventually(lambda: outcome("gone"))["outcome"] == "not counted"
+    assert service.get("/v1/runs/r1/outcome")["outcome"] == "open"
+
+    def counted() -> Any:
+        face = slo(service, "training-success")
+        return face if face["parts"] and face["parts"][0]["total"] == 2 else None
+
+    face = eventually(counted)
+    assert face["sentence"] == "1 bad of the last 2 runs, 1 allowed of 50."
+    assert face["budget_left"] == 0
+    assert face["at_most"] == "1 of 50"
+    [spender] = service.get("/v1/slos/training-success/spenders")["items"]
+    assert spender["run"] == "ill"
+
+
+def test_a_person_knows_better(service: Service) -> None:
+    eventually(lambda: service.get("/v1/runs/well/outcome")["outcome"] != "open")
+    body = {"outcome": "bad", "reason": "overfitted"}
+    told = service.call("POST", "/v1/runs/well/outcome", json=body).json()
+    assert (told["outcome"], told["reason"]) == ("bad", "overfitted")
+    assert told["marked_by"]
+    told = service.call("POST", "/v1/runs/well/outcome", json={"outcome": "good"}).json()
+    assert told["outcome"] == "good"
+    problem(service.call("POST", "/v1/runs/none/outcome", json=body), 404, "not-found")
+    answer = service.call("POST", "/v1/runs/well/outcome", json={"outcome": "fine"})
+    assert answer.status_code == 422 or answer.status_code == 400
+
+
+def test_an_objective_that_is_not_there_is_told(service: Service) -> None:
+    told = problem(service.call("GET", "/v1/slos/nothing"), 404, "not-found")
+    assert "finite-steps" in told["detail"]
+    listed = {one["id"] for one in service.get("/v1/slos")["items"]}
+    assert listed == {"training-success", "finite-steps", "telemetry-freshness", "detection-delay"}
+    example = slo(service, "all-reduce-p95")
+    assert example["on"] is False
+    assert example["parts"] == []
