@@ -31,7 +31,7 @@ DOCS = ROOT / "docs"
 # Rooms of the server by floor. A room imports its own modules and the floors below, never a
 # neighbour: rooms of one floor meet only in `app` and `cli`. The bottom floor is one room.
 FLOORS = (
-    ("model", "settings", "assets", "telemetry", "logs", "joins", "matchers"),
+    ("model", "settings", "assets", "telemetry", "logs", "joins", "matchers", "weekly"),
     ("store", "detect", "rules", "promql", "slo", "notify", "transfer", "diagnosis"),
     ("querying",),
     ("alerting",),

@@ -83,6 +83,7 @@ from gradwarden_server.store.threads import ReceiverThreads
 from gradwarden_server.store.timespan import TimeSpans
 from gradwarden_server.store.tokens import TokenStore
 from gradwarden_server.store.watched import WatchedRuns
+from gradwarden_server.store.windows import MaintenanceWindows
 from gradwarden_server.store.workshop import Workshop
 from gradwarden_server.telemetry import RunGauges, Snapshot, Telemetry
 
@@ -156,6 +157,7 @@ class House:
         evaluation = EvaluationStore(database)
         sources = Sources(Samples(database, reader, run_store), ledger)
         silences = Silences(database)
+        maintenance = MaintenanceWindows(database)
         shadows = Shadows(Promotions(database), rules, settings.shadow_days)
         rooms = Rooms(
             database=database,
@@ -171,7 +173,10 @@ class House:
             external_url=settings.url,
             service_started_ns=now_ns,
             shadow=shadows.of,
-            silences=silences.current,
+            silences=lambda project, now_ns: [
+                *silences.current(project, now_ns),
+                *maintenance.current(project, now_ns),
+            ],
         )
         outcomes = Outcomes(database, self.recorded)
         holder = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
@@ -241,6 +246,7 @@ class House:
             judge=self.evaluator,
             shadows=shadows,
             silences=silences,
+            maintenance=maintenance,
             care=care,
             link_secrets=link_secrets,
             sources=sources,

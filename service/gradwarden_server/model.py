@@ -9,6 +9,7 @@ from typing import Any, Literal
 from urllib.parse import quote
 
 from gradwarden_server.matchers import Matcher, all_match
+from gradwarden_server.weekly import Span, Weekly
 
 Severity = Literal["page", "ticket", "note"]
 AlertState = Literal["inactive", "pending", "firing", "resolved"]
@@ -95,9 +96,77 @@ class Silence:
             return "pending"
         return "active" if now_ns < self.ends_ns else "expired"
 
+    @property
+    def title(self) -> str:
+        """What an alert says that it holds back."""
+        return f"silence {self.id}"
+
     def covers(self, labels: Labels, now_ns: int) -> bool:
         """Whether it holds back messages of alerts with these labels now."""
         return self.state(now_ns) == "active" and all_match(self.matchers, labels)
+
+
+@dataclass(frozen=True, slots=True)
+class Maintenance:
+    """Work that is planned: a silence once, or every week.
+
+    One that comes back does so from ``starts_ns`` on, until ``ends_ns`` where that is set.
+    ``ended_ns`` is when somebody ended it for good.
+    """
+
+    id: int
+    project: str
+    matchers: tuple[Matcher, ...]
+    starts_ns: int
+    ends_ns: int | None
+    weekly: Weekly | None
+    author: str
+    comment: str
+    ended_ns: int | None = None
+
+    @property
+    def title(self) -> str:
+        """What an alert says that it holds back."""
+        return f"maintenance {self.id}"
+
+    def window(self, now_ns: int) -> Span | None:
+        """The window that is open now, cut to the time in which it holds; None where none is."""
+        if not self.starts_ns <= now_ns < self._until_ns:
+            return None
+        if self.weekly is None:
+            return self.starts_ns, self._until_ns
+        found = self.weekly.covering(now_ns)
+        return None if found is None else self._cut(found)
+
+    def next_window(self, now_ns: int) -> Span | None:
+        """The first window that opens after now; None where none does."""
+        if self.weekly is None:
+            found = self.starts_ns, self._until_ns
+            return found if now_ns < found[0] < found[1] else None
+        found = self.weekly.following(max(now_ns, self.starts_ns - 1))
+        return self._cut(found) if found[0] < self._until_ns else None
+
+    def state(self, now_ns: int) -> Literal["scheduled", "active", "ended"]:
+        """Whether it holds messages back now, or will."""
+        if self.window(now_ns) is not None:
+            return "active"
+        return "ended" if self.next_window(now_ns) is None else "scheduled"
+
+    def covers(self, labels: Labels, now_ns: int) -> bool:
+        """Whether it holds back messages of alerts with these labels now."""
+        return all_match(self.matchers, labels) and self.window(now_ns) is not None
+
+    @property
+    def _until_ns(self) -> int:
+        ends = [ns for ns in (self.ends_ns, self.ended_ns) if ns is not None]
+        return min(ends, default=2**63)
+
+    def _cut(self, span: Span) -> Span:
+        return max(span[0], self.starts_ns), min(span[1], self._until_ns)
+
+
+Quiet = Silence | Maintenance
+"""What holds messages back because somebody wanted it so."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,6 +31,7 @@ CAME: dict[str, dict[str, set[str]]] = {
 NEW_TABLES = {"segment", "chunk", "rollup", "retention", "promotion", "silence", "link_secret"}
 NEW_TABLES |= {"rule_group", "receiver_thread"}
 NEW_TABLES |= {"outcome", "price", "report_sent"}
+NEW_TABLES |= {"maintenance"}
 
 
 def new_columns(before: str) -> dict[str, set[str]]:

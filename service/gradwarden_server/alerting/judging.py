@@ -14,7 +14,7 @@ from gradwarden_server.alerting.muting import Muting
 from gradwarden_server.detect.assembler import Assembler
 from gradwarden_server.detect.base import Liveness
 from gradwarden_server.detect.engine import RunDetectors, Verdict
-from gradwarden_server.model import Alert, Change, Condition, RunFacts, Silence
+from gradwarden_server.model import Alert, Change, Condition, Quiet, RunFacts
 from gradwarden_server.rules.spec import RuleSet
 
 BACKFILL_NS = 600 * 1_000_000_000
@@ -40,7 +40,7 @@ class Judging:
         self.facts = facts
         self.shadow = shadow.OPEN
         """Whose pages reach people as tickets now."""
-        self.silences: Sequence[Silence] = ()
+        self.silences: Sequence[Quiet] = ()
         """What people do not want to hear now."""
         self._rules = rules
         self._layouts = layouts

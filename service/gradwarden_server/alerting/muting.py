@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import cast
 
-from gradwarden_server.model import SEVERITIES, TOLD_LATE, Alert, Change, Severity, Silence
+from gradwarden_server.model import SEVERITIES, TOLD_LATE, Alert, Change, Quiet, Severity
 from gradwarden_server.rules.spec import Inhibition
 
 MUTED = "muted"
@@ -25,7 +25,7 @@ class Muting:
     """What mutes the alerts of a project now."""
 
     inhibitions: Sequence[Inhibition] = ()
-    silences: Sequence[Silence] = ()
+    silences: Sequence[Quiet] = ()
 
     def apply(
         self, standing: Mapping[str, Alert], changes: Iterable[Change], now_ns: int
@@ -85,7 +85,7 @@ class Muting:
     def _marked(self, alert: Alert, open_: Mapping[str, Alert], now_ns: int) -> Alert:
         silence = next((s for s in self.silences if s.covers(alert.labels, now_ns)), None)
         if silence is not None:
-            return replace(alert, muted=f"silence {silence.id}", muted_until_ns=None)
+            return replace(alert, muted=silence.title, muted_until_ns=None)
         cause = self._cause(alert, open_)
         if cause is not None:
             return replace(alert, muted=_INHIBITED + cause.cause, muted_until_ns=None)

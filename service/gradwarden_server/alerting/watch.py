@@ -23,7 +23,7 @@ from gradwarden_server.detect.base import Liveness, Request
 from gradwarden_server.detect.engine import DerivedPoint, RunDetectors
 from gradwarden_server.detect.state import pack, unpack
 from gradwarden_server.detect.steps import Step
-from gradwarden_server.model import Alert, Change, Silence
+from gradwarden_server.model import Alert, Change, Quiet
 from gradwarden_server.notify.pipeline import Pipeline
 from gradwarden_server.rules.spec import RuleSet
 from gradwarden_server.slo.tally import NAMES, Tally
@@ -67,7 +67,7 @@ class Rooms:
     # Whose pages are tickets now, of a project.
     shadow: Callable[[str, int], Shadow] = lambda project, now_ns: OPEN
     # What its people do not want to hear now.
-    silences: Callable[[str, int], Sequence[Silence]] = lambda project, now_ns: ()
+    silences: Callable[[str, int], Sequence[Quiet]] = lambda project, now_ns: ()
 
 
 @dataclass(frozen=True, slots=True)

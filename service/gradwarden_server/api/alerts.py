@@ -17,7 +17,7 @@ from gradwarden_server.api.plain import rfc3339
 from gradwarden_server.api.problems import Problem
 from gradwarden_server.api.runs import one_of
 from gradwarden_server.api.timelines import timeline
-from gradwarden_server.model import Severity
+from gradwarden_server.model import Quiet, Severity
 from gradwarden_server.store.ledger import AlertStory, BadCursor
 
 router = APIRouter(prefix="/v1", tags=["alerts"], dependencies=CREDENTIALS)
@@ -86,11 +86,12 @@ def known_alert(parts: Parts, project: str, alert: int) -> AlertStory:
 def explained(parts: Parts, project: str, muted: str) -> str:
     """What holds an alert back, and who wanted it for what reason."""
     kind, _, number = muted.partition(" ")
+    found: Quiet | None = None
     if kind == "silence" and number.isdecimal():
-        silence = parts.silences.get(project, int(number))
-        if silence is not None:
-            return f"{muted} of {silence.author}: {silence.comment}"
-    return muted
+        found = parts.silences.get(project, int(number))
+    elif kind == "maintenance" and number.isdecimal():
+        found = parts.maintenance.get(project, int(number))
+    return muted if found is None else f"{muted} of {found.author}: {found.comment}"
 
 
 @router.get("/receivers", summary="Who is told")

@@ -43,6 +43,7 @@ from gradwarden_server.store.runs import RunStore
 from gradwarden_server.store.silences import Silences
 from gradwarden_server.store.timespan import TimeSpans
 from gradwarden_server.store.tokens import TokenStore
+from gradwarden_server.store.windows import MaintenanceWindows
 from gradwarden_server.telemetry import Telemetry
 
 T = TypeVar("T")
@@ -119,6 +120,7 @@ class Parts:
     judge: Judge
     shadows: Shadows
     silences: Silences
+    maintenance: MaintenanceWindows
     care: Care
     link_secrets: LinkSecrets
     sources: Sources

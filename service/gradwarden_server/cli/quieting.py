@@ -1,4 +1,6 @@
-"""The words of what people do about alerts: ``gradwarden alerts``, ``ack`` and ``silence``."""
+"""The words of what people do about alerts: ``gradwarden alerts``, ``ack``, ``silence``,
+``maintenance``.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +13,7 @@ from gradwarden_server.cli.grammar import DEFAULT_URL, Group, Parser, add, add_s
 def add_commands(commands: argparse._SubParsersAction[Parser]) -> None:
     """Add them."""
     _alerts(commands)
+    _maintenance(commands)
     group = Group(commands, "silence", "hold messages of some alerts back for a while")
     adding = add(
         group.actions,
@@ -99,3 +102,45 @@ def _alerts(commands: argparse._SubParsersAction[Parser]) -> None:
     alerts.add_argument("--days", type=float, default=30.0, help="with stats: how far back (30)")
     add_service(alerts, default=os.environ.get("GRADWARDEN_URL") or DEFAULT_URL)
     alerts.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _maintenance(commands: argparse._SubParsersAction[Parser]) -> None:
+    group = Group(commands, "maintenance", "plan work during which messages wait")
+    adding = add(
+        group.actions,
+        "add",
+        "plan it, once or every week; what still fires when a window closes is told",
+        "gradwarden maintenance add cluster=a --days sat,sun --at 02:00 --for 4h "
+        "--zone Europe/Berlin --comment 'storage moves'\n"
+        "  gradwarden maintenance add queue=gpu --from 2026-12-24T02:00 --for 3h --comment upgrade",
+        "maintaining:add_maintenance",
+    )
+    adding.add_argument(
+        "matchers", nargs="+", metavar="MATCHER", help="NAME=VALUE, or with !=, =~ or !~"
+    )
+    adding.add_argument("--for", dest="span", required=True, metavar="TIME", help="30m, 2h, 1d")
+    adding.add_argument("--comment", required=True, help="why, for those who find it")
+    adding.add_argument("--days", default="", help="every week on these, such as sat,sun")
+    adding.add_argument("--at", default="", metavar="HH:MM", help="on those days, at this time")
+    adding.add_argument("--zone", default="UTC", help="whose clocks, such as Europe/Berlin (UTC)")
+    adding.add_argument("--from", dest="since", default="", metavar="TIME", help="default: now")
+    adding.add_argument("--until", default="", metavar="TIME", help="with --days: none after this")
+    listing = add(
+        group.actions,
+        "list",
+        "what is planned",
+        "gradwarden maintenance list --all",
+        "maintaining:list_maintenance",
+    )
+    listing.add_argument("--all", action="store_true", help="those that are over too")
+    ending = add(
+        group.actions,
+        "end",
+        "end one for good; what still fires is told",
+        "gradwarden maintenance end 3",
+        "maintaining:end",
+    )
+    ending.add_argument("id", type=int)
+    for command in (adding, listing, ending):
+        add_service(command, default=os.environ.get("GRADWARDEN_URL") or DEFAULT_URL)
+        command.add_argument("--json", action="store_true", help="print JSON")

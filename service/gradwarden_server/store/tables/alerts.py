@@ -176,3 +176,20 @@ silence = Table(
     Column("comment", Text, nullable=False),
     Index(None, "project", "ends_ns"),
 )
+
+maintenance = Table(
+    "maintenance",
+    metadata,
+    Column("id", RowId, primary_key=True),
+    Column("project", String(128), ForeignKey("project.name"), nullable=False),
+    # [[name, value, is_regex, is_equal], ...]
+    Column("matchers", JSON, nullable=False),
+    Column("starts_ns", BigInteger, nullable=False),
+    Column("ends_ns", BigInteger),
+    # {days, at, seconds, zone} of one that comes back every week.
+    Column("weekly", JSON(none_as_null=True)),
+    Column("author", String(128), nullable=False),
+    Column("comment", Text, nullable=False),
+    Column("ended_ns", BigInteger),
+    Index(None, "project", "ends_ns"),
+)
