@@ -83,7 +83,7 @@ from gradwarden_server.store.threads import ReceiverThreads
 from gradwarden_server.store.timespan import TimeSpans
 from gradwarden_server.store.tokens import TokenStore
 from gradwarden_server.store.watched import WatchedRuns
-from gradwarden_server.store.windows import MaintenanceWindows
+from gradwarden_server.store.windows import MaintenanceWindows, Wishes
 from gradwarden_server.store.workshop import Workshop
 from gradwarden_server.telemetry import RunGauges, Snapshot, Telemetry
 
@@ -158,6 +158,7 @@ class House:
         sources = Sources(Samples(database, reader, run_store), ledger)
         silences = Silences(database)
         maintenance = MaintenanceWindows(database)
+        quiet = Wishes(silences, maintenance).current
         shadows = Shadows(Promotions(database), rules, settings.shadow_days)
         rooms = Rooms(
             database=database,
@@ -173,10 +174,7 @@ class House:
             external_url=settings.url,
             service_started_ns=now_ns,
             shadow=shadows.of,
-            silences=lambda project, now_ns: [
-                *silences.current(project, now_ns),
-                *maintenance.current(project, now_ns),
-            ],
+            silences=quiet,
         )
         outcomes = Outcomes(database, self.recorded)
         holder = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
@@ -195,7 +193,7 @@ class House:
                 external_url=settings.url,
                 inhibitions=rules.inhibitions,
                 shadow=shadows.of,
-                silences=silences.current,
+                silences=quiet,
             ),
             evaluation,
             (*rules.groups, *groups_of(objectives, settings.url)),

@@ -16,7 +16,7 @@ from gradwarden_server.alerting import rulings
 from gradwarden_server.alerting.muting import Muting
 from gradwarden_server.alerting.rulings import MS_NS, Setting
 from gradwarden_server.alerting.shadow import Shadow
-from gradwarden_server.model import Alert, Change, Notification, Silence
+from gradwarden_server.model import Alert, Change, Notification, Quiet
 from gradwarden_server.notify.pipeline import Pipeline
 from gradwarden_server.promql.engine import Engine, Limits
 from gradwarden_server.promql.errors import ExecutionError, QueryError
@@ -61,7 +61,7 @@ class RuleRooms:
     external_url: str
     inhibitions: Sequence[Inhibition]
     shadow: Callable[[str, int], Shadow]
-    silences: Callable[[str, int], Sequence[Silence]]
+    silences: Callable[[str, int], Sequence[Quiet]]
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,10 +11,11 @@ from typing import Any, TypeVar
 from sqlalchemy import Connection, Row, and_, insert, or_, select, update
 
 from gradwarden_server.matchers import Matcher
-from gradwarden_server.model import Maintenance
+from gradwarden_server.model import Maintenance, Quiet
 from gradwarden_server.store import audit
 from gradwarden_server.store import tables as t
 from gradwarden_server.store.database import Database, Priority
+from gradwarden_server.store.silences import Silences
 from gradwarden_server.store.streams import ensure_project
 from gradwarden_server.weekly import Weekly
 
@@ -127,6 +128,21 @@ class MaintenanceWindows:
     def _forget(self, project: str) -> None:
         with self._lock:
             self._known.pop(project, None)
+
+
+class Wishes:
+    """What people do not want to hear, for a while or while work goes on."""
+
+    def __init__(self, silences: Silences, windows: MaintenanceWindows) -> None:
+        self._silences = silences
+        self._windows = windows
+
+    def current(self, project: str, now_ns: int) -> list[Quiet]:
+        """All that is not over; at most a second old."""
+        return [
+            *self._silences.current(project, now_ns),
+            *self._windows.current(project, now_ns),
+        ]
 
 
 def _one(project: str, number: int) -> Any:
