@@ -72,6 +72,7 @@ THIRD_PARTY = {
         "transfer",
     },
     "markdown_it": {"api"},
+    "apprise": {"notify"},
     "mlflow": {"transfer"},
     "pyarrow": {"transfer"},
     "tensorboard": {"transfer"},

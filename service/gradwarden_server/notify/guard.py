@@ -84,14 +84,24 @@ def admit(text: str, allow_private: bool, resolve: Resolve = system_resolve) -> 
     """
     url = check_url(text, allow_private)
     port = url.port or (443 if url.scheme == "https" else 80)
+    pinned = url.copy_with(host=pin(url.host, port, allow_private, resolve))
+    return Target(url=pinned, host_header=url.netloc.decode("ascii"), sni=url.raw_host.decode())
+
+
+def pin(host: str, port: int, allow_private: bool, resolve: Resolve = system_resolve) -> str:
+    """Resolve a host, judge every address of it, and give one of them.
+
+    Raises:
+        Refused: Any address of the host is internal.
+        Unresolved: The host has no address now; worth another try.
+    """
     # A zone (fe80::1%eth0) says on which link, not which address.
-    addresses = [ipaddress.ip_address(a.split("%")[0]) for a in resolve(url.host, port)]
+    addresses = [ipaddress.ip_address(a.split("%")[0]) for a in resolve(host, port)]
     if not addresses:
         raise Unresolved("the name of the host does not resolve")
     if not allow_private and not all(is_public(address) for address in addresses):
         raise Refused("the host has an internal address, refused unless allow_private is true")
-    pinned = url.copy_with(host=str(addresses[0]))
-    return Target(url=pinned, host_header=url.netloc.decode("ascii"), sni=url.raw_host.decode())
+    return str(addresses[0])
 
 
 def is_public(address: Address) -> bool:

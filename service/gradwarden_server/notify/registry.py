@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from gradwarden_server.notify import alertmanager, pagerduty, slack
+from gradwarden_server.notify import alertmanager, apprise, email, pagerduty, slack
 from gradwarden_server.notify.message import Sender
 from gradwarden_server.notify.post import Poster
 from gradwarden_server.notify.spec import Receiver
@@ -23,6 +23,15 @@ def connect(receivers: Iterable[Receiver], threads: Threads | None = None) -> di
 
 def _sender(receiver: Receiver, threads: Threads) -> Sender:
     match receiver.options:
+        case apprise.Options() as options:
+            return apprise.Apprise(options)
+        case email.Options() as options:
+            return email.Email(
+                options,
+                threads,
+                allow_private=receiver.allow_private,
+                timeout_seconds=receiver.timeout_seconds,
+            )
         case pagerduty.Options() as options:
             return pagerduty.PagerDuty(_poster(receiver, receiver.url), options)
         case slack.Options(token=""):

@@ -10,18 +10,18 @@ from typing import Any
 import yaml
 
 from gradwarden_server.model import Severity
-from gradwarden_server.notify import pagerduty, slack, webhook
+from gradwarden_server.notify import apprise, email, pagerduty, slack, webhook
 from gradwarden_server.notify.fields import Fields
 
 DELIVERED: tuple[Severity, ...] = ("page", "ticket")  # notes show on the run page only
-TYPES = ("webhook", "alertmanager", "pagerduty", "slack")
+TYPES = ("webhook", "alertmanager", "pagerduty", "slack", "email", "apprise")
 SHOWS_ACKS = frozenset({"pagerduty", "slack"})
-LINKED = frozenset({"pagerduty", "slack"})
+LINKED = frozenset({"pagerduty", "slack", "email"})
 DEFAULT_TIMEOUT_SECONDS = 15.0
 MAX_TIMEOUT_SECONDS = 30.0  # half the lease of a claimed message: a slow answer is not sent twice
 _MOST_SECONDS = 366 * 86_400
 
-Options = pagerduty.Options | slack.Options
+Options = apprise.Options | email.Options | pagerduty.Options | slack.Options
 
 
 class ReceiversError(ValueError):
@@ -110,9 +110,13 @@ def _receiver(fields: Fields) -> Receiver:
             fields.mistakes.append(f"type: {kind!r} is not one of {', '.join(TYPES)}")
         return Receiver(name, kind)
     severities = _severities(fields)
-    timeout_seconds = fields.number("timeout_seconds", DEFAULT_TIMEOUT_SECONDS, MAX_TIMEOUT_SECONDS)
-    allow_private = fields.flag("allow_private")
     more: dict[str, Any] = {}
+    allow_private = False
+    if kind != "apprise":  # it connects by itself
+        more["timeout_seconds"] = fields.number(
+            "timeout_seconds", DEFAULT_TIMEOUT_SECONDS, MAX_TIMEOUT_SECONDS
+        )
+        more["allow_private"] = allow_private = fields.flag("allow_private")
     if kind == "webhook":
         more["secrets"] = webhook.read_secrets(fields)
         more["watchdog_seconds"] = _watchdog_seconds(fields)
@@ -126,15 +130,12 @@ def _receiver(fields: Fields) -> Receiver:
     elif kind == "slack":
         more["options"] = options = slack.read(fields)
         more["url"] = fields.url(allow_private, slack.API if options.token else None)
+    elif kind == "email":
+        more["options"] = email.read(fields, allow_private)
+    elif kind == "apprise":
+        more["options"] = apprise.read(fields)
     fields.finish(kind)
-    return Receiver(
-        name,
-        kind,
-        severities=severities,
-        timeout_seconds=timeout_seconds,
-        allow_private=allow_private,
-        **more,
-    )
+    return Receiver(name, kind, severities=severities, **more)
 
 
 def _severities(fields: Fields) -> tuple[Severity, ...]:
