@@ -44,12 +44,15 @@ receivers:
 class Alertmanager:
     """A real daemon, which can die and come back, and the receiver that it notifies."""
 
-    def __init__(self, folder: Path, behind: LocalReceiver) -> None:
+    def __init__(
+        self, folder: Path, behind: LocalReceiver, config: str = CONFIG, *flags: str
+    ) -> None:
         self.behind = behind
+        self._flags = flags
         self._folder = folder
         self._address = "127.0.0.1:0"
         self._daemon: subprocess.Popen[str] | None = None
-        (folder / "alertmanager.yml").write_text(CONFIG.format(url=behind.url))
+        (folder / "alertmanager.yml").write_text(config.format(url=behind.url))
 
     @property
     def url(self) -> str:
@@ -63,6 +66,7 @@ class Alertmanager:
                 f"--storage.path={self._folder / 'data'}",
                 f"--web.listen-address={self._address}",
                 "--cluster.listen-address=",
+                *self._flags,
             ],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
