@@ -16,6 +16,7 @@ from gradwarden_server.api import (
     communication,
     compare,
     diagnosis,
+    differences,
     export,
     federate,
     health,
@@ -84,6 +85,7 @@ def create_app(settings: Settings) -> FastAPI:
         samples,
         compare,
         diagnosis,
+        differences,
         export,
         communication,
         casebook,  # before the alerts themselves, whose path takes any number

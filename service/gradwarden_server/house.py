@@ -351,6 +351,7 @@ class House:
             outbox_waiting=self.outbox.counts().get("waiting", 0),
             outbox_oldest_seconds=age,
             writer_queue_depth=self.database.queue_depth,
+            streams=self.hub.open_streams,
             evaluator_lag_seconds=self.evaluator.lag_seconds,
             evaluator_errors=self.evaluator.errors,
             compaction=self.compactor.progress,

@@ -68,6 +68,7 @@ class Snapshot:
     outbox_waiting: int = 0
     outbox_oldest_seconds: float = 0.0
     writer_queue_depth: int = 0
+    streams: int = 0
     evaluator_lag_seconds: float = 0.0
     evaluator_errors: int = 0
     compaction: Compacting | None = None
@@ -193,6 +194,11 @@ def _service(now: Snapshot) -> Iterator[Metric]:
         "gradwarden_writer_queue_depth",
         "Writes that wait for the next commit.",
         value=now.writer_queue_depth,
+    )
+    yield GaugeMetricFamily(
+        "gradwarden_streams",
+        "Open connections over which browsers hear news.",
+        value=now.streams,
     )
     yield GaugeMetricFamily(
         "gradwarden_evaluator_lag_seconds",

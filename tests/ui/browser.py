@@ -40,56 +40,27 @@ def find() -> str | None:
     return next(filter(None, map(shutil.which, NAMES)), None)
 
 
-class Page:
+class Tab:
     """A tab: go, evaluate, wait for something to be true, take a picture, list complaints."""
 
-    def __init__(self, executable: str, profile: Path) -> None:
+    def __init__(self, port: int) -> None:
+        """Opens in the browser that listens on ``port``."""
         self.complaints: list[str] = []
         self._ids = itertools.count(1)
         self._stack = ExitStack()
-        self._process = subprocess.Popen(
-            [executable, *FLAGS, f"--user-data-dir={profile}", "about:blank"],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        try:
-            port = self._port(profile / "DevToolsActivePort")
-            request = Request(f"http://127.0.0.1:{port}/json/new?about:blank", method="PUT")
-            target = json.load(urlopen(request, timeout=10))
-            address = target["webSocketDebuggerUrl"]
-            self._socket = self._stack.enter_context(connect(address, max_size=None))
-        except BaseException:
-            self._process.kill()
-            raise
+        request = Request(f"http://127.0.0.1:{port}/json/new?about:blank", method="PUT")
+        target = json.load(urlopen(request, timeout=10))
+        address = target["webSocketDebuggerUrl"]
+        self._socket = self._stack.enter_context(connect(address, max_size=None))
         for domain in ("Page", "Runtime", "Log"):
             self.call(f"{domain}.enable")
+        # As if each tab had a window of its own: a hidden page rests.
+        self.call("Emulation.setFocusEmulationEnabled", enabled=True)
 
-    def __enter__(self) -> Page:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """As somebody closes a tab; nothing more can be asked of it."""
+        self.call("Page.close")
         self._stack.close()
-        self._process.terminate()
-        try:
-            self._process.wait(10)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-
-    def _port(self, file: Path, limit: float = 30) -> int:
-        end = time.monotonic() + limit
-        while time.monotonic() < end:
-            if file.exists() and (text := file.read_text()).count("\n"):
-                return int(text.split()[0])
-            if self._process.poll() is not None:
-                raise RuntimeError(f"Chromium ended at once with code {self._process.returncode}")
-            time.sleep(0.05)
-        raise TimeoutError("Chromium did not open its DevTools port")
 
     def call(self, method: str, **params: Any) -> dict[str, Any]:
         """One DevTools command and its result; events that arrive meanwhile are noted."""
@@ -169,3 +140,51 @@ class Page:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(base64.b64decode(data))
         return file
+
+
+class Page(Tab):
+    """The first tab of a browser of its own, which ends with it."""
+
+    def __init__(self, executable: str, profile: Path) -> None:
+        self._process = subprocess.Popen(
+            [executable, *FLAGS, f"--user-data-dir={profile}", "about:blank"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            self._browser = self._port(profile / "DevToolsActivePort")
+            super().__init__(self._browser)
+        except BaseException:
+            self._process.kill()
+            raise
+
+    def __enter__(self) -> Page:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
+        self._stack.close()
+        self._process.terminate()
+        try:
+            self._process.wait(10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def tab(self) -> Tab:
+        """Another tab of the same browser."""
+        return Tab(self._browser)
+
+    def _port(self, file: Path, limit: float = 30) -> int:
+        end = time.monotonic() + limit
+        while time.monotonic() < end:
+            if file.exists() and (text := file.read_text()).count("\n"):
+                return int(text.split()[0])
+            if self._process.poll() is not None:
+                raise RuntimeError(f"Chromium ended at once with code {self._process.returncode}")
+            time.sleep(0.05)
+        raise TimeoutError("Chromium did not open its DevTools port")

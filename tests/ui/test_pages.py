@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -68,7 +69,9 @@ def test_both_pages_show_what_broke_where_and_when(
     assert page.evaluate(SPREAD) > 0.4, "the loss is a line over its finite steps"
     alerts = page.evaluate("document.querySelector('[aria-label=Alerts]').innerText")
     assert "NonFiniteGradient" in alerts
-    assert "Do first" in alerts
+    told = page.wait("document.querySelector('[aria-label=Diagnosis]')?.innerText")
+    assert "Do first" in told
+    assert "confidence" in told
     page.picture(pictures / f"run-{scheme}-{width}.png")
 
     assert page.evaluate("document.documentElement.scrollWidth") <= width
@@ -149,6 +152,54 @@ def test_drag_zooms_and_the_url_holds_the_view(
     assert marks["first"] == pytest.approx((SICK_STEP - first) / (last - first), abs=0.05)
     page.press("f", text="f")
     page.wait("!new URLSearchParams(location.search).has('from')")
+    assert page.complaints == []
+
+
+def test_each_thing_that_was_seen_opens_the_steps_it_speaks_of(
+    service: Service, training: Training, page: Page
+) -> None:
+    open_run(page, service)
+    page.wait("document.querySelector('[aria-label=Diagnosis] .seen a')")
+    page.evaluate("document.querySelector('[aria-label=Diagnosis] .seen a').click()")
+    first, last = page.wait(
+        "(q => q.get('from') && [Number(q.get('from')), Number(q.get('to'))])"
+        "(new URLSearchParams(location.search))"
+    )
+    assert first <= SICK_STEP <= last
+    coverage = page.evaluate("document.querySelector('[aria-label=Coverage] h2').innerText")
+    armed, of = map(int, re.findall(r"(\d+) of (\d+) armed", coverage)[0])
+    told = service.get("/v1/runs/sick/diagnosis")["coverage"]
+    assert (armed, of) == (told["armed"], told["of"])
+    alert = page.evaluate("document.querySelector('[aria-label=Alerts] a').pathname")
+    page.evaluate("document.querySelector('[aria-label=Alerts] a').click()")
+    page.wait(f"location.pathname === {alert!r}")
+    assert re.fullmatch(r"/alerts/\d+", alert)
+    assert page.complaints == []
+
+
+def test_steps_that_are_selected_say_what_differs_in_them(
+    service: Service, training: Training, page: Page, pictures: Path
+) -> None:
+    open_run(page, service)
+    x, y, width, height = page.evaluate(
+        "(r => [r.x, r.y, r.width, r.height])"
+        "(document.querySelector('[data-layer=cursor]').getBoundingClientRect())"
+    )
+    shift = {"modifiers": 8}
+    left, right = x + width * (SICK_STEP + 1) / STEPS, x + width * (SICK_STEP + 41) / STEPS
+    page.mouse("mousePressed", left, y + height / 2, button="left", clickCount=1, **shift)
+    page.mouse("mouseMoved", left + 9, y + height / 2, button="left", buttons=1, **shift)
+    page.mouse("mouseMoved", right, y + height / 2, button="left", buttons=1, **shift)
+    page.mouse("mouseReleased", right, y + height / 2, button="left", clickCount=1, **shift)
+    page.wait("new URLSearchParams(location.search).get('diff')")
+    said = page.wait(
+        "document.querySelector('[aria-label=\"What differs here\"] tbody')?.innerText"
+    )
+    assert f"{SICK_LAYER}.weight" in said
+    assert "not finite" in said
+    page.picture(pictures / "run-differs.png")
+    page.press("Escape")
+    page.wait("!document.querySelector('[aria-label=\"What differs here\"]')")
     assert page.complaints == []
 
 

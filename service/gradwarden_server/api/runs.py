@@ -16,6 +16,7 @@ from gradwarden_server.api.deps import CREDENTIALS, Admin, Parts, PartsDep, Read
 from gradwarden_server.api.plain import plain, rfc3339
 from gradwarden_server.api.problems import Problem, invalid
 from gradwarden_server.api.ranges import First, InTime, Last, only_one
+from gradwarden_server.diagnosis import coverage
 from gradwarden_server.store.records import RunRecord
 
 router = APIRouter(prefix="/v1", tags=["runs"], dependencies=CREDENTIALS)
@@ -94,7 +95,9 @@ def get_run(run: RunId, who: Reader, parts: PartsDep) -> schemas.RunDetail:
         ],
         steps=parts.log.span(who.project, run),
         coverage=[
-            schemas.CoverageFace(alert=c.alert, state=c.state, detail=c.detail)
+            schemas.CoverageFace(
+                alert=c.alert, state=c.state, detail=c.detail, concerns=coverage.concerns(c)
+            )
             for c in parts.judge.coverage(who.project, run) or ()
         ],
         unjudged=parts.judge.unjudged(who.project, run),

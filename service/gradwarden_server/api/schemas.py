@@ -141,6 +141,7 @@ class CoverageFace(BaseModel):
     alert: str
     state: Literal["armed", "waiting", "blind"]
     detail: str
+    concerns: bool = Field(description="False where there is nothing to look for in this run")
 
 
 class RunDetail(RunFace):

@@ -4,19 +4,20 @@ import type { AlertFace, AttemptFace, EventFace, SeriesFace } from "./schema";
 import { columns, reading, speaks } from "./chart";
 import { clusters, flags } from "./flags";
 import * as f from "./format";
-import { hold, parseRunView, writeRunView, zoom } from "./urlstate";
+import { hold, parseRunView, writeRunView, zoom, type RunView } from "./urlstate";
 
 describe("the view in the URL", () => {
   it("survives writing and reading", () => {
     const view = {
       metric: "absmax", mode: "base", range: [100, 900], fold: ["blocks.0", "head"], row: 3,
-    } as const;
-    const text = writeRunView("", { ...view, range: [100, 900], fold: [...view.fold] });
+      region: [120, 139], other: "yesterday/1",
+    } satisfies RunView;
+    const text = writeRunView("", view);
     expect(parseRunView(text)).toEqual(view);
   });
   it("keeps defaults out and foreign keys in", () => {
-    const view = parseRunView("?project=a&m=nonsense&from=9&to=3&row=-1");
-    expect(view).toEqual({ metric: "l2", mode: "abs", range: null, fold: "auto", row: null });
+    const view = parseRunView("?project=a&m=nonsense&from=9&to=3&row=-1&diff=9-3");
+    expect(view).toEqual({ metric: "l2", mode: "abs", range: null, fold: "auto", row: null, region: null, other: null });
     expect(writeRunView("?project=a&m=nan&from=1&to=5", view)).toBe("?project=a");
   });
   it("zooms around a step and stays inside the run", () => {
@@ -89,7 +90,7 @@ describe("flags", () => {
     id: 1, alertname: "NonFiniteGradient", severity: "page", state: "firing", labels: {},
     annotations: { step: "500" }, active_at: "", fired_at: null, resolved_at: null, reason: "",
     fingerprint: "", muted: null, acknowledged_at: null, acknowledged_by: null,
-  } as AlertFace;
+  } as Partial<AlertFace> as AlertFace;
   const event = { time_ns: 0, rank: 0, attempt: 1, text: "", data: { ok: false } };
   const events = [
     { ...event, step: 501, kind: "checkpoint" },

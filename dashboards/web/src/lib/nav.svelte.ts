@@ -1,7 +1,7 @@
 /** The numbers beside the pages' names: what fires, what is silenced. */
 
 import { getJson, v1 } from "./api";
-import { poll } from "./resource.svelte";
+import { follow } from "./stream";
 import type { PageName } from "./router.svelte";
 import type { AlertList, SilenceList } from "./schema";
 
@@ -13,7 +13,7 @@ class Nav {
 
   /** Keep counting for `project`; returns the way to stop. */
   watch(project: string | null): () => void {
-    return poll(EVERY_MS, async () => {
+    const count = async () => {
       try {
         const [alerts, silences] = await Promise.all([
           getJson<AlertList>(v1("alerts", { project, state: "firing", limit: MOST })),
@@ -24,6 +24,10 @@ class Nav {
       } catch {
         // The dot in the header says so; the last counts stay.
       }
+    };
+    return follow(project, "alerts", EVERY_MS, count, (news) => {
+      if (news.event !== "alert.update") return;
+      this.counts = { ...this.counts, oncall: shown(news.data.counts.firing) };
     });
   }
 }

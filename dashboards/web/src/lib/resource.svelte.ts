@@ -29,9 +29,7 @@ export class Resource<T> {
     try {
       const data = await this.load(path, abort.signal);
       if (abort.signal.aborted) return;
-      this.data = data;
-      this.error = null;
-      this.at = Date.now();
+      this.take(data);
     } catch (cause) {
       if (abort.signal.aborted) return;
       this.#key = null;
@@ -42,14 +40,40 @@ export class Resource<T> {
     }
   }
 
+  /**
+   * Fetch `path` and join it to what is held. False where there is nothing to join it to, or
+   * where they do not belong together: then all of it has to be fetched.
+   */
+  async extend(path: string, join: (held: T, more: T) => T | null): Promise<boolean> {
+    const held = this.data;
+    if (held === null) return false;
+    try {
+      const more = await this.load(path, new AbortController().signal);
+      if (this.data !== held) return true; // something newer came meanwhile
+      const joined = join(held, more);
+      if (joined === null) return false;
+      this.take(joined);
+    } catch (cause) {
+      this.error = cause instanceof ApiError ? cause : new ApiError(0, "The answer could not be read", String(cause), null);
+    }
+    return true;
+  }
+
+  /** Data that came another way: it is as new as what a fetch brings. */
+  take(data: T): void {
+    this.data = data;
+    this.error = null;
+    this.at = Date.now();
+  }
+
   stop(): void {
     this.#abort?.abort();
     this.#key = null;
   }
 }
 
-/** Call `tick` now and every `ms` while the page is visible; returns the way to stop. */
-export function poll(ms: number, tick: () => Promise<void> | void): () => void {
+/** Call `tick` now, unless told not to, and every `ms` while the page is visible; returns the way to stop. */
+export function poll(ms: number, tick: () => Promise<void> | void, now = true): () => void {
   let timer = 0;
   let stopped = false;
   const run = async () => {
@@ -62,7 +86,8 @@ export function poll(ms: number, tick: () => Promise<void> | void): () => void {
     if (!document.hidden) void run();
   };
   document.addEventListener("visibilitychange", visible);
-  void run();
+  if (now) void run();
+  else timer = window.setTimeout(run, ms);
   return () => {
     stopped = true;
     clearTimeout(timer);

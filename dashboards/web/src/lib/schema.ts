@@ -3,6 +3,11 @@
  * `python dashboards/build_schema.py` writes it anew.
  */
 
+/** What the one who takes care has to say, if anything. */
+export interface AckBody {
+  note?: string | null;
+}
+
 /** Something to do. ``command`` stands only where it is known to be right here. ``loses`` says what work is lost by it, None where none is. */
 export interface Action {
   text: string;
@@ -34,7 +39,18 @@ export interface AlertDetail {
   muted: string | null;
   acknowledged_at: string | null;
   acknowledged_by: string | null;
-  timeline: TransitionFace[];
+  owner: string | null;
+  runbook_url: string | null;
+  /** Null where no run is meant */
+  impact: ImpactFace | null;
+  /** Of open alerts */
+  last_checkpoint: LastCheckpointFace | null;
+  /** Why that one, or why there is none */
+  checkpoint_note: string | null;
+  /** Of open alerts */
+  first_action: FirstActionFace | null;
+  notified: NotifiedFace[];
+  timeline: TimelineFace[];
   deliveries: DeliveryFace[];
 }
 
@@ -55,6 +71,17 @@ export interface AlertFace {
   muted: string | null;
   acknowledged_at: string | null;
   acknowledged_by: string | null;
+  owner: string | null;
+  runbook_url: string | null;
+  /** Null where no run is meant */
+  impact: ImpactFace | null;
+  /** Of open alerts */
+  last_checkpoint: LastCheckpointFace | null;
+  /** Why that one, or why there is none */
+  checkpoint_note: string | null;
+  /** Of open alerts */
+  first_action: FirstActionFace | null;
+  notified: NotifiedFace[];
 }
 
 /** Alerts, newest first. */
@@ -69,6 +96,35 @@ export interface AlertNews {
   counts: StandingCounts;
   items: StandingFace[];
   gone: string[];
+}
+
+/** How often one alert came, and what became of it. */
+export interface AlertStats {
+  alertname: string;
+  count: number;
+  paged: number;
+  /** Pages and tickets that people were told of */
+  told: number;
+  /** Of those, acknowledged or noted */
+  acted_on: number;
+  /** Null where nobody was told */
+  acted_ratio: number | null;
+  /** How often it fired again within an hour of its end, or within its cool-down */
+  flapping: number;
+  /** From the first bad step until it fired */
+  to_detect: Spread;
+  to_acknowledge: Spread;
+  to_resolve: Spread;
+}
+
+/** Alerts of a time, those that people were told of most and acted on least first. */
+export interface AlertStatsList {
+  days: number;
+  count: number;
+  told: number;
+  acted_on: number;
+  acted_ratio: number | null;
+  items: AlertStats[];
 }
 
 /** One attempt of a run. */
@@ -169,6 +225,8 @@ export interface CoverageFace {
   alert: string;
   state: "armed" | "waiting" | "blind";
   detail: string;
+  /** False where there is nothing to look for in this run */
+  concerns: boolean;
 }
 
 /** Who was told, and how it went. */
@@ -194,6 +252,33 @@ export interface Diagnosis {
   last_good_checkpoint: Checkpoint | null;
   checkpoint_note: string;
   coverage: Coverage;
+}
+
+/** One series that moved; ``name`` is a parameter, a number of the loop, or a rank. */
+export interface Difference {
+  kind: "layer" | "number" | "rank";
+  name: string;
+  quantity: string;
+  /** Of a parameter: its row in the heatmap */
+  row: number | null;
+  /** Median of the finite values; null where none is */
+  inside: number | null;
+  outside: number | null;
+  /** How far apart, in scaled median absolute deviations of the outside; null where values inside are not finite and those outside are */
+  spreads: number | null;
+  /** Columns, or steps, inside that are not finite */
+  nonfinite: number;
+}
+
+/** What sets steps ``first`` to ``last`` apart, the furthest first. */
+export interface DifferencesFace {
+  first: number;
+  last: number;
+  /** Compared with these steps, without the inside */
+  outside: [number, number];
+  /** Series that were compared */
+  compared: number;
+  items: Difference[];
 }
 
 /** Something that happened at a step. */
@@ -255,6 +340,13 @@ export interface Finding {
   alerts: number[];
 }
 
+/** The first safe thing to do; a command stands only where it is known to be right. */
+export interface FirstActionFace {
+  text: string;
+  command: string | null;
+  risk: string | null;
+}
+
 /** The process answers. */
 export interface Healthy {
   status?: string;
@@ -284,6 +376,17 @@ export interface HistogramFace {
   counts: number[];
 }
 
+/** What an incident cost, from its first bad step until now or its end. */
+export interface ImpactFace {
+  /** Processes of the run; each drives a GPU where there are any */
+  gpus: number;
+  gpu_hours: number;
+  /** What the hours are hours of */
+  devices: "GPU" | "process";
+  /** The time of the first bad step */
+  since: string | null;
+}
+
 /** What is durable now. */
 export interface IngestAnswer {
   commands: CommandFace[];
@@ -302,6 +405,15 @@ export interface KeyCompared {
   /** The ranks that told a value */
   told_by: number[];
   values: RankValue[];
+}
+
+/** The last good checkpoint: its checksum known, its weights finite, clean steps behind it. */
+export interface LastCheckpointFace {
+  step: number;
+  path: string;
+  age_seconds: number | null;
+  /** Somebody looked at the file again, and it was as saved */
+  verified: boolean;
 }
 
 /** Columns over runs, the newest run first; null where a run never told a value. */
@@ -343,6 +455,25 @@ export interface MatcherBody {
   value: string;
   isRegex?: boolean;
   isEqual?: boolean;
+}
+
+/** What somebody has to say of an alert. */
+export interface NoteBody {
+  text: string;
+}
+
+/** One message about the alert: to whom, when, and how it went. */
+export interface NotifiedFace {
+  receiver: string;
+  /** Of the last try; null before the first */
+  at: string | null;
+  ok: boolean | null;
+  /** What it said: firing or resolved */
+  why: string;
+  /** waiting, standing, sent or dead */
+  state: string;
+  attempts: number;
+  detail: string | null;
 }
 
 /** A silence as Alertmanager's clients post it; with an ``id`` it takes that one's place. */
@@ -415,6 +546,8 @@ export interface ReceiverFace {
   name: string;
   type: string;
   severities: string[];
+  /** Whether messages carry links that acknowledge and silence */
+  links: boolean;
 }
 
 /** Every receiver of the file. */
@@ -551,6 +684,30 @@ export interface RunNews {
   gone: string[];
 }
 
+/** What to do about an alert. */
+export interface RunbookFace {
+  alertname: string;
+  title: string;
+  /** What the alert is, in a sentence or two */
+  summary: string;
+  sections: Section[];
+  markdown: string;
+}
+
+/** What somebody wrote. */
+export interface SaidFace {
+  at: string | null;
+  by: string;
+  text: string;
+}
+
+/** A part of a runbook; its steps in their order, as Markdown. */
+export interface Section {
+  title: string;
+  text: string;
+  steps: string[];
+}
+
 /** One series: per bucket of steps the finite extremes and last, and the non-finite count. */
 export interface SeriesColumns {
   min: (number | null)[];
@@ -602,6 +759,13 @@ export interface SilenceBody {
   comment: string;
 }
 
+/** Until when a silence is to last. */
+export interface SilenceChange {
+  ends_at?: string | null;
+  /** In place of ends_at: so much longer than now is said */
+  extend_seconds?: number | null;
+}
+
 /** One silence. */
 export interface SilenceFace {
   id: number;
@@ -616,6 +780,46 @@ export interface SilenceFace {
 /** Silences, the latest end first. */
 export interface SilenceList {
   items: SilenceFace[];
+}
+
+/** The open alerts that a silence would hold back, and how many it would have of late. */
+export interface SilencePreview {
+  items: AlertFace[];
+  next_cursor: string | null;
+  /** Alerts that fired in the past 7 days */
+  past_7d: number;
+}
+
+/** An incident of the same name, and how it ended. */
+export interface SimilarFace {
+  id: number;
+  run: string | null;
+  run_name: string | null;
+  severity: string;
+  state: string;
+  layer: string | null;
+  cause: string | null;
+  summary: string | null;
+  fired_at: string | null;
+  resolved_at: string | null;
+  reason: string;
+  seconds_to_resolve: number | null;
+  /** What is the same: layer, cause, run */
+  alike: string[];
+  acknowledged_by: string | null;
+  notes: SaidFace[];
+}
+
+/** Incidents of the past 90 days, those most alike first. */
+export interface SimilarList {
+  items: SimilarFace[];
+}
+
+/** Of how many incidents a time is known, its median and the 90th percentile, in seconds. */
+export interface Spread {
+  of: number;
+  median: number | null;
+  p90: number | null;
 }
 
 /** Open alerts, the newest thousand; those that are quiet are counted as that alone. */
@@ -687,6 +891,21 @@ export interface Story {
   text: string;
 }
 
+/** One line of an alert's timeline. */
+export interface TimelineFace {
+  at: string | null;
+  kind: "pending" | "firing" | "resolved" | "enriched" | "reopened" | "muted" | "unmuted" | "acknowledged" | "note" | "notified";
+  from: string | null;
+  to: string | null;
+  reason: string;
+  /** A person, or the receiver that was told */
+  who: string | null;
+  /** Of messages: whether it was taken */
+  ok: boolean | null;
+  text: string | null;
+  annotations: Record<string, string>;
+}
+
 /** A token to make. */
 export interface TokenBody {
   name: string;
@@ -723,15 +942,6 @@ export interface TokenFace {
 export interface TokenList {
   items: TokenFace[];
   next_cursor?: string | null;
-}
-
-/** One line of an alert's timeline. */
-export interface TransitionFace {
-  at: string | null;
-  from: string;
-  to: string;
-  reason: string;
-  annotations: Record<string, string>;
 }
 
 /** The database after a few seconds of work; ask again while ``free_bytes`` is not 0. */

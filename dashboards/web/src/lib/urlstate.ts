@@ -13,6 +13,10 @@ export interface RunView {
   fold: "auto" | "all" | "none" | string[];
   /** Index of the selected parameter, or null. */
   row: number | null;
+  /** Steps, first and last, that are compared with those around them. */
+  region: [number, number] | null;
+  /** Another run whose lines are drawn beside this one's. */
+  other: string | null;
 }
 
 export const METRICS: Record<Metric, { label: string; unit: string }> = {
@@ -30,6 +34,11 @@ function integer(text: string | null): number | null {
   return text !== null && /^\d{1,15}$/.test(text) ? Number(text) : null;
 }
 
+function pair(text: string | null): [number, number] | null {
+  const [a, b] = (text ?? "").split("-").map(integer);
+  return a !== null && b !== null && a !== undefined && b !== undefined && a <= b ? [a, b] : null;
+}
+
 export function parseRunView(search: string): RunView {
   const q = new URLSearchParams(search);
   const metric = q.get("m") ?? "l2";
@@ -42,6 +51,8 @@ export function parseRunView(search: string): RunView {
     range: from !== null && to !== null && to > from ? [from, to] : null,
     fold: fold === "auto" || fold === "all" || fold === "none" ? fold : fold.split(","),
     row: integer(q.get("row")),
+    region: pair(q.get("diff")),
+    other: q.get("cmp") || null,
   };
 }
 
@@ -56,6 +67,8 @@ export function writeRunView(search: string, view: RunView): string {
   put("to", view.range ? String(Math.round(view.range[1])) : null);
   put("fold", view.fold === "auto" ? null : String(view.fold));
   put("row", view.row === null ? null : String(view.row));
+  put("diff", view.region && view.region.map(Math.round).join("-"));
+  put("cmp", view.other);
   const text = q.toString();
   return text ? `?${text}` : "";
 }
