@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import ssl
 import subprocess
 import threading
@@ -16,6 +17,7 @@ from typing import Any
 
 import httpx
 import pytest
+import yaml
 from standardwebhooks import Webhook as Verifier
 
 from gradwarden_server.model import Queued
@@ -31,6 +33,7 @@ from tests.server.pager import PATIENCE, SECOND, Answer, LocalReceiver, local_re
 KEY = b"0123456789abcdef0123456789abcdef"
 SECRET = "whsec_" + base64.b64encode(KEY).decode()
 NOW = 1_800_000_000 * SECOND
+ROOT = Path(__file__).parents[2]
 QUEUED = Queued(1, message(text="hello"), seq=3, attempts=1, created_ns=NOW)
 
 
@@ -140,6 +143,31 @@ def test_a_file_of_another_shape_is_refused_with_its_name(tmp_path: Path, text: 
         load(path, {})
     with pytest.raises(ReceiversError, match="cannot be read"):
         load(tmp_path / "absent.yaml", {})
+
+
+def test_the_examples_of_the_documentation_and_of_the_deployment_are_read() -> None:
+    environ = {
+        "APPRISE_URLS": "json://chat.example.com/x",
+        "HOOK_SECRET": SECRET,
+        "HOOK_SECRET_OLD": SECRET,
+        "PAGERDUTY_KEY": "k" * 32,
+        "SLACK_TOKEN": "xoxb-1",
+        "SLACK_WEBHOOK": "https://hooks.slack.com/services/T/B/x",
+        "SMTP_PASSWORD": "hunter2",
+    }
+    pages = [ROOT / "docs" / "alerts.md", ROOT / "docs" / "configuration.md"]
+    blocks = [b for page in pages for b in re.findall(r"```yaml\n(.*?)```", page.read_text(), re.S)]
+    deployed = (ROOT / "deploy" / "gradwarden" / "receivers.yml").read_text()
+    blocks += [deployed, re.sub(r"(?m)^  # ", "  ", deployed)]
+    seen = set()
+    for block in blocks:
+        document = yaml.safe_load(block)
+        entries = document.get("receivers", []) if isinstance(document, dict) else document
+        if not all("type" in entry for entry in entries):
+            continue
+        found = parse({"receivers": entries}, "docs", {**environ, "PAGER_SECRET": SECRET})
+        seen |= {receiver.type for receiver in found}
+    assert seen == set(TYPES)
 
 
 def test_an_empty_file_has_no_receivers(tmp_path: Path) -> None:
