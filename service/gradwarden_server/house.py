@@ -55,6 +55,7 @@ from gradwarden_server.store.commands import CommandStore
 from gradwarden_server.store.compaction import Compaction
 from gradwarden_server.store.compactor import Compactor
 from gradwarden_server.store.compare import Comparison
+from gradwarden_server.store.costs import Costs
 from gradwarden_server.store.database import Database, Priority
 from gradwarden_server.store.entries import LogReader
 from gradwarden_server.store.evaluation import EvaluationStore
@@ -250,6 +251,7 @@ class House:
             sources=sources,
             budgets=BudgetDesk(objectives, sources),
             outcomes=outcomes,
+            costs=Costs(database),
             retention=RetentionStore(database),
             removal=RunRemoval(database),
             janitor=self.janitor,

@@ -10,7 +10,7 @@ import pytest
 
 from tests.server.pager import eventually
 from tests.server.traffic import batch, beat, begin, frame, problem, send
-from tests.service import Service
+from tests.service import Service, gradwarden
 
 NS = 1_000_000_000
 STEPS = 1500
@@ -138,3 +138,57 @@ def test_an_objective_that_is_not_there_is_told(service: Service) -> None:
     example = slo(service, "all-reduce-p95")
     assert example["on"] is False
     assert example["parts"] == []
+
+
+def test_the_fleet_is_told_in_figures(service: Service) -> None:
+    eventually(lambda: service.get("/v1/alerts?state=firing")["items"])
+    told = service.get("/v1/fleet/summary")
+    assert sum(told["counts"].values()) == 1
+    assert told["telemetry"]["runs_known"] == 1
+    assert told["incidents"]["open"] >= 1
+    assert told["incidents"]["prev_week"] == 0
+    assert told["noise"]["acted"] == 0
+    assert told["gpu_hours_at_risk"] > 0
+    assert {one["id"] for one in told["slos"]} >= {"finite-steps", "training-success"}
+    assert told["silences_active"] == 0
+
+
+def test_a_report_tells_waste_in_hours_and_in_money(service: Service) -> None:
+    eventually(lambda: service.get("/v1/alerts?state=firing")["items"])
+    prices = {"items": [{"gpu": "*", "per_hour": 2.5, "currency": "USD"}]}
+    assert service.call("PUT", "/v1/prices", json=prices).json() == prices
+    since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() - 86400))
+    told = service.get("/v1/report", params={"from": since})
+    assert told["pages"] >= 1
+    assert told["detect"]["of"] >= 1
+    assert told["wasted"]["cost"] == pytest.approx(told["wasted"]["gpu_hours"] * 2.5)
+    assert told["held"]["gpu_hours"] > 1
+    assert "NonFiniteGradient" in {one["name"] for one in told["causes"]}
+    text = service.call("GET", "/v1/report", headers={"Accept": "text/markdown"})
+    assert text.headers["content-type"].startswith("text/markdown")
+    assert text.text.startswith("# Training report of default")
+    sheet = service.call("GET", "/v1/report", params={"from": since, "format": "csv"}).text
+    assert sheet.startswith("section,name,measure,value")
+    answer = service.call("GET", "/v1/report", params={"from": since, "to": "2020-01-01T00:00:00Z"})
+    problem(answer, 400, "malformed")
+    twice = {"items": prices["items"] * 2}
+    told = problem(service.call("PUT", "/v1/prices", json=twice), 400, "malformed")
+    assert "stands twice" in told["detail"]
+
+
+def test_the_commands_say_the_same(service: Service) -> None:
+    where = ("--url", service.url)
+    listed = gradwarden("slo", "list", *where)
+    assert listed.returncode == 0, listed.stderr
+    assert "finite-steps" in listed.stdout
+    shown = gradwarden("slo", "show", "finite-steps", *where)
+    assert shown.returncode == 0, shown.stderr
+    assert "environment=prod" in shown.stdout
+    marked = gradwarden("run", "mark", "short", "--good", "--reason", "a smoke test", *where)
+    assert marked.stdout == "short counts as good: a smoke test\n"
+    priced = gradwarden("prices", "set", "*=3", "NVIDIA H100=4.5", *where)
+    assert priced.returncode == 0, priced.stderr
+    assert "NVIDIA H100" in gradwarden("prices", "list", *where).stdout
+    page = gradwarden("report", "--week", "--format", "html", *where)
+    assert page.stdout.startswith("<!doctype html>")
+    assert gradwarden("prices", "set", "three", *where).returncode == 2

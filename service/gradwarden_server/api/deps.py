@@ -28,6 +28,7 @@ from gradwarden_server.store.care import Care
 from gradwarden_server.store.casebook import Casebook
 from gradwarden_server.store.commands import CommandStore
 from gradwarden_server.store.compare import Comparison
+from gradwarden_server.store.costs import Costs
 from gradwarden_server.store.database import Database
 from gradwarden_server.store.entries import LogReader
 from gradwarden_server.store.fleet import Fleet
@@ -126,6 +127,7 @@ class Parts:
     sources: Sources
     budgets: BudgetDesk
     outcomes: Outcomes
+    costs: Costs
     retention: RetentionStore
     removal: RunRemoval
     janitor: Janitor
