@@ -22,6 +22,7 @@ from gradwarden_server.alerting.commit import Registrar
 from gradwarden_server.alerting.evaluator import Evaluator
 from gradwarden_server.alerting.groupwatch import RuleRooms
 from gradwarden_server.alerting.promotion import Shadows
+from gradwarden_server.alerting.rulebook import Book, Rulebook
 from gradwarden_server.alerting.ruler import Ruler
 from gradwarden_server.alerting.watch import Rooms
 from gradwarden_server.api.access import Doorman
@@ -33,20 +34,13 @@ from gradwarden_server.api.news import Newsroom
 from gradwarden_server.api.pace import Pace
 from gradwarden_server.api.summary import Summaries
 from gradwarden_server.api.throttle import Throttle
-from gradwarden_server.detect import registry as detectors
 from gradwarden_server.model import DEFAULT_PROJECT
 from gradwarden_server.notify import pipeline, registry
-from gradwarden_server.notify import spec as receivers_spec
 from gradwarden_server.notify.counted import Counted
 from gradwarden_server.notify.delivery import Courier
 from gradwarden_server.notify.links import Informed, Link, seal
-from gradwarden_server.promql.parse import parse
-from gradwarden_server.querying.grammar import Grammar, doubts
-from gradwarden_server.querying.objectives import groups_of
 from gradwarden_server.querying.storage import Sources
-from gradwarden_server.rules import spec as rules_spec
 from gradwarden_server.settings import Settings
-from gradwarden_server.slo import openslo
 from gradwarden_server.store import clickhouse_engines
 from gradwarden_server.store.care import Care
 from gradwarden_server.store.casebook import Casebook
@@ -114,18 +108,15 @@ class House:
         self.settings = settings
         now_ns = time.time_ns()
         self.telemetry = Telemetry()
-        receivers = (
-            receivers_spec.load(settings.receivers, os.environ) if settings.receivers else ()
-        )
-        rules = rules_spec.load(
+        self.rulebook = Rulebook(
             settings.rules or assets.ALERT_RULES,
-            detectors.schemas(),
-            detectors.BASELINE_SCHEMA,
-            Grammar(),
+            settings.receivers,
+            os.environ,
+            settings.url,
+            time.time_ns,
         )
-        for doubt in doubts(rules):
-            log.warning("rules: %s", doubt)
-        objectives = openslo.load((settings.rules or assets.ALERT_RULES) / "slo", parse)
+        book = self.rulebook.book
+        rules, receivers, objectives = book.rules, book.receivers, book.objectives
         self.database = database = Database(settings.db)
         self.outbox = Outbox(database.engine)
         self.overview = Overview(database)
@@ -182,22 +173,11 @@ class House:
         self.evaluator = Evaluator(
             rooms, self.outbox, receivers, holder, time.time_ns, self.courier.wake
         )
+        rulings = Rulings(database)
         self.ruler = Ruler(
-            RuleRooms(
-                database=database,
-                runs=run_store,
-                sources=sources,
-                rulings=Rulings(database),
-                ledger=ledger,
-                recorded=self.recorded,
-                pipeline=rooms.pipeline,
-                external_url=settings.url,
-                inhibitions=rules.inhibitions,
-                shadow=shadows.of,
-                silences=quiet,
-            ),
+            RuleRooms.beside(rooms, sources, rulings, self.recorded),
             evaluation,
-            (*rules.groups, *groups_of(objectives, settings.url)),
+            rules.groups,
             f"{holder}:rules",
             time.time_ns,
             self.courier.wake,
@@ -244,6 +224,8 @@ class House:
             messenger=self.courier,
             judge=self.evaluator,
             shadows=shadows,
+            rulebook=self.rulebook,
+            rulings=rulings,
             silences=silences,
             maintenance=maintenance,
             care=care,
@@ -308,11 +290,13 @@ class House:
             self.evaluator.start()
             self.ruler.start()
             self.clerk.start()
+        self.rulebook.start(self._adopt)
         self.janitor.start()
         self.listener.start()
 
     def stop(self) -> None:
         """Finish what is under way, in order, and let go of everything."""
+        self.rulebook.stop()
         self.listener.stop()
         self.janitor.stop()
         self.compactor.stop()
@@ -330,6 +314,13 @@ class House:
     def _frames_elsewhere(self) -> None:
         self.evaluator.wake()
         self.hub.stir()
+
+    def _adopt(self, book: Book) -> None:
+        """Work by what the files say now."""
+        self.parts.shadows.adopt(book.rules)
+        self.parts.budgets.adopt(book.objectives)
+        self.evaluator.adopt(book.rules)
+        self.ruler.adopt(book.rules)
 
     def trace(self, app: FastAPI) -> None:
         """Send spans of every request, commit, evaluation and delivery, where asked to."""
@@ -356,6 +347,9 @@ class House:
             streams=self.hub.open_streams,
             evaluator_lag_seconds=self.evaluator.lag_seconds,
             evaluator_errors=self.evaluator.errors,
+            rules=self.ruler.tally,
+            reload_ok=self.rulebook.last.ok,
+            reload_ns=self.rulebook.loaded_ns,
             compaction=self.compactor.progress,
         )
 

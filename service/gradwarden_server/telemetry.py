@@ -57,6 +57,15 @@ class Compacting(Protocol):
     backlog_bytes: int
 
 
+class Ruling(Protocol):
+    """How the evaluation of Prometheus's rules is getting on."""
+
+    evaluations: int
+    failures: int
+    skipped: int
+    seconds: float
+
+
 @dataclass(frozen=True, slots=True)
 class Snapshot:
     """What the stores know at the moment of a scrape."""
@@ -71,6 +80,9 @@ class Snapshot:
     streams: int = 0
     evaluator_lag_seconds: float = 0.0
     evaluator_errors: int = 0
+    rules: Ruling | None = None
+    reload_ok: bool = True
+    reload_ns: int = 0
     compaction: Compacting | None = None
 
 
@@ -165,6 +177,9 @@ class Scrape:
         """Every family."""
         yield from self._registry.collect()
         yield from _service(self._now)
+        yield from _config(self._now)
+        if self._now.rules is not None:
+            yield from _rules(self._now.rules)
         if self._now.compaction is not None:
             yield from _compaction(self._now.compaction)
         yield from _per_run(self._now)
@@ -210,6 +225,30 @@ def _service(now: Snapshot) -> Iterator[Metric]:
         "Evaluations that raised; the run is tried again at the next tick.",
         value=now.evaluator_errors,
     )
+
+
+def _config(now: Snapshot) -> Iterator[Metric]:
+    yield GaugeMetricFamily(
+        "gradwarden_config_last_reload_successful",
+        "Whether the last reading of rules and receivers found no mistake.",
+        value=now.reload_ok,
+    )
+    yield GaugeMetricFamily(
+        "gradwarden_config_last_reload_success_timestamp_seconds",
+        "When rules and receivers were last read without a mistake.",
+        value=now.reload_ns / 1e9,
+    )
+
+
+def _rules(now: Ruling) -> Iterator[Metric]:
+    done = {
+        "evaluations": (now.evaluations, "Prometheus's rules that this process evaluated."),
+        "failures": (now.failures, "Evaluations of such rules that failed."),
+        "skipped": (now.skipped, "Evaluations of groups left out: the one before took too long."),
+        "seconds": (now.seconds, "Time spent on evaluating groups of such rules."),
+    }
+    for name, (value, text) in done.items():
+        yield CounterMetricFamily(f"gradwarden_rules_{name}", text, value=value)
 
 
 def _compaction(now: Compacting) -> Iterator[Metric]:

@@ -72,6 +72,16 @@ def test_the_rules_about_ourselves_pass_their_tests_here_as_well(tmp_path: Path)
     assert held, told
 
 
+def test_the_shipped_rules_are_quiet_on_healthy_runs_here_and_in_promtool(tmp_path: Path) -> None:
+    shutil.copy(ROOT / "alert_rules" / "fleet.rules.yml", tmp_path)
+    path = Path(shutil.copy(TRIALS / "fleet.test.yml", tmp_path))
+    for held, told in (promtool(path), ours(path)):
+        assert held, told
+    path.write_text(path.read_text().replace("eval_time: 31m", "eval_time: 14m"))
+    assert not promtool(path)[0]
+    assert not ours(path)[0]
+
+
 def test_wrong_files_are_told_before_anything_runs(tmp_path: Path) -> None:
     path = tmp_path / "tests.yml"
     path.write_text("rule_files: [none.yml]\ntests: []\n")

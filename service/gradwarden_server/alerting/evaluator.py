@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from gradwarden_server.alerting.commit import Alerts
@@ -18,6 +18,7 @@ from gradwarden_server.detect.base import Coverage
 from gradwarden_server.model import Notification
 from gradwarden_server.notify.spec import Receiver
 from gradwarden_server.notify.watchdog import watchdog, watchdogs
+from gradwarden_server.rules.spec import RuleSet
 from gradwarden_server.store.database import Priority, Transaction
 from gradwarden_server.store.entries import LogEntry
 from gradwarden_server.store.errors import Fenced, StoreError, Unavailable
@@ -95,6 +96,7 @@ class Evaluator:
         self._outbox = outbox
         self._dogs = watchdogs(receivers)
         self._holder = holder
+        self._adopted: RuleSet | None = None
         self._clock = clock
         self._changed = changed
         self._held: dict[_Key, _Held] = {}
@@ -114,6 +116,12 @@ class Evaluator:
         for project in (*self._rooms.runs.projects(), _SYSTEM):
             self._rooms.evaluation.release(project, None)
         self._rooms.database.write(self._outbox.void_claims, Priority.ALERT).result()
+
+    def adopt(self, rules: RuleSet) -> None:
+        """Judge by these rules from the next round on, as after a restart."""
+        with self._lock:
+            self._adopted = rules
+        self._wake.set()
 
     def start(self) -> None:
         """Begin evaluating."""
@@ -178,6 +186,7 @@ class Evaluator:
 
     def round(self, now_ns: int) -> None:
         """Evaluate every due run once."""
+        self._take_over()
         lag = 0.0
         due_now: set[_Key] = set()
         listening_ns = now_ns - self._rooms.service_started_ns
@@ -196,6 +205,15 @@ class Evaluator:
         self.lag_seconds = lag
         self.last_round_ns = now_ns
         self._changed()
+
+    def _take_over(self) -> None:
+        with self._lock:
+            adopted, self._adopted = self._adopted, None
+            if adopted is None or adopted == self._rooms.rules:
+                return
+            self._rooms = replace(self._rooms, rules=adopted)
+            self._recalled = Recalled(adopted, self._rooms.runs, self._rooms.evaluation)
+            self._held.clear()
 
     def _part(self, projects: Iterable[str], now_ns: int) -> None:
         """Let nobody stay paged for a run that was deleted."""

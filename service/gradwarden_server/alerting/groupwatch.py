@@ -16,6 +16,7 @@ from gradwarden_server.alerting import rulings
 from gradwarden_server.alerting.muting import Muting
 from gradwarden_server.alerting.rulings import MS_NS, Setting
 from gradwarden_server.alerting.shadow import Shadow
+from gradwarden_server.alerting.watch import Rooms
 from gradwarden_server.model import Alert, Change, Notification, Quiet
 from gradwarden_server.notify.pipeline import Pipeline
 from gradwarden_server.promql.engine import Engine, Limits
@@ -62,6 +63,25 @@ class RuleRooms:
     inhibitions: Sequence[Inhibition]
     shadow: Callable[[str, int], Shadow]
     silences: Callable[[str, int], Sequence[Quiet]]
+
+    @classmethod
+    def beside(
+        cls, rooms: Rooms, sources: Sources, rulings: Rulings, recorded: RecordedSeries
+    ) -> RuleRooms:
+        """Those of groups beside those of detectors: they share all that alerts go through."""
+        return cls(
+            database=rooms.database,
+            runs=rooms.runs,
+            sources=sources,
+            rulings=rulings,
+            ledger=rooms.ledger,
+            recorded=recorded,
+            pipeline=rooms.pipeline,
+            external_url=rooms.external_url,
+            inhibitions=rooms.rules.inhibitions,
+            shadow=rooms.shadow,
+            silences=rooms.silences,
+        )
 
 
 @dataclass(frozen=True, slots=True)

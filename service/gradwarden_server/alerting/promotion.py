@@ -41,11 +41,16 @@ class Shadows:
     def __init__(self, store: Promotions, rules: RuleSet, wanted_days: float) -> None:
         """``wanted_days`` 0 means that no project has a shadow period."""
         self._store = store
-        self._alerts = [rule.alert for rule in rules.detectors]
-        self._on_probation = frozenset(rule.alert for rule in rules.detectors if rule.shadow)
+        self.adopt(rules)
         self._wanted_days = wanted_days
         self._known: dict[str, tuple[int, Shadow]] = {}
         self._lock = threading.Lock()
+
+    def adopt(self, rules: RuleSet) -> None:
+        """Speak of these rules from now on."""
+        ruled = {r.alert for group in rules.groups for r in group.rules if r.alert}
+        self._alerts = [*(rule.alert for rule in rules.detectors), *sorted(ruled)]
+        self._on_probation = frozenset(rule.alert for rule in rules.detectors if rule.shadow)
 
     def of(self, project: str, now_ns: int) -> Shadow:
         """What holds for a project; at most a second old."""

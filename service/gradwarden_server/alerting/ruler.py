@@ -12,13 +12,14 @@ import threading
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from gradwarden_server.alerting.groupwatch import GroupWatch, Outcome, RuleRooms
 from gradwarden_server.alerting.rulings import MS_NS
 from gradwarden_server.querying.ruling import GroupState
 from gradwarden_server.rules.groups import PromGroup
+from gradwarden_server.rules.spec import RuleSet
 from gradwarden_server.store.errors import Fenced, StoreError
 from gradwarden_server.store.evaluation import EvaluationStore, Lease
 
@@ -79,7 +80,7 @@ class Ruler:
         self._rooms = rooms
         self._evaluation = evaluation
         self._groups = {group.key: group for group in groups}
-        self._adopted: dict[str, PromGroup] | None = None
+        self._adopted: RuleSet | None = None
         self._holder = holder
         self._clock = clock
         self._changed = changed
@@ -110,11 +111,10 @@ class Ruler:
         except StoreError as error:
             log.warning("leases of rules are not given back, they run out: %s", error)
 
-    def adopt(self, groups: Iterable[PromGroup], rooms: RuleRooms | None = None) -> None:
+    def adopt(self, rules: RuleSet) -> None:
         """Evaluate these groups from the next round on; what is unchanged keeps its state."""
         with self._lock:
-            self._adopted = {group.key: group for group in groups}
-            self._rooms = rooms or self._rooms
+            self._adopted = rules
         self._wake.set()
 
     def _loop(self) -> None:
@@ -152,7 +152,8 @@ class Ruler:
             adopted, self._adopted = self._adopted, None
         if adopted is None:
             return
-        self._groups = adopted
+        self._groups = {group.key: group for group in adopted.groups}
+        self._rooms = replace(self._rooms, inhibitions=adopted.inhibitions)
         self._lost, self._lost_ns = None, 0
         # What is under way ends by itself, and is fenced where the new turn was faster.
         self._turns = {}

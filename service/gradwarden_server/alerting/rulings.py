@@ -28,6 +28,7 @@ MS_NS = 1_000_000
 RULE_REMOVED = "rule_removed"
 RUN_DELETED = "run_deleted"
 CONDITION = "condition"
+_RUNBOOK = "runbook_url"
 
 _ENDINGS = {"finished": lifecycle.RUN_FINISHED, "cancelled": lifecycle.RUN_CANCELLED}
 
@@ -121,16 +122,19 @@ def _seen(known: Alert | None, alert: RuleAlert, setting: Setting, at_ns: int) -
         )
         yield Change(known, "inactive", at_ns, CONDITION)
     if known.state == "pending" and alert.state == "firing":
-        words = {**known.annotations, **alert.annotations}
+        words = {**known.annotations, **_words(alert, None, setting)}
         fired = replace(known, state="firing", fired_ns=at_ns, annotations=words)
         yield Change(fired, "pending", at_ns, CONDITION)
 
 
 def _words(alert: RuleAlert, run: RunRecord | None, setting: Setting) -> dict[str, str]:
+    """With links; a runbook that is a path is one of this service."""
+    words = dict(alert.annotations)
+    if words.get(_RUNBOOK, "").startswith("/"):
+        words[_RUNBOOK] = setting.external_url + words[_RUNBOOK]
     if run is None:
-        return dict(alert.annotations)
-    link = setting.external_url + run_path(run.project, run.run)
-    return {"dashboard_url": link, **alert.annotations}
+        return words
+    return {"dashboard_url": setting.external_url + run_path(run.project, run.run), **words}
 
 
 def _reason(known: Alert, setting: Setting) -> str:

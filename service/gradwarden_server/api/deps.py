@@ -13,6 +13,7 @@ from fastapi.security import APIKeyCookie, HTTPBearer
 
 from gradwarden_server import logs
 from gradwarden_server.alerting.promotion import Shadows
+from gradwarden_server.alerting.rulebook import Rulebook
 from gradwarden_server.api.access import COOKIE, Doorman, Principal
 from gradwarden_server.api.bodies import Identifier
 from gradwarden_server.api.budgeting import BudgetDesk
@@ -40,6 +41,7 @@ from gradwarden_server.store.maintenance import Janitor
 from gradwarden_server.store.outcomes import Outcomes
 from gradwarden_server.store.removal import RunRemoval
 from gradwarden_server.store.retention import RetentionStore
+from gradwarden_server.store.rulings import Rulings
 from gradwarden_server.store.runs import RunStore
 from gradwarden_server.store.silences import Silences
 from gradwarden_server.store.timespan import TimeSpans
@@ -120,6 +122,8 @@ class Parts:
     messenger: Messenger
     judge: Judge
     shadows: Shadows
+    rulebook: Rulebook
+    rulings: Rulings
     silences: Silences
     maintenance: MaintenanceWindows
     care: Care

@@ -18,7 +18,6 @@ from fastapi import APIRouter, Depends, Path, Request
 from fastapi.responses import JSONResponse, Response
 from starlette.concurrency import run_in_threadpool
 
-from gradwarden_server import telemetry
 from gradwarden_server.api.deps import CREDENTIALS, Parts, PartsDep, Reader
 from gradwarden_server.api.exposed import Json, told
 from gradwarden_server.matchers import Matcher
@@ -205,47 +204,6 @@ async def format_query(form: FormDep, who: Reader) -> Response:
     return await _answered(form, lambda asked: formatted(asked.needed("query")))
 
 
-@router.get("/alerts", summary="Alerts that are pending or firing")
-def alerts(who: Reader, parts: PartsDep) -> Response:
-    """As Prometheus tells them; the whole of them is at /v1/alerts."""
-    page = parts.ledger.list(who.project, ("pending", "firing"), limit=500)
-    return _success(
-        {
-            "alerts": [
-                {
-                    "labels": dict(alert.labels),
-                    "annotations": dict(alert.annotations),
-                    "state": alert.state,
-                    "activeAt": datetime.fromtimestamp(alert.active_ns / 1e9)
-                    .astimezone()
-                    .isoformat(),
-                    "value": "1e+00",
-                }
-                for alert in page.items
-            ]
-        }
-    )
-
-
-@router.get("/status/buildinfo", summary="What answers here")
-def buildinfo(who: Reader) -> Response:
-    """Named like a Prometheus without the rulers of others, so that clients expect no more."""
-    rest = dict.fromkeys(("revision", "branch", "buildUser", "buildDate", "goVersion"), "")
-    return _success({"version": telemetry.package_version(), **rest})
-
-
-@router.get("/query_exemplars", summary="Exemplars: there are none")
-def exemplars(who: Reader) -> Response:
-    """Always empty."""
-    return _success([])
-
-
-@router.get("/targets", summary="Targets: nothing is scraped")
-def targets(who: Reader) -> Response:
-    """Always empty: trainers send."""
-    return _success({"activeTargets": [], "droppedTargets": [], "droppedTargetCounts": {}})
-
-
 def _engine(parts: Parts, project: str, asked: _Asked) -> Engine:
     seconds = min(asked.duration("timeout", _TIMEOUT_SECONDS), _TIMEOUT_SECONDS)
     until = time.monotonic() + seconds
@@ -283,7 +241,7 @@ def selector_of(text: str) -> Sequence[Matcher]:
 
 async def _answered(form: Form, of: Callable[[_Asked], Any]) -> Response:
     try:
-        return _success(await run_in_threadpool(of, _Asked(form)))
+        return success(await run_in_threadpool(of, _Asked(form)))
     except (_Wrong, QueryError) as error:
         return _failed(400, "bad_data", str(error))
     except LimitExceeded as error:
@@ -293,7 +251,8 @@ async def _answered(form: Form, of: Callable[[_Asked], Any]) -> Response:
         return _failed(422, "execution", error)
 
 
-def _success(data: Any) -> Response:
+def success(data: Any) -> Response:
+    """An answer as its clients read it."""
     text = data if isinstance(data, Json) else json.dumps(data, ensure_ascii=False)
     body = f'{{"status":"success","data":{text}}}'
     return Response(body.encode(errors="replace"), media_type="application/json")

@@ -49,6 +49,7 @@ def serve(options: argparse.Namespace) -> int:
         # The server stops on its first signal and then raises it again, for whoever was
         # listening before; by then everything is closed and there is nothing left to end.
         signal.signal(number, lambda *_: None)
+    signal.signal(signal.SIGHUP, lambda *_: app.state.house.rulebook.ask())
     gc.freeze()  # what was made by now lives as long as the process
     server.run(sockets=[listener])
     return DONE if server.started else NO

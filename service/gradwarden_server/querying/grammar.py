@@ -18,6 +18,7 @@ from gradwarden_server.rules.groups import PromGroup, PromRule
 from gradwarden_server.rules.spec import RuleSet
 
 LEAST_INTERVAL_MS = 1000
+LONGEST_KEY = 120
 _METRIC = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*\Z")
 _LABEL = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*\Z")
 _TEMPLATED = "{{"
@@ -32,6 +33,8 @@ class Grammar:
 
     def group(self, group: PromGroup) -> Iterator[str]:
         """What is wrong with a group itself."""
+        if len(group.key) > LONGEST_KEY:
+            yield f"the names of file and group are longer than {LONGEST_KEY} characters together"
         for name, text in (("interval", group.interval), ("query_offset", group.query_offset)):
             try:
                 lasts_ms = span(text or "0s")

@@ -54,10 +54,18 @@ def go_number(value: float) -> str:
         return "NaN"
     if math.isinf(value):
         return "+Inf" if value > 0 else "-Inf"
-    sign, digits, exponent = Decimal(repr(value)).normalize().as_tuple()
-    power = len(digits) + int(exponent) - 1
+    power = Decimal(repr(value)).adjusted()
     if value == 0 or -4 <= power < 6:
         return f"{Decimal(repr(value)).normalize():f}"
+    return go_exponent(value)
+
+
+def go_exponent(value: float) -> str:
+    """A float64 as Go's ``%e`` with the shortest digits."""
+    if not math.isfinite(value):
+        return go_number(value)
+    sign, digits, exponent = Decimal(repr(value)).normalize().as_tuple()
+    power = len(digits) + int(exponent) - 1
     shown = "".join(map(str, digits))
     mantissa = shown[0] + ("." + shown[1:] if len(shown) > 1 else "")
     return f"{'-' if sign else ''}{mantissa}e{power:+03d}"

@@ -70,6 +70,16 @@ class Span:
     resolved_ns: int | None
 
 
+@dataclass(frozen=True, slots=True)
+class OpenCount:
+    """How many alerts of one name, kept by one group of rules or by detectors, are in a state."""
+
+    alertname: str
+    rule_group: str | None
+    state: str
+    count: int
+
+
 class BadCursor(ValueError):
     """The cursor was not given out by ``AlertLedger.list``."""
 
@@ -252,6 +262,18 @@ class AlertLedger:
         )
         with self._engine.connect() as conn:
             return tuple(Span(*row) for row in conn.execute(query.order_by(alert.c.id)))
+
+    def open_counts(self, project: str) -> tuple[OpenCount, ...]:
+        """How many alerts are pending and firing, by name and who keeps them."""
+        named = alert.c.alertname, alert.c.rule_group, alert.c.state
+        query = (
+            select(*named, func.count())
+            .outerjoin(run, alert.c.run_id == run.c.id)
+            .where(alert.c.project == project, alert.c.state.in_(OPEN), run.c.deleted_ns.is_(None))
+            .group_by(*named)
+        )
+        with self._engine.connect() as conn:
+            return tuple(OpenCount(*row) for row in conn.execute(query))
 
     def counts(self, project: str, run_rows: Collection[int]) -> dict[int, dict[str, int]]:
         """How many alerts of each run are pending and firing; runs without any have zeros."""
