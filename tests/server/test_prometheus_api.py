@@ -227,10 +227,11 @@ def test_a_prometheus_federates_us(service: Service, tmp_path: Path) -> None:
 
         def scraped() -> Any:
             try:
-                told = httpx.get(f"http://127.0.0.1:{port}/api/v1/query", params=query).json()
+                told = httpx.get(f"http://127.0.0.1:{port}/api/v1/query", params=query)
             except httpx.TransportError:
                 return None
-            return told.get("data", {}).get("result")
+            # Until its storage is open it answers in plain text.
+            return told.json()["data"]["result"] if told.status_code == 200 else None
 
         found = eventually(scraped)
         assert found[0]["metric"]["run"] == "poisoned"

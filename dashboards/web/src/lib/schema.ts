@@ -212,6 +212,12 @@ export interface CompareFace {
   keys: Record<string, KeyCompared>;
 }
 
+/** Open alerts of one rule. */
+export interface CountsFace {
+  pending: number;
+  firing: number;
+}
+
 /** How much of what could be watched was; ``gaps`` say what would arm the rest. */
 export interface Coverage {
   armed: number;
@@ -563,6 +569,13 @@ export interface ReceiverTest {
   detail: string;
 }
 
+/** How the files were read last; with mistakes, what was read before stands. */
+export interface ReloadFace {
+  at: string | null;
+  ok: boolean;
+  mistakes: string[];
+}
+
 /** Days for which a project keeps what; null is for ever. */
 export interface RetentionFace {
   /** Every value of every layer */
@@ -571,6 +584,44 @@ export interface RetentionFace {
   rollup_days: number | null;
   /** Runs with all that they have */
   run_days: number | null;
+}
+
+/** One rule of either kind. */
+export interface RuleFace {
+  name: string;
+  kind: "detector" | "alert" | "record";
+  /** Of Prometheus's rules: the group that it is in */
+  group: string | null;
+  file: string | null;
+  /** Its PromQL */
+  query: string | null;
+  /** Which built-in detector it sets up */
+  detector: string | null;
+  params: Record<string, number | string | boolean>;
+  /** Where the numbers of a detector's rule come from */
+  source: string | null;
+  labels: Record<string, string>;
+  annotations: Record<string, string>;
+  /** None: at every step of a run */
+  interval_seconds: number | null;
+  for_seconds: number;
+  keep_firing_for_seconds: number;
+  /** The page of docs/runbooks that it names */
+  runbook: string | null;
+  state: "inactive" | "pending" | "firing";
+  health: "ok" | "err" | "unknown";
+  error: string | null;
+  last_evaluation: string | null;
+  evaluation_seconds: number | null;
+  /** Its pages are tickets, in a shadow period */
+  would_have_paged: boolean;
+  alerts: CountsFace;
+}
+
+/** All rules, detectors first. */
+export interface RuleList {
+  items: RuleFace[];
+  last_reload: ReloadFace;
 }
 
 /** What becomes of the pages of one rule. */
