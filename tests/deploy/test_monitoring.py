@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import yaml
 
+from gradwarden_server.alerting.ruler import Tally
 from gradwarden_server.telemetry import RunGauges, Snapshot, Telemetry
 from tests.deploy import stack
 from tests.deploy.stack import ALERTMANAGER, ROOT, RULES
@@ -35,6 +36,7 @@ def lively() -> tuple[Telemetry, Callable[[], None]]:
     """The service's own telemetry with every metric present, and a call that moves it on."""
     telemetry = Telemetry()
     now = Snapshot(
+        rules=Tally(),
         runs={"running": 2, "failed": 1},
         alerts={("page", "firing"): 1, ("ticket", "pending"): 1},
         live=(RunGauges("default", "r1", 0, 1.5, 0.0),),

@@ -137,6 +137,18 @@ export interface AttemptFace {
   superseded_after: number | null;
 }
 
+/** One pair of windows; rates are null where nothing happened in them. */
+export interface BurnFace {
+  severity: "page" | "ticket";
+  long_s: number;
+  short_s: number;
+  /** Times the allowed rate over the long window */
+  long: number | "NaN" | "Infinity" | "-Infinity" | null;
+  short: number | "NaN" | "Infinity" | "-Infinity" | null;
+  limit: number;
+  word: "Critical" | "Recovering" | "Increasing" | "Acceptable";
+}
+
 /** A rank that the others wait for. */
 export interface CauseFace {
   rank: number;
@@ -382,6 +394,11 @@ export interface HistogramFace {
   counts: number[];
 }
 
+/** A budget over its last period. */
+export interface HistoryFace {
+  items: MomentFace[];
+}
+
 /** What an incident cost, from its first bad step until now or its end. */
 export interface ImpactFace {
   /** Processes of the run; each drives a GPU where there are any */
@@ -455,12 +472,55 @@ export interface LoginBody {
   token: string;
 }
 
+/** What is not to be heard while work goes on, once or every week. */
+export interface MaintenanceBody {
+  /** As in Prometheus: alertname="RunStalled", run_name=~"gpt.*", team!="" */
+  matchers: string[];
+  comment: string;
+  /** Default: now */
+  starts_at?: string | null;
+  /** Of a weekly one: none after this */
+  ends_at?: string | null;
+  /** In place of ends_at, where it comes once */
+  duration_seconds?: number | null;
+  weekly?: WeeklyBody | null;
+}
+
+/** One planned work. */
+export interface MaintenanceFace {
+  id: number;
+  state: "scheduled" | "active" | "ended";
+  matchers: string[];
+  starts_at: string | null;
+  ends_at: string | null;
+  weekly: WeeklyBody | null;
+  /** The window that is open now */
+  open: WindowFace | null;
+  /** The next one to open */
+  next: WindowFace | null;
+  author: string;
+  comment: string;
+}
+
+/** Planned work, the newest first. */
+export interface MaintenanceList {
+  items: MaintenanceFace[];
+}
+
 /** One matcher. */
 export interface MatcherBody {
   name: string;
   value: string;
   isRegex?: boolean;
   isEqual?: boolean;
+}
+
+/** The budget at one moment; ``budget_left`` null where nothing had happened before it. */
+export interface MomentFace {
+  t: string | null;
+  budget_left: number | null;
+  good: number;
+  total: number;
 }
 
 /** What somebody has to say of an alert. */
@@ -480,6 +540,40 @@ export interface NotifiedFace {
   state: string;
   attempts: number;
   detail: string | null;
+}
+
+/** A person's word. */
+export interface OutcomeBody {
+  outcome: "good" | "bad";
+  reason?: string;
+}
+
+/** How a run counts for the objective on training success. */
+export interface OutcomeFace {
+  outcome: "good" | "bad" | "not counted" | "open";
+  reason: string;
+  ended_at: string | null;
+  marked_by: string | null;
+}
+
+/** The budget of one part, such as one environment. */
+export interface PartFace {
+  labels: Record<string, string>;
+  /** Share of good events in the period */
+  current: number | null;
+  /** Below 0 where more was spent than there was */
+  budget_left: number | null;
+  good: number;
+  total: number;
+  burn: BurnFace[];
+  sentence: string;
+  enough_data: boolean;
+}
+
+/** What a budget is for. */
+export interface PeriodFace {
+  kind: "rolling" | "calendar";
+  days: number;
 }
 
 /** A silence as Alertmanager's clients post it; with an ``id`` it takes that one's place. */
@@ -866,6 +960,80 @@ export interface SimilarList {
   items: SimilarFace[];
 }
 
+/** One objective with where it comes from. */
+export interface SloDetail {
+  id: string;
+  name: string;
+  description: string;
+  service: string;
+  /** What is counted, in a word */
+  sli: string;
+  target: number;
+  window: PeriodFace;
+  /** Of a budget by count: '1 of 50' */
+  at_most: string | null;
+  current: number | null;
+  budget_left: number | null;
+  burn: BurnFace[];
+  sentence: string;
+  enough_data: boolean;
+  /** Open alerts that say so */
+  alerts: number[];
+  parts: PartFace[];
+  /** Why it cannot be answered */
+  error: string | null;
+  file: string;
+  good_query: string;
+  bad_query: string;
+  total_query: string;
+  min_events: number;
+  on: boolean;
+}
+
+/** One objective; its figures are those of the part with the least left. */
+export interface SloFace {
+  id: string;
+  name: string;
+  description: string;
+  service: string;
+  /** What is counted, in a word */
+  sli: string;
+  target: number;
+  window: PeriodFace;
+  /** Of a budget by count: '1 of 50' */
+  at_most: string | null;
+  current: number | null;
+  budget_left: number | null;
+  burn: BurnFace[];
+  sentence: string;
+  enough_data: boolean;
+  /** Open alerts that say so */
+  alerts: number[];
+  parts: PartFace[];
+  /** Why it cannot be answered */
+  error: string | null;
+}
+
+/** Every objective that is on. */
+export interface SloList {
+  items: SloFace[];
+}
+
+/** A run that spent some of the budget. */
+export interface SpenderFace {
+  run: string;
+  run_name: string | null;
+  owner: string | null;
+  bad: number;
+  /** Of all that was spent */
+  share: number;
+}
+
+/** The runs that spent most, the first first. */
+export interface SpenderList {
+  items: SpenderFace[];
+}
+
 /** Of how many incidents a time is known, its median and the 90th percentile, in seconds. */
 export interface Spread {
   of: number;
@@ -999,4 +1167,19 @@ export interface TokenList {
 export interface VacuumAnswer {
   size_bytes: number;
   free_bytes: number;
+}
+
+/** When it comes back: a time of day on days of the week, by the clocks of a time zone. */
+export interface WeeklyBody {
+  days: ("mon" | "tue" | "wed" | "thu" | "fri" | "sat" | "sun")[];
+  /** Such as 02:00 */
+  at: string;
+  duration_seconds: number;
+  time_zone?: string;
+}
+
+/** One window, in UTC. */
+export interface WindowFace {
+  starts_at: string | null;
+  ends_at: string | null;
 }
