@@ -365,6 +365,18 @@ export interface FirstActionFace {
   risk: string | null;
 }
 
+/** The fleet in a handful of figures. */
+export interface FleetFace {
+  counts: Record<string, number>;
+  /** Of runs that are not well: since their last checkpoint, or their start */
+  gpu_hours_at_risk: number;
+  slos: LeftFace[];
+  incidents: IncidentCounts;
+  noise: NoiseFace;
+  silences_active: number;
+  telemetry: TelemetryCounts;
+}
+
 /** The process answers. */
 export interface Healthy {
   status?: string;
@@ -408,6 +420,13 @@ export interface ImpactFace {
   devices: "GPU" | "process";
   /** The time of the first bad step */
   since: string | null;
+}
+
+/** Pages and tickets: those that stand, and those that fired in the last two weeks. */
+export interface IncidentCounts {
+  open: number;
+  week: number;
+  prev_week: number;
 }
 
 /** What is durable now. */
@@ -467,6 +486,12 @@ export interface LayoutAnswer {
   hash: string;
 }
 
+/** What is left of one budget; null with too little data. */
+export interface LeftFace {
+  id: string;
+  budget_left: number | null;
+}
+
 /** A token to exchange for a session. */
 export interface LoginBody {
   token: string;
@@ -521,6 +546,12 @@ export interface MomentFace {
   budget_left: number | null;
   good: number;
   total: number;
+}
+
+/** What people were told of in 30 days, and whether anybody did anything. */
+export interface NoiseFace {
+  acted: number;
+  ignored: number;
 }
 
 /** What somebody has to say of an alert. */
@@ -584,6 +615,19 @@ export interface PostedSilence {
   endsAt: string;
   createdBy: string;
   comment: string;
+}
+
+/** What an hour of one GPU of a type costs. */
+export interface PriceBody {
+  /** As the driver names it; * */
+  gpu: string;
+  per_hour: number;
+  currency: string;
+}
+
+/** Prices by type; ``*`` stands for all that are not named. */
+export interface PriceTable {
+  items: PriceBody[];
 }
 
 /** What is to page from now on. */
@@ -1108,6 +1152,12 @@ export interface Story {
   root: string;
   findings: string[];
   text: string;
+}
+
+/** Of the runs that are under way, how many were heard of within a minute. */
+export interface TelemetryCounts {
+  runs_reporting: number;
+  runs_known: number;
 }
 
 /** One line of an alert's timeline. */
