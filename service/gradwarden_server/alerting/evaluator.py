@@ -13,6 +13,7 @@ from functools import partial
 from gradwarden_server.alerting.commit import Alerts
 from gradwarden_server.alerting.coverage import Recalled
 from gradwarden_server.alerting.farewell import close_alerts
+from gradwarden_server.alerting.losses import Losses
 from gradwarden_server.alerting.watch import Rooms, RunWatch
 from gradwarden_server.detect.base import Coverage
 from gradwarden_server.model import Notification
@@ -95,6 +96,7 @@ class Evaluator:
         self._recalled = Recalled(rooms.rules, rooms.runs, rooms.evaluation)
         self._outbox = outbox
         self._dogs = watchdogs(receivers)
+        self._losses = Losses(rooms, holder)
         self._holder = holder
         self._adopted: RuleSet | None = None
         self._clock = clock
@@ -192,14 +194,14 @@ class Evaluator:
         listening_ns = now_ns - self._rooms.service_started_ns
         forsaken_ns = now_ns - _FORSAKEN_NS if listening_ns > _FORSAKEN_NS else 0
         projects = self._rooms.runs.projects()
+        if now_ns - self._parted_ns >= TICK_NS:
+            self._part(projects, now_ns)
         for project in projects:
             due = self._rooms.watched.due(project, now_ns - _ACTIVE_NS, forsaken_ns)
             due_now |= {(project, one.run) for one in due}
             lag = max(lag, self._project(project, due, now_ns))
         for key in [key for key in self._held if key not in due_now]:
             self._drop(key)
-        if now_ns - self._parted_ns >= TICK_NS:
-            self._part(projects, now_ns)
         self._failing = {key: held for key, held in self._failing.items() if key in due_now}
         self._beat(now_ns)
         self.lag_seconds = lag
@@ -216,13 +218,14 @@ class Evaluator:
             self._held.clear()
 
     def _part(self, projects: Iterable[str], now_ns: int) -> None:
-        """Let nobody stay paged for a run that was deleted."""
+        """What concerns no single run: telemetry that is lost, and runs that were deleted."""
         self._parted_ns = now_ns
         for project in projects:
             try:
                 close_alerts(self._rooms, project, partial(self._lease, project), now_ns)
+                self._losses.round(project, now_ns, self._changed)
             except Fenced as error:
-                log.info("deleted runs of %s: %s", project, error)
+                log.info("project %s: %s", project, error)
 
     def _lease(self, project: str, run: str) -> Lease | None:
         return self._rooms.evaluation.acquire(project, f"run:{run}", self._holder, LEASE_NS)
@@ -300,7 +303,8 @@ class Evaluator:
     ) -> Future[Alerts] | None:
         traced = span("evaluate", run=turn.due.run, batches=len(entries))
         with traced if entries else nullcontext():
-            future = turn.held.watch.evaluate(watched, entries, now_ns, turn.tick)
+            causes = self._losses.over(watched.run.project, watched.run, now_ns)
+            future = turn.held.watch.evaluate(watched, entries, now_ns, turn.tick, causes)
         if future is not None and turn.held.watch.speaks:
             future.add_done_callback(lambda _: self._changed())
         if len(entries) == BATCHES:

@@ -42,6 +42,8 @@ class Judging:
         """Whose pages reach people as tickets now."""
         self.silences: Sequence[Quiet] = ()
         """What people do not want to hear now."""
+        self.elsewhere: Sequence[Alert] = ()
+        """Alerts of the project that explain some of this run's."""
         self._rules = rules
         self._layouts = layouts
         self._url = external_url
@@ -123,4 +125,5 @@ class Judging:
         if ending is not None and drained and self.assembler.deadline_ns is None:
             new = lifecycle.resolve_all(settled, ending, max(moment, now_ns))
             changes += new
-        return Muting(self._rules.inhibitions, self.silences).apply(standing, changes, now_ns)
+        muting = Muting(self._rules.inhibitions, self.silences, self.elsewhere)
+        return muting.apply(standing, changes, now_ns)

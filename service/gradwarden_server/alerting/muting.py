@@ -26,6 +26,8 @@ class Muting:
 
     inhibitions: Sequence[Inhibition] = ()
     silences: Sequence[Quiet] = ()
+    elsewhere: Sequence[Alert] = ()
+    """Firing alerts of the project that may be causes in this run."""
 
     def apply(
         self, standing: Mapping[str, Alert], changes: Iterable[Change], now_ns: int
@@ -104,7 +106,7 @@ class Muting:
         for inhibition in self.inhibitions:
             if alert.alertname in inhibition.effects and any(
                 other.alertname == inhibition.cause and _urgency(other) <= _urgency(alert)
-                for other in _firing(open_)
+                for other in (*_firing(open_), *self.elsewhere)
             ):
                 return inhibition
         return None

@@ -158,7 +158,12 @@ class RunWatch:
         return self._judging.assembler.deadline_ns
 
     def evaluate(
-        self, watched: Watched, entries: Sequence[LogEntry], now_ns: int, tick: bool
+        self,
+        watched: Watched,
+        entries: Sequence[LogEntry],
+        now_ns: int,
+        tick: bool,
+        elsewhere: Sequence[Alert] = (),
     ) -> Future[Alerts] | None:
         """Judge what arrived and, on a tick, what only time can tell.
 
@@ -168,6 +173,7 @@ class RunWatch:
                 more may wait.
             now_ns: By our clock.
             tick: Whether to ask what time tells.
+            elsewhere: Alerts of the project that explain some of this run's.
 
         Returns:
             What is being written, to be waited for and told to :meth:`settle`; None where
@@ -178,6 +184,7 @@ class RunWatch:
         self._judging.facts = translate.facts(run, self._rooms.external_url)
         self._judging.shadow = self._rooms.shadow(self._project, now_ns)
         self._judging.silences = self._rooms.silences(self._project, now_ns)
+        self._judging.elsewhere = elsewhere
         self._judging.start(watched.ordinal or 0, run.world_size)
         outcomes, self._late_outcomes = self._late_outcomes, []
         judged = dict(self._judged)

@@ -25,8 +25,15 @@ Schemas = Mapping[str, Mapping[str, str]]
 _RULE_KEYS = {
     "alert", "detector", "params", "severity", "runbook", "source", "labels", "shadow",
 }  # fmt: skip
-_TOPS = {"detectors", "baseline", "groups", "inhibit"}
+_TOPS = {"detectors", "baseline", "groups", "inhibit", "telemetry"}
 _BASELINE_KEYS = {"params", "source"}
+_LOSS_KEYS = {"alert", "params", "runbook", "source"}
+_LOSS_PARAMS = {
+    "share": "float",
+    "least_runs": "int",
+    "within_seconds": "float",
+    "silent_seconds": "float",
+}
 _INHIBIT_KEYS = {"cause", "effects", "params", "source"}
 _INHIBIT_PARAMS = {"grace_seconds": "float"}
 
@@ -63,6 +70,22 @@ class Inhibition:
 
 
 @dataclass(frozen=True, slots=True)
+class LossRule:
+    """When runs that fall silent are one incident of a project.
+
+    More than ``share`` of its runs, and ``least_runs`` at least, were last heard within
+    ``within_seconds`` of each other, each ``silent_seconds`` ago or more.
+    """
+
+    alert: str
+    runbook: str
+    share: float
+    least_runs: int
+    within_seconds: float
+    silent_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class RuleSet:
     """All rules of a directory."""
 
@@ -70,6 +93,7 @@ class RuleSet:
     baseline: Mapping[str, Any]
     groups: tuple[PromGroup, ...] = ()
     inhibitions: tuple[Inhibition, ...] = ()
+    telemetry: LossRule | None = None
 
 
 def load(
@@ -97,6 +121,7 @@ def load(
         reader.baseline,
         tuple(reader.groups),
         tuple(reader.inhibitions),
+        reader.telemetry,
     )
 
 
@@ -111,6 +136,7 @@ class _Reader(Nodes):
         self.baseline: dict[str, Any] = {}
         self.groups: list[PromGroup] = []
         self.inhibitions: list[Inhibition] = []
+        self.telemetry: LossRule | None = None
         self._inhibited: list[tuple[str, str]] = []
         self._schemas = schemas
         self._baseline_schema = baseline
@@ -128,6 +154,8 @@ class _Reader(Nodes):
             self._detector(node)
         for node in self.items(top.get("inhibit"), "inhibit"):
             self._inhibition(node)
+        if "telemetry" in top:
+            self._telemetry(top["telemetry"])
         if "baseline" in top:
             self._baseline(top["baseline"])
         if "groups" in top:
@@ -138,9 +166,24 @@ class _Reader(Nodes):
             self.mistakes.append(f"{directory.name}: no file has a baseline")
         known = {rule.alert for rule in self.detectors}
         known |= {rule.alert for group in self.groups for rule in group.rules}
+        if self.telemetry is not None:
+            known.add(self.telemetry.alert)
         for at, name in self._inhibited:
             if name not in known:
                 self.mistakes.append(f"{at}: inhibit: no rule raises {name!r}")
+
+    def _telemetry(self, node: yaml.Node) -> None:
+        where = named(node)
+        held = self.mapping(node, where, _LOSS_KEYS)
+        alert = self.text(held.get("alert"), node, where, "alert")
+        runbook = self.text(held.get("runbook"), node, where, "runbook")
+        self.text(held.get("source"), node, where, "source")
+        if self.telemetry is not None:
+            self.wrong(node, where, "is given twice")
+        mistakes = len(self.mistakes)
+        params = self._params(held.get("params"), node, where, _LOSS_PARAMS)
+        if len(self.mistakes) == mistakes:
+            self.telemetry = LossRule(alert, runbook, **params)
 
     def _inhibition(self, node: yaml.Node) -> None:
         held = self.mapping(node, "inhibit", _INHIBIT_KEYS)

@@ -178,6 +178,17 @@ class EvaluationStore:
 
         return self._database.write(job, Priority.ALERT).result()
 
+    def check(self, project: str, connection: Connection, lease: Lease) -> None:
+        """Hold a lease until the end of the caller's transaction.
+
+        Raises:
+            Fenced: another process took it.
+        """
+        mine = select(t.lease.c.epoch).where(t.lease.c.scope == f"{project}/{lease.scope}")
+        epoch = connection.execute(mine.with_for_update()).scalar_one_or_none()
+        if epoch != lease.epoch:
+            raise Fenced(f"{lease.scope} of {project} is held by another process")
+
     def release(self, project: str, holder: str | None) -> None:
         """Let the leases of a holder that stops (None: of any) go to whoever asks next."""
         statement = update(t.lease).where(

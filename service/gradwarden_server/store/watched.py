@@ -183,6 +183,21 @@ class WatchedRuns:
         with self._database.read() as connection:
             return [Due(*row) for row in _DUE.all(connection, asked)]
 
+    def heard(self, project: str, since_ns: int) -> list[tuple[str, int, bool, str]]:
+        """Runs under way that were heard since a moment: when last, and whether they page.
+
+        Each is its identifier, that time, the run's own wish to page and its environment.
+        """
+        run = t.run.c
+        query = select(run.run, run.last_seen_ns, run.page, run.environment).where(
+            run.project == project,
+            run.status == "running",
+            run.last_seen_ns >= since_ns,
+            run.deleted_ns.is_(None),
+        )
+        with self._database.read() as connection:
+            return [(row[0], row[1], row[2], row[3]) for row in connection.execute(query)]
+
     def runs(
         self, project: str, rows: Collection[int], signs_of: Collection[int]
     ) -> dict[int, Watched]:
