@@ -35,7 +35,7 @@ _FORGED = (
 )
 _EXPIRED = "This link is too old. Open the alert in the dashboard instead."
 
-Token = Annotated[str, Path(max_length=4096)]
+Token = Annotated[str, Path(max_length=16_384)]
 
 
 @router.get("/l/{token}", include_in_schema=False)

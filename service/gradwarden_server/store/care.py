@@ -53,6 +53,7 @@ class Care:
 
         def job(connection: Connection) -> int:
             found = 0
+            fresh: list[tuple[str, int]] = []
             for number in alerts:
                 mine = and_(alert.c.id == number, alert.c.project == project)
                 before = connection.execute(
@@ -65,7 +66,6 @@ class Care:
             self._tell(project, connection, fresh, now_ns)
             return found
 
-        fresh: list[tuple[str, int]] = []
         return self._database.write(job, Priority.ALERT)
 
     def _tell(
@@ -87,7 +87,11 @@ class Care:
         for receiver, group_key in groups:
             last = connection.execute(
                 select(outbox)
-                .where(outbox.c.receiver == receiver, outbox.c.group_key == group_key)
+                .where(
+                    outbox.c.project == project,
+                    outbox.c.receiver == receiver,
+                    outbox.c.group_key == group_key,
+                )
                 .order_by(outbox.c.seq.desc())
                 .limit(1)
             ).one()
