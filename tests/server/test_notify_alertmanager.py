@@ -7,6 +7,7 @@ import re
 import subprocess
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ import pytest
 from gradwarden_server.alerting.lifecycle import advance, settle
 from gradwarden_server.model import Alert, Condition, Notification, Queued
 from gradwarden_server.notify.alertmanager import LIFETIME_NS, REPEAT_SECONDS
-from gradwarden_server.notify.message import Sender, Sent
+from gradwarden_server.notify.links import Informed
+from gradwarden_server.notify.message import Failed, Sender, Sent
 from gradwarden_server.notify.payload import rfc3339
 from gradwarden_server.notify.pipeline import build
 from gradwarden_server.notify.registry import connect
@@ -191,6 +193,46 @@ def test_a_resolve_from_a_clock_that_is_ahead_is_believed(peer: Alertmanager) ->
     (told,) = caller.line.run(caller.alerts, advance(caller.alerts, run_facts(), [well()], ahead))
     caller.send(told, ahead)
     assert peer.firing() == []
+
+
+def test_a_group_arrives_whole_whatever_its_labels_say(peer: Alertmanager) -> None:
+    caller = Caller(peer)
+    odd = 'NaN in "fc\\2" <b>&\nü \N{SNOWMAN}'
+    caller.say(
+        sick(summary=odd),
+        sick("ExplodingGradient", summary="2"),
+        sick("RunStalled", "ticket", summary="3"),
+    )
+    firing = {alert["labels"]["alertname"]: alert for alert in peer.firing()}
+    assert set(firing) == {"NonFiniteGradient", "ExplodingGradient", "RunStalled"}
+    assert firing["NonFiniteGradient"]["annotations"]["summary"] == odd
+    assert firing["RunStalled"]["labels"]["severity"] == "ticket"
+    caller.say(well("ExplodingGradient"), sick(summary=odd), sick("RunStalled", "ticket"))
+    assert {a["labels"]["alertname"] for a in peer.firing()} == {"NonFiniteGradient", "RunStalled"}
+
+
+def test_who_takes_care_stands_with_the_alert(peer: Alertmanager) -> None:
+    caller = Caller(peer)
+    caller.sender = Informed(
+        caller.sender, lambda project, prints: dict.fromkeys(prints, "ada"), None
+    )
+    caller.say(sick(step="40"))
+    (alert,) = peer.firing()
+    assert alert["annotations"] == {"step": "40", "acknowledged_by": "ada"}
+
+
+def test_what_it_does_not_take_is_final_and_one_that_is_away_is_not(peer: Alertmanager) -> None:
+    caller = Caller(peer)
+    now = time.time_ns()
+    changes = advance({}, run_facts(), [sick()], now)
+    (told,) = caller.line.run({}, changes)
+    nameless = {**told.payload, "alerts": [{**told.payload["alerts"][0], "labels": {}}]}
+    refused = Queued(1, replace(told, payload=nameless), 1, 1, now)
+    assert caller.sender.send(refused, now) == Failed("HTTP 400", retry=False)
+    peer.stop()
+    outcome = caller.sender.send(Queued(1, told, 1, 1, now), now)
+    assert isinstance(outcome, Failed)
+    assert outcome.retry
 
 
 def test_an_alertmanager_that_forgot_is_told_again_within_a_minute(
