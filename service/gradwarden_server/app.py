@@ -26,6 +26,7 @@ from gradwarden_server.api import (
     maintenance,
     outcomes,
     pages,
+    paging,
     problems,
     prometheus,
     prometheus_status,
@@ -94,6 +95,7 @@ def create_app(settings: Settings) -> FastAPI:
         communication,
         casebook,  # before the alerts themselves, whose path takes any number
         alerts,
+        paging,
         runbooks,
         shadow,
         silences,

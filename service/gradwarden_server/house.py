@@ -9,9 +9,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
 from functools import partial
-from typing import Any, TypeVar
 
 from fastapi import FastAPI
 from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor
@@ -21,6 +19,7 @@ from gradwarden_server.alerting.clerk import Clerk
 from gradwarden_server.alerting.commit import Registrar
 from gradwarden_server.alerting.evaluator import Evaluator
 from gradwarden_server.alerting.groupwatch import RuleRooms
+from gradwarden_server.alerting.line import Line
 from gradwarden_server.alerting.promotion import Shadows
 from gradwarden_server.alerting.rulebook import Book, Rulebook
 from gradwarden_server.alerting.ruler import Ruler
@@ -35,9 +34,8 @@ from gradwarden_server.api.pace import Pace
 from gradwarden_server.api.summary import Summaries
 from gradwarden_server.api.throttle import Throttle
 from gradwarden_server.model import DEFAULT_PROJECT
-from gradwarden_server.notify import pipeline, registry
+from gradwarden_server.notify import registry
 from gradwarden_server.notify.counted import Counted
-from gradwarden_server.notify.delivery import Courier
 from gradwarden_server.notify.links import Informed, Link, seal
 from gradwarden_server.querying.storage import Sources
 from gradwarden_server.settings import Settings
@@ -50,7 +48,7 @@ from gradwarden_server.store.compaction import Compaction
 from gradwarden_server.store.compactor import Compactor
 from gradwarden_server.store.compare import Comparison
 from gradwarden_server.store.costs import Costs
-from gradwarden_server.store.database import Database, Priority
+from gradwarden_server.store.database import Database
 from gradwarden_server.store.entries import LogReader
 from gradwarden_server.store.evaluation import EvaluationStore
 from gradwarden_server.store.fleet import Fleet
@@ -60,7 +58,6 @@ from gradwarden_server.store.ledger import AlertLedger
 from gradwarden_server.store.links import LinkSecrets
 from gradwarden_server.store.maintenance import Janitor
 from gradwarden_server.store.notices import Listener, Topic
-from gradwarden_server.store.outbox import Outbox
 from gradwarden_server.store.outcomes import Outcomes
 from gradwarden_server.store.overview import LiveRun, Overview
 from gradwarden_server.store.promotions import Promotions
@@ -83,7 +80,6 @@ from gradwarden_server.store.workshop import Workshop
 from gradwarden_server.telemetry import RunGauges, Snapshot, Telemetry
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
 
 
 # The writer lets go of the interpreter at every statement; to get it back from a thread that
@@ -116,16 +112,16 @@ class House:
             time.time_ns,
         )
         book = self.rulebook.book
-        rules, receivers, objectives = book.rules, book.receivers, book.objectives
+        rules, receivers, objectives = book.rules, book.paging.receivers, book.objectives
+        routing = book.paging.routing
         self.database = database = Database(settings.db)
-        self.outbox = Outbox(database.engine)
         self.overview = Overview(database)
         self.recorded = RecordedSeries(database)
         run_store = RunStore(database)
         frames = FrameLog(database, lambda project: self.evaluator.wake())
         self.series = _series(settings)
         reader = LogReader(database, shelves=Shelves(TableShelf(database), self.series))
-        ledger = AlertLedger(database.engine)
+        ledger = AlertLedger(database.engine, routing.lanes)
         fleet = Fleet(database)
         history = History(reader, run_store)
         commands = CommandStore(database)
@@ -145,7 +141,7 @@ class House:
             )
             for name, sender in registry.connect(receivers, ReceiverThreads(database)).items()
         }
-        self.courier = Courier(_Urgent(database), self.outbox, senders, time.time_ns)
+        self.line = Line(database, routing, senders, settings.url, run_store.projects)
         evaluation = EvaluationStore(database)
         sources = Sources(Samples(database, reader, run_store), ledger)
         silences = Silences(database)
@@ -162,7 +158,6 @@ class House:
             ledger=ledger,
             recorded=self.recorded,
             rules=rules,
-            pipeline=pipeline.build(receivers, settings.url),
             external_url=settings.url,
             service_started_ns=now_ns,
             shadow=shadows.of,
@@ -171,7 +166,7 @@ class House:
         outcomes = Outcomes(database, self.recorded)
         holder = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
         self.evaluator = Evaluator(
-            rooms, self.outbox, receivers, holder, time.time_ns, self.courier.wake
+            rooms, self.line.outbox, receivers, holder, time.time_ns, self.line.wake
         )
         rulings = Rulings(database)
         self.ruler = Ruler(
@@ -180,7 +175,7 @@ class House:
             rules.groups,
             f"{holder}:rules",
             time.time_ns,
-            self.courier.wake,
+            self.line.wake,
         )
         self.clerk = Clerk(run_store, outcomes, evaluation, holder, time.time_ns)
         self.janitor = Janitor(database, holder, series=self.series)
@@ -221,7 +216,9 @@ class House:
             pace=Pace(),
             backlog=self.compactor.wait_seconds,
             receivers=receivers,
-            messenger=self.courier,
+            messenger=self.line.courier,
+            routing=routing,
+            letters=self.line.letters,
             judge=self.evaluator,
             shadows=shadows,
             rulebook=self.rulebook,
@@ -286,7 +283,7 @@ class House:
         sys.setswitchinterval(_SWITCH_SECONDS)
         self.compactor.start()
         if self.settings.evaluate:
-            self.courier.start()
+            self.line.start()
             self.evaluator.start()
             self.ruler.start()
             self.clerk.start()
@@ -304,7 +301,7 @@ class House:
             self.ruler.stop()
             self.clerk.stop()
             self.evaluator.stop()
-            self.courier.stop()
+            self.line.stop()
         self.database.close()
         if self.series is not None:
             self.series.close()
@@ -321,6 +318,7 @@ class House:
         self.parts.budgets.adopt(book.objectives)
         self.evaluator.adopt(book.rules)
         self.ruler.adopt(book.rules)
+        self.line.adopt(book.paging)
 
     def trace(self, app: FastAPI) -> None:
         """Send spans of every request, commit, evaluation and delivery, where asked to."""
@@ -334,15 +332,12 @@ class House:
     def snapshot(self, project: str | None) -> Snapshot:
         """What a scrape tells beyond the counters; only this project's runs one by one."""
         totals = self.overview.totals(project, telemetry.MOST_RUNS)
-        oldest_ns = self.outbox.oldest_unsent()
-        age = 0.0 if oldest_ns is None else max(0.0, (time.time_ns() - oldest_ns) / 1e9)
         return Snapshot(
             runs=totals.runs,
             alerts=totals.alerts,
             live=tuple(self._gauges(live) for live in totals.live),
             live_count=totals.live_count,
-            outbox_waiting=self.outbox.counts().get("waiting", 0),
-            outbox_oldest_seconds=age,
+            **self.line.numbers(),
             writer_queue_depth=self.database.queue_depth,
             streams=self.hub.open_streams,
             evaluator_lag_seconds=self.evaluator.lag_seconds,
@@ -382,13 +377,3 @@ def _read_secret(settings: Settings) -> str:
             "write at least 20 random ones, for example: openssl rand -base64 32"
         )
     return secret
-
-
-class _Urgent:
-    """The writer as the courier sees it: deliveries go before acks."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
-
-    def write(self, job: Callable[[Any], T]) -> Future[T]:
-        return self._database.write(job, Priority.ALERT)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 from urllib.parse import quote
@@ -220,6 +220,76 @@ class Change:
     @property
     def to_state(self) -> AlertState:
         return self.alert.state
+
+
+@dataclass(frozen=True, slots=True)
+class Lane:
+    """One way from an alert to people: the group of one receiver that it belongs to.
+
+    ``key`` names the group to the receiver, ``route`` the route of the receivers file that led
+    there. A group that is new is first told after ``wait_ns``.
+    """
+
+    receiver: str
+    route: str
+    key: str
+    labels: Labels
+    wait_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """An alert of a group, by its row, and whether the receiver was told that it fires."""
+
+    row: int
+    alert: Alert
+    told: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Alerts that one receiver hears of together, and what it was told of them.
+
+    From its first message to its end it is ``open``. ``began_ns`` is when something began to fire
+    that was not told yet, ``opened_ns`` when it was opened last, and ``told_ns`` when it was last
+    told that something fires; both stay behind its end, so that flapping is held back.
+    """
+
+    id: int
+    project: str
+    receiver: str
+    route: str
+    key: str
+    labels: Labels
+    open: bool = False
+    storm: bool = False
+    """It stands for many groups, which were folded into it."""
+    counted: int = 0
+    """Of a storm: of how many alerts its last message spoke."""
+    folded_into: int | None = None
+    """The storm that speaks for it."""
+    source: int | None = None
+    """The group that escalated into this one; ``why`` says why."""
+    why: str = ""
+    began_ns: int | None = None
+    opened_ns: int | None = None
+    told_ns: int | None = None
+    escalated_ns: int | None = None
+    failing: str = ""
+    """Why its messages do not reach the receiver, where that is so."""
+    members: tuple[Member, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Folded:
+    """What fires in the groups of a storm; the worst runs have the most alerts."""
+
+    groups: int
+    alerts: int
+    runs: int
+    alertnames: Mapping[str, int]
+    worst_runs: Sequence[str]
+    acknowledged: bool
 
 
 @dataclass(frozen=True, slots=True)

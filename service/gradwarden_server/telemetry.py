@@ -80,6 +80,9 @@ class Snapshot:
     streams: int = 0
     evaluator_lag_seconds: float = 0.0
     evaluator_errors: int = 0
+    herald_errors: int = 0
+    outbox_dead: int = 0
+    circuits: Mapping[str, bool] = field(default_factory=dict)
     rules: Ruling | None = None
     reload_ok: bool = True
     reload_ns: int = 0
@@ -112,6 +115,12 @@ class Telemetry:
             "gradwarden_deliveries",
             "Tries to tell a receiver, by how they went.",
             ["receiver", "result"],
+            registry=self.registry,
+        )
+        self.retries = Counter(
+            "gradwarden_delivery_retries",
+            "Tries of messages that were tried before.",
+            ["receiver"],
             registry=self.registry,
         )
         self.exports = Counter(
@@ -204,6 +213,24 @@ def _service(now: Snapshot) -> Iterator[Metric]:
         "gradwarden_outbox_oldest_unsent_seconds",
         "Age of the oldest notification not delivered yet; 0 when none waits.",
         value=now.outbox_oldest_seconds,
+    )
+    yield GaugeMetricFamily(
+        "gradwarden_outbox_dead",
+        "Notifications of the last day that were given up.",
+        value=now.outbox_dead,
+    )
+    circuits = GaugeMetricFamily(
+        "gradwarden_circuit_open",
+        "1 while a receiver's host does not answer and its messages wait.",
+        labels=["receiver"],
+    )
+    for name, broken in sorted(now.circuits.items()):
+        circuits.add_metric([name], broken)
+    yield circuits
+    yield CounterMetricFamily(
+        "gradwarden_herald_errors",
+        "Groups of alerts that could not be told and are tried again.",
+        value=now.herald_errors,
     )
     yield GaugeMetricFamily(
         "gradwarden_writer_queue_depth",

@@ -15,11 +15,15 @@ from typing import Any, TypeVar
 
 from sqlalchemy import Connection, insert, select
 
+from gradwarden_server.alerting.herald import Herald
 from gradwarden_server.model import Alert, Condition, Notification, RunFacts, Severity
 from gradwarden_server.notify.delivery import Courier
 from gradwarden_server.notify.message import Sender
+from gradwarden_server.notify.routes import Routing
+from gradwarden_server.notify.spec import Receiver
 from gradwarden_server.store import tables
 from gradwarden_server.store.database import Database
+from gradwarden_server.store.groups import GroupStore
 from gradwarden_server.store.outbox import Outbox, enqueue
 
 T = TypeVar("T")
@@ -241,6 +245,19 @@ class Desk:
         self._couriers.append(courier)
         courier.start()
         return courier
+
+    def herald(self, *receivers: Receiver) -> Herald:
+        """One that tells of alerts in this database when asked to."""
+        wake = [courier.wake for courier in self._couriers]
+        return Herald(
+            self.database,
+            GroupStore(self.database.engine),
+            Routing(receivers),
+            "http://gw",
+            lambda: ("default",),
+            self.clock,
+            lambda: [call() for call in wake] and None,
+        )
 
     def post(self, *texts: str, receiver: str = "pager", key: str = "g1") -> None:
         self.send(*(message(receiver, key, text) for text in texts))

@@ -100,7 +100,7 @@ def test_an_alert_says_what_it_costs_what_to_go_back_to_and_what_to_do(house: Se
     seconds = (time.time_ns() - sick_ns) / 1e9
     assert 0 < impact["gpu_hours"] * 3600 <= seconds + 1
     told = [(n["receiver"], n["ok"], n["why"]) for n in alert["notified"]]
-    assert told == [("pager", True, "firing")]
+    assert told == [("pager", True, "fired")]
 
 
 def test_a_list_is_filtered_by_name_and_by_what_is_held_back(house: Service) -> None:

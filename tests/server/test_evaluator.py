@@ -16,13 +16,15 @@ from gradwarden import wire
 from gradwarden_server import assets
 from gradwarden_server.alerting.commit import Registrar
 from gradwarden_server.alerting.evaluator import Evaluator
+from gradwarden_server.alerting.herald import Herald
 from gradwarden_server.alerting.judging import BACKFILL_NS
 from gradwarden_server.alerting.watch import Rooms, RunWatch
 from gradwarden_server.detect import registry
-from gradwarden_server.notify import pipeline
+from gradwarden_server.notify.routes import Routing
 from gradwarden_server.notify.spec import parse
 from gradwarden_server.rules.spec import load
 from gradwarden_server.store.commands import CommandStore
+from gradwarden_server.store.groups import GroupStore
 from gradwarden_server.store.ledger import AlertLedger
 from gradwarden_server.store.outbox import Outbox
 from gradwarden_server.store.watched import WatchedRuns
@@ -57,7 +59,16 @@ class Bench:
         self.now = NOW
         self.started_ns = NOW
         self.outbox = Outbox(self.store.database.engine)
-        self.ledger = AlertLedger(self.store.database.engine)
+        self.routing = Routing(RECEIVERS)
+        self.ledger = AlertLedger(self.store.database.engine, self.routing.lanes)
+        self.herald = Herald(
+            self.store.database,
+            GroupStore(self.store.database.engine),
+            self.routing,
+            "http://gw.example",
+            self.store.runs.projects,
+            lambda: self.now,
+        )
         self.commands = CommandStore(self.store.database)
         self.rules = load(assets.ALERT_RULES, registry.schemas(), registry.BASELINE_SCHEMA)
         self.processes = 0
@@ -84,7 +95,6 @@ class Bench:
             ledger=self.ledger,
             recorded=self.store.recorded,
             rules=self.rules,
-            pipeline=pipeline.build(RECEIVERS, "http://gw.example"),
             external_url="http://gw.example",
             service_started_ns=self.started_ns,
         )
@@ -122,6 +132,7 @@ class Bench:
     def round(self) -> None:
         self.now += SECOND
         self.evaluator.round(self.now)
+        self.herald.round(self.now)
 
     def story(self) -> list[tuple[str, str, str, str, str | None]]:
         """Every transition of every alert: name, severity, to, reason, step."""

@@ -11,12 +11,14 @@ from typing import Any, TypeVar
 import pytest
 from sqlalchemy import Connection, delete, event, select
 
+from gradwarden_server.alerting.herald import Herald
 from gradwarden_server.alerting.lifecycle import advance, settle
 from gradwarden_server.model import Condition, Notification, Queued, Receipt
-from gradwarden_server.notify.pipeline import build
+from gradwarden_server.notify.routes import Route, Routing
 from gradwarden_server.notify.spec import Receiver
 from gradwarden_server.store import tables
 from gradwarden_server.store.database import Database
+from gradwarden_server.store.groups import GroupStore
 from gradwarden_server.store.ledger import AlertLedger, BadCursor
 from gradwarden_server.store.outbox import LEASE_NS, Outbox, enqueue
 from tests.server.pager import (
@@ -60,9 +62,12 @@ class Book:
 
     def __init__(self, database: Database) -> None:
         self.database = database
-        self.ledger = AlertLedger(database.engine)
+        routing = Routing([PAGER], [Route("pager", group_interval_seconds=0.0)])
+        self.ledger = AlertLedger(database.engine, routing.lanes)
         self.outbox = Outbox(database.engine)
-        self.line = build([PAGER], "http://gw")
+        self.herald = Herald(
+            database, GroupStore(database.engine), routing, "http://gw", lambda: (), lambda: 0
+        )
 
     def write(self, job: Callable[[Connection], T]) -> T:
         return self.database.write(job).result(PATIENCE)
@@ -73,15 +78,11 @@ class Book:
         run: str,
         conditions: list[Condition],
         now_ns: int,
-        written_ns: int | None = None,
     ) -> list[Any]:
         def job(conn: Connection) -> list[Any]:
             alerts = self.ledger.open_alerts("default", conn, row)
             changes = advance(alerts, run_facts(run, row), conditions, now_ns)
-            messages = self.line.run(alerts, changes)
-            touched = self.ledger.apply(
-                "default", conn, row, changes, messages, written_ns or now_ns
-            )
+            touched = self.ledger.apply("default", conn, row, changes, now_ns)
             assert {k: v for k, v in touched.items() if v.state != "resolved"} == {
                 k: v
                 for k, v in self.ledger.open_alerts("default", conn, row).items()
@@ -143,9 +144,11 @@ def test_an_alert_is_one_row_from_pending_to_resolved_with_its_timeline(book: Bo
 def test_a_relapse_is_a_new_row_and_each_has_its_own_deliveries(book: Book) -> None:
     row = book.write(add_run)
     for now_ns, said in ((10, sick()), (20, well()), (30, sick())):
-        book.moment(row, "r1", [said], now_ns * SECOND, written_ns=40 * SECOND)
-    (first,) = book.claim(40 * SECOND)
-    book.record(first, ok(41 * SECOND))
+        book.moment(row, "r1", [said], now_ns * SECOND)
+        book.herald.round(now_ns * SECOND)
+        if now_ns < 30:
+            (told,) = book.claim(now_ns * SECOND)
+            book.record(told, ok((now_ns + 1) * SECOND))
     again, before = book.ledger.list("default").items
     assert (again.state, before.state) == ("firing", "resolved")
     assert before.id is not None
@@ -153,10 +156,10 @@ def test_a_relapse_is_a_new_row_and_each_has_its_own_deliveries(book: Book) -> N
     stories = [book.ledger.get("default", before.id), book.ledger.get("default", again.id)]
     assert stories[0] is not None
     assert stories[1] is not None
-    told = [[(d.state, d.attempts, d.ok, d.detail) for d in s.deliveries] for s in stories if s]
+    told = [[(d.state, d.why, d.ok, d.detail) for d in s.deliveries] for s in stories if s]
     assert told == [
-        [("sent", 1, True, "HTTP 200"), ("waiting", 0, None, None)],
-        [("waiting", 0, None, None)],
+        [("sent", "fired", True, "HTTP 200"), ("sent", "resolved", True, "HTTP 200")],
+        [("waiting", "fired", None, None)],
     ]
 
 
@@ -165,13 +168,13 @@ def test_a_failed_transaction_keeps_neither_alert_nor_message(book: Book) -> Non
 
     def job(conn: Connection) -> None:
         changes = advance({}, run_facts(row=row), [sick()], 10)
-        book.ledger.apply("default", conn, row, changes, book.line.run({}, changes), 10)
+        book.ledger.apply("default", conn, row, changes, 10)
         raise RuntimeError("the lease was lost")
 
     with pytest.raises(RuntimeError, match="lease"):
         book.write(job)
     assert book.ledger.list("default").items == ()
-    assert book.outbox.counts() == {}
+    assert book.herald.round(20) == 0
 
 
 def test_another_project_sees_and_touches_nothing(book: Book) -> None:
@@ -185,16 +188,13 @@ def test_another_project_sees_and_touches_nothing(book: Book) -> None:
     assert book.ledger.counts("default", [row]) == {row: {"pending": 0, "firing": 1}}
     assert book.write(lambda conn: book.ledger.open_alerts("other", conn, row)) == {}
     change = advance(settle({}, []), run_facts(row=row), [sick("DeadLayer")], 11)
-    for project, changes, messages in (
-        ("other", change, []),
-        ("other", [], [message()]),
-        ("other", [replace(change[0], alert=replace(alert, project="other"))], []),
+    for project, changes in (
+        ("other", change),
+        ("other", [replace(change[0], alert=replace(alert, project="other"))]),
     ):
         with pytest.raises((ValueError, LookupError)):
             book.write(
-                lambda c, p=project, x=changes, m=messages: book.ledger.apply(  # type: ignore[misc]
-                    p, c, row, x, m, 11
-                )
+                lambda c, p=project, x=changes: book.ledger.apply(p, c, row, x, 11)  # type: ignore[misc]
             )
     assert len(book.ledger.list("default").items) == 1
 

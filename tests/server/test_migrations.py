@@ -27,11 +27,13 @@ CAME: dict[str, dict[str, set[str]]] = {
     "0003": {"stream": {"logged_frames", "logged_bytes"}, "run": {"latest", "deleted_ns"}},
     "0005": {"alert": {"muted", "muted_until_ns", "told", "acked_ns", "acked_by"}},
     "0007": {"alert": {"rule_group"}, "series": {"ruled"}},
+    "0011": {"outbox": {"replaces"}},
 }
 NEW_TABLES = {"segment", "chunk", "rollup", "retention", "promotion", "silence", "link_secret"}
 NEW_TABLES |= {"rule_group", "receiver_thread"}
 NEW_TABLES |= {"outcome", "price", "report_sent"}
 NEW_TABLES |= {"maintenance"}
+NEW_TABLES |= {"notification_group", "group_member", "telling"}
 
 
 def new_columns(before: str) -> dict[str, set[str]]:

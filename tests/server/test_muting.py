@@ -12,9 +12,10 @@ from gradwarden_server.alerting.lifecycle import advance
 from gradwarden_server.alerting.muting import Muting
 from gradwarden_server.matchers import parse
 from gradwarden_server.model import Alert, Change, Condition, Severity, Silence
-from gradwarden_server.notify import pipeline
+from gradwarden_server.notify.routes import Route, Routing
 from gradwarden_server.notify.spec import Receiver
 from gradwarden_server.rules.spec import Inhibition
+from tests.server.board import Board
 from tests.server.detection import RULES
 from tests.server.test_lifecycle import RUN
 
@@ -39,14 +40,16 @@ class Line:
     changes: list[Change] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._pipeline = pipeline.build([PAGER], "http://gradwarden")
+        at_once = Route("pager", group_interval_seconds=0.0, repeat_interval_seconds=0.0)
+        self._board = Board(Routing([PAGER], [at_once]))
 
     def say(self, second: int, *says: tuple[str, Severity, bool]) -> None:
         now_ns = second * SECOND
         conditions = [Condition(name, severity, active) for name, severity, active in says]
         raw = advance(self.open, RUN, conditions, now_ns)
         changes, settled = self.muting.apply(self.open, raw, now_ns)
-        for message in self._pipeline.run(self.open, changes):
+        self._board.change(changes, now_ns)
+        for message in self._board.tell(now_ns):
             for told in message.payload["alerts"]:
                 word = (second, told["labels"]["alertname"], told["status"])
                 self.messages.append(word)

@@ -19,10 +19,11 @@ from gradwarden_server.notify.alertmanager import LIFETIME_NS, REPEAT_SECONDS
 from gradwarden_server.notify.links import Informed
 from gradwarden_server.notify.message import Failed, Sender, Sent
 from gradwarden_server.notify.payload import rfc3339
-from gradwarden_server.notify.pipeline import build
 from gradwarden_server.notify.registry import connect
+from gradwarden_server.notify.routes import Routing
 from gradwarden_server.notify.spec import Receiver
 from tests.needs import needs
+from tests.server.board import Board
 from tests.server.pager import (
     PATIENCE,
     SECOND,
@@ -111,14 +112,14 @@ class Caller:
 
     def __init__(self, peer: Alertmanager) -> None:
         receiver = Receiver("am", "alertmanager", peer.url + "/", allow_private=True)
-        self.line = build([receiver], "http://gw.example")
+        self.line = Board(Routing([receiver]), "http://gw.example")
         self.sender: Sender = connect([receiver])["am"]
         self.alerts: dict[str, Alert] = {}
 
     def say(self, *conditions: Condition) -> list[Sent]:
         now = time.time_ns()
         changes = advance(self.alerts, run_facts(), conditions, now)
-        told = self.line.run(self.alerts, changes)
+        told = self.line.news(changes, now)
         self.alerts = settle(self.alerts, changes)
         return [self.send(notification, now) for notification in told]
 
@@ -157,9 +158,9 @@ def test_a_real_alertmanager_notifies_of_both(peer: Alertmanager) -> None:
         ("resolved", {"step": "40"}),
     ]
     # Its body is the model of ours: the same keys, on top and in each alert.
-    (ours,) = build([Receiver("w", "webhook", "https://w.example")], "http://gw.example").run(
-        {}, advance({}, run_facts(), [sick()], time.time_ns())
-    )
+    line = Board(Routing([Receiver("w", "webhook", "https://w.example")]), "http://gw.example")
+    now = time.time_ns()
+    (ours,) = line.news(advance({}, run_facts(), [sick()], now), now)
     assert set(fired) == set(ours.payload)
     assert set(fired["alerts"][0]) == set(ours.payload["alerts"][0])
 
@@ -168,7 +169,7 @@ def test_telling_it_again_pushes_the_end_of_the_same_alert(peer: Alertmanager) -
     caller = Caller(peer)
     now = time.time_ns()
     changes = advance({}, run_facts(), [sick()], now)
-    (told,) = caller.line.run({}, changes)
+    (told,) = caller.line.news(changes, now)
     later = now + int(REPEAT_SECONDS) * SECOND
     for at in (now, later):
         caller.send(told, at)
@@ -181,7 +182,10 @@ def test_an_alertmanager_that_does_not_know_the_alert_takes_its_resolve(
     peer: Alertmanager,
 ) -> None:
     caller = Caller(peer)
-    caller.alerts = settle({}, advance({}, run_facts(), [sick()], time.time_ns() - SECOND))
+    before = time.time_ns() - SECOND
+    fired = advance({}, run_facts(), [sick()], before)
+    assert caller.line.news(fired, before), "told to nobody here"
+    caller.alerts = settle({}, fired)
     caller.say(well())
     assert peer.firing() == []
 
@@ -190,7 +194,8 @@ def test_a_resolve_from_a_clock_that_is_ahead_is_believed(peer: Alertmanager) ->
     caller = Caller(peer)
     caller.say(sick())
     ahead = time.time_ns() + 30 * SECOND
-    (told,) = caller.line.run(caller.alerts, advance(caller.alerts, run_facts(), [well()], ahead))
+    over = advance(caller.alerts, run_facts(), [well()], ahead)
+    (told,) = caller.line.news(over, ahead)
     caller.send(told, ahead)
     assert peer.firing() == []
 
@@ -239,14 +244,14 @@ def test_an_alertmanager_that_forgot_is_told_again_within_a_minute(
     peer: Alertmanager, tmp_path: Path
 ) -> None:
     receiver = Receiver("am", "alertmanager", peer.url, allow_private=True)
-    line = build([receiver], "http://gw.example")
+    line = Board(Routing([receiver]), "http://gw.example")
     desk = Desk(sqlite_url(tmp_path))
     desk.now_ns = time.time_ns()
     fired = advance({}, run_facts(), [sick()], desk.now_ns)
     over = advance(settle({}, fired), run_facts(), [well()], desk.now_ns + SECOND)
     try:
         desk.courier(connect([receiver]))
-        desk.send(*line.run({}, fired))
+        desk.send(*line.news(fired, desk.now_ns))
         desk.until(standing=1)
         assert len(peer.firing()) == 1
         peer.stop()
@@ -255,7 +260,7 @@ def test_an_alertmanager_that_forgot_is_told_again_within_a_minute(
         desk.later(REPEAT_SECONDS)
         assert len(desk.quiet().receipts()) == 1, "repeats are not written down each time"
         assert len(peer.firing()) == 1
-        desk.send(*line.run(settle({}, fired), over))
+        desk.send(*line.news(over, desk.now_ns))
         desk.until(sent=2)
         assert peer.firing() == []
     finally:

@@ -276,18 +276,17 @@ COMMIT_AND_DIE = """
 import os, signal, sys
 from tests.server.pager import add_run, message, open_database, run_facts, sick
 from gradwarden_server.alerting.lifecycle import advance
-from gradwarden_server.notify.pipeline import build
+from gradwarden_server.notify.routes import Routing
 from gradwarden_server.notify.spec import Receiver
 from gradwarden_server.store.ledger import AlertLedger
 
 database = open_database(sys.argv[1])
-line = build([Receiver("pager", "webhook", "https://pager.example")], "http://gw")
+routing = Routing([Receiver("pager", "webhook", "https://pager.example")])
 
 def evaluate(conn):
     row = add_run(conn)
     changes = advance({}, run_facts(row=row), [sick(step="40")], 1)
-    ledger = AlertLedger(database.engine)
-    ledger.apply("default", conn, row, changes, line.run({}, changes), 1)
+    AlertLedger(database.engine, routing.lanes).apply("default", conn, row, changes, 1)
 
 database.write(evaluate).result()
 os.kill(os.getpid(), signal.SIGKILL)
@@ -323,6 +322,7 @@ def test_a_kill_between_commit_and_delivery_delivers_after_the_restart(
     assert died.wait(PATIENCE) == -signal.SIGKILL
     desk = Desk(url, new=False)
     desk.courier(to(pager=pager))
+    desk.herald(Receiver("pager", "webhook", pager.url)).round(desk.now_ns)
     desk.until(sent=1)
     (alert,) = json.loads(pager.requests[0].body)["alerts"]
     assert (alert["status"], alert["annotations"]) == ("firing", {"step": "40"})

@@ -1,7 +1,8 @@
 """What evaluations change, written together: a few statements for all that wait.
 
-Each is all or nothing: its alerts, their messages, derived points and the cursor stand in one
-transaction. Where one was fenced, they are written again one by one, so that the others stand.
+Each is all or nothing: its alerts, the marks on their groups, derived points and the cursor
+stand in one transaction. Where one was fenced, they are written again one by one, so that the
+others stand.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from gradwarden_server.detect.base import Request
-from gradwarden_server.model import Alert, Change, Notification
+from gradwarden_server.model import Alert, Change
 from gradwarden_server.store.commands import CommandStore
 from gradwarden_server.store.database import Database, Priority, Transaction
 from gradwarden_server.store.evaluation import Cursor, EvaluationStore, Move, Snapshot
@@ -36,7 +37,6 @@ class Judgement:
     old: Cursor
     new: Cursor
     changes: Sequence[Change]
-    notifications: Sequence[Notification]
     derived: Sequence[Derived]
     requests: Sequence[Request]
     snapshot: Snapshot | None
@@ -92,9 +92,8 @@ class Registrar:
         """What only some judgements have."""
         project, row, now_ns = judgement.project, judgement.row, judgement.now_ns
         touched: Alerts = {}
-        if judgement.changes or judgement.notifications:
-            news = judgement.changes, judgement.notifications
-            touched = self._ledger.apply(project, connection, row, *news, now_ns)
+        if judgement.changes:
+            touched = self._ledger.apply(project, connection, row, judgement.changes, now_ns)
         for request in judgement.requests:
             where = (project, connection, row, judgement.run)
             what = (request.rank, request.kind, request.args)

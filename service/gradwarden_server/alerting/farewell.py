@@ -34,10 +34,9 @@ def close_alerts(
         with rooms.database.read() as connection:
             alerts = rooms.ledger.open_alerts(project, connection, run.row)
         changes = lifecycle.resolve_all(alerts, REASON, now_ns)
-        messages = rooms.pipeline.run(alerts, changes)
 
         def job(connection: Transaction) -> None:
             rooms.evaluation.move(project, connection, run.row, lease.epoch, cursor, cursor)  # noqa: B023
-            rooms.ledger.apply(project, connection, run.row, changes, messages, now_ns)  # noqa: B023
+            rooms.ledger.apply(project, connection, run.row, changes, now_ns)  # noqa: B023
 
         rooms.database.write(job, Priority.ALERT).result()

@@ -1,7 +1,7 @@
 """One group of Prometheus's rules under evaluation: what it records and alerts, in one transaction.
 
-Alert changes, their messages, samples and the memory of the group commit together, so a crash at
-any moment goes on from the last evaluation: pending since the same moment, kept as long.
+Alert changes, marks for the herald, samples and the memory of the group commit together, so a
+crash at any moment goes on from the last evaluation: pending since the same moment, kept as long.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ from gradwarden_server.alerting.muting import Muting
 from gradwarden_server.alerting.rulings import MS_NS, Setting
 from gradwarden_server.alerting.shadow import Shadow
 from gradwarden_server.alerting.watch import Rooms
-from gradwarden_server.model import Alert, Change, Notification, Quiet
-from gradwarden_server.notify.pipeline import Pipeline
+from gradwarden_server.model import Alert, Change, Quiet
 from gradwarden_server.promql.engine import Engine, Limits
 from gradwarden_server.promql.errors import ExecutionError, QueryError
 from gradwarden_server.promql.memory import Memory
@@ -58,7 +57,6 @@ class RuleRooms:
     rulings: Rulings
     ledger: AlertLedger
     recorded: RecordedSeries
-    pipeline: Pipeline
     external_url: str
     inhibitions: Sequence[Inhibition]
     shadow: Callable[[str, int], Shadow]
@@ -76,7 +74,6 @@ class RuleRooms:
             rulings=rulings,
             ledger=rooms.ledger,
             recorded=recorded,
-            pipeline=rooms.pipeline,
             external_url=rooms.external_url,
             inhibitions=rooms.rules.inhibitions,
             shadow=rooms.shadow,
@@ -181,7 +178,7 @@ class GroupWatch:
         return rulings.dressed(self._project, labels, self._runs(labels))
 
     def _commit(self, kept: Kept, samples: Sequence[Sample], now_ns: int, forget: bool) -> bool:
-        """Write it all; whether there are messages for somebody."""
+        """Write it all; whether there may be news for somebody."""
         rooms, project = self._rooms, self._project
         if forget:
             storage = ProjectStorage(rooms.sources, project, now_ns)
@@ -189,7 +186,7 @@ class GroupWatch:
         ended = [(labels, STALE) for labels in self._ended]
         derived = self._derived([*samples, *ended], kept.evaluated_ns)
         alerts = [a for rule in self._state.rules for a in rule.alerts.values()]
-        changes, settled, messages = self._told(alerts, kept.evaluated_ns, now_ns)
+        changes, settled = self._told(alerts, kept.evaluated_ns, now_ns)
         old_ns = self._kept.evaluated_ns
 
         def job(connection: Transaction) -> dict[str, Alert]:
@@ -199,21 +196,19 @@ class GroupWatch:
                 rooms.rulings.save(project, connection, self.lease.epoch, old_ns, kept)
             touched: dict[str, Alert] = {}
             for row, held in self._by_run(changes).items():
-                touched |= rooms.ledger.apply(project, connection, row, held, (), now_ns)
-            if messages:
-                rooms.ledger.apply(project, connection, None, (), messages, now_ns)
+                touched |= rooms.ledger.apply(project, connection, row, held, now_ns)
             rooms.recorded.append_all(project, connection, derived)
             return touched
 
         touched = rooms.database.write(job, Priority.ALERT, f"rules:{kept.name}").result()
         self._open = {k: touched.get(k, alert) for k, alert in settled.items()}
         self._kept, self._ended = kept, []
-        return bool(messages)
+        return bool(changes)
 
     def _told(
         self, alerts: Iterable[RuleAlert], at_ns: int, now_ns: int
-    ) -> tuple[list[Change], dict[str, Alert], list[Notification]]:
-        """Changes as they are told, what is open behind them, and the messages."""
+    ) -> tuple[list[Change], dict[str, Alert]]:
+        """Changes as they are told, and what is open behind them."""
         rooms, project = self._rooms, self._project
         setting = Setting(
             project=project,
@@ -225,13 +220,12 @@ class GroupWatch:
         )
         found = rulings.changes(self._open, alerts, setting, at_ns)
         if not found and not self._open:
-            return [], {}, []
+            return [], {}
         about = {a.run for a in self._open.values()} | {c.alert.run for c in found}
         with rooms.database.read() as connection:
             others = rooms.ledger.beside(project, connection, self._state.group.key, about)
         changes: list[Change] = []
         settled: dict[str, Alert] = {}
-        messages: list[Notification] = []
         muting = Muting(rooms.inhibitions, rooms.silences(project, now_ns))
         for run in about:
             mine = {k: a for k, a in self._open.items() if a.run == run}
@@ -241,8 +235,7 @@ class GroupWatch:
             told = [change for change in told if change.alert.fingerprint in owned]
             changes += told
             settled |= {k: a for k, a in open_.items() if k in owned}
-            messages += rooms.pipeline.run(standing, told) if told else []
-        return changes, settled, messages
+        return changes, settled
 
     def _by_run(self, changes: Iterable[Change]) -> dict[int | None, list[Change]]:
         """Changes by the row of their run, in order."""

@@ -13,8 +13,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gradwarden_server.detect import registry
-from gradwarden_server.notify import spec as receivers_spec
-from gradwarden_server.notify.spec import Receiver, ReceiversError
+from gradwarden_server.notify import routefile
+from gradwarden_server.notify.routefile import Paging
+from gradwarden_server.notify.spec import ReceiversError
 from gradwarden_server.promql.parse import parse
 from gradwarden_server.querying.grammar import Grammar, doubts
 from gradwarden_server.querying.objectives import groups_of
@@ -39,7 +40,8 @@ class Book:
 
     rules: RuleSet
     """With the groups that objectives are compiled to."""
-    receivers: tuple[Receiver, ...]
+    paging: Paging
+    """Receivers, and the routes to them."""
     objectives: tuple[Objective, ...]
 
 
@@ -142,7 +144,7 @@ class Rulebook:
         )
         for doubt in doubts(found):
             log.warning("rules: %s", doubt)
-        told = receivers_spec.load(self._receivers, self._environ) if self._receivers else ()
+        told = routefile.load(self._receivers, self._environ) if self._receivers else Paging()
         objectives = openslo.load(self._rules / _OBJECTIVES, parse)
         groups = (*found.groups, *groups_of(objectives, self._url))
         return Book(replace(found, groups=groups), told, objectives)

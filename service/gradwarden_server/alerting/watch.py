@@ -1,8 +1,8 @@
 """One run under evaluation: from log entries past the cursor to alerts, in one transaction.
 
-Alert changes, their messages and the cursor commit together, so a crash at any moment replays
-from the log and loses nothing. Steps that were judged before a restart are advanced over again
-in silence, since the detectors must remember them. Derived points are kept back for some
+Alert changes, the marks on their groups and the cursor commit together, so a crash at any moment
+replays from the log and loses nothing. Steps that were judged before a restart are advanced over
+again in silence, since the detectors must remember them. Derived points are kept back for some
 seconds, and no longer than the next snapshot: those that a crash takes are derived again.
 """
 
@@ -24,7 +24,6 @@ from gradwarden_server.detect.engine import DerivedPoint, RunDetectors
 from gradwarden_server.detect.state import pack, unpack
 from gradwarden_server.detect.steps import Step
 from gradwarden_server.model import Alert, Change, Quiet
-from gradwarden_server.notify.pipeline import Pipeline
 from gradwarden_server.rules.spec import RuleSet
 from gradwarden_server.slo.tally import NAMES, Tally
 from gradwarden_server.store.database import Database
@@ -61,7 +60,6 @@ class Rooms:
     ledger: AlertLedger
     recorded: RecordedSeries
     rules: RuleSet
-    pipeline: Pipeline
     external_url: str
     service_started_ns: int
     # Whose pages are tickets now, of a project.
@@ -145,7 +143,7 @@ class RunWatch:
 
     @property
     def speaks(self) -> bool:
-        """Whether what is being written holds messages for somebody."""
+        """Whether what is being written may be news to somebody."""
         return self._pending is not None and self._pending.news
 
     def lag_seconds(self, now_ns: int) -> float:
@@ -309,9 +307,8 @@ class RunWatch:
         requests: list[Request] = []
         if self._run.status == "running":  # and nothing is asked about the past
             requests = [r for at_ns, r in self._requests if at_ns >= now_ns - BACKFILL_NS]
-        notifications = self._rooms.pipeline.run(self._open, changes) if changes else []
         kept = snapshot is not None
-        self._pending = _Pending(cursor, settled, flushed, kept, bool(notifications), now_ns)
+        self._pending = _Pending(cursor, settled, flushed, kept, bool(changes), now_ns)
         return self._rooms.registrar.submit(
             Judgement(
                 project=self._project,
@@ -321,7 +318,6 @@ class RunWatch:
                 old=self._cursor,
                 new=cursor,
                 changes=changes,
-                notifications=notifications,
                 derived=derived,
                 requests=requests,
                 snapshot=snapshot,

@@ -39,7 +39,10 @@ class NotifiedFace(BaseModel):
     receiver: str
     at: str | None = Field(description="Of the last try; null before the first")
     ok: bool | None
-    why: str = Field(description="What it said: firing or resolved")
+    why: str = Field(
+        description="What made it be sent: fired, changed, repeated, resolved, storm, or escalated "
+        "and why"
+    )
     state: str = Field(description="waiting, standing, sent or dead")
     attempts: int
     detail: str | None

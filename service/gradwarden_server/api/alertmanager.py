@@ -182,7 +182,7 @@ def _alerts(
         visible = silenced if muted[0] else inhibited if muted[1] else active
         if alert.severity == "note" or not visible or not matchers.all_match(wanted, alert.labels):
             continue
-        told = [r.name for r in parts.receivers if alert.severity in r.severities]
+        told = parts.routing.receivers(alert.labels)
         if name is None or any(name.matches({"receiver": one}) for one in told):
             found.append(_alert(alert, told, parts.settings.url))
     return found

@@ -23,6 +23,7 @@ from gradwarden_server.api.pace import Pace
 from gradwarden_server.api.summary import Summaries
 from gradwarden_server.api.throttle import Throttle
 from gradwarden_server.model import Receipt
+from gradwarden_server.notify.routes import Routing
 from gradwarden_server.querying.storage import Sources
 from gradwarden_server.settings import Settings
 from gradwarden_server.store.care import Care
@@ -36,6 +37,7 @@ from gradwarden_server.store.fleet import Fleet
 from gradwarden_server.store.frames import FrameLog
 from gradwarden_server.store.history import History
 from gradwarden_server.store.ledger import AlertLedger
+from gradwarden_server.store.letters import Letters
 from gradwarden_server.store.links import LinkSecrets
 from gradwarden_server.store.maintenance import Janitor
 from gradwarden_server.store.outcomes import Outcomes
@@ -69,6 +71,7 @@ class Messenger(Protocol):
     """The courier, as far as the api needs it."""
 
     def test(self, name: str, project: str) -> Receipt: ...
+    def wake(self) -> None: ...
 
 
 class Coverage(Protocol):
@@ -120,6 +123,8 @@ class Parts:
     backlog: Callable[[], float | None]
     receivers: tuple[ReceiverFace, ...]
     messenger: Messenger
+    routing: Routing
+    letters: Letters
     judge: Judge
     shadows: Shadows
     rulebook: Rulebook

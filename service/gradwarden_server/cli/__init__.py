@@ -205,6 +205,22 @@ def _reading(commands: argparse._SubParsersAction[Parser]) -> None:
         "reading:test_receiver",
     )
     test.add_argument("name", help="as in the receivers file")
+    routes = add(
+        receivers.actions,
+        "routes",
+        "by which routes alerts find people",
+        "gradwarden receivers routes\n  gradwarden receivers routes severity=page environment=prod",
+        "reading:routes",
+    )
+    routes.add_argument("label", nargs="*", help="NAME=VALUE: only those that such alerts take")
+    letters = add(
+        receivers.actions,
+        "dead-letters",
+        "messages that were given up; --retry ID sends one once more",
+        "gradwarden receivers dead-letters\n  gradwarden receivers dead-letters --retry 42",
+        "reading:dead_letters",
+    )
+    letters.add_argument("--retry", type=int, metavar="ID", help="send this one once more")
     rotate = add(
         receivers.actions,
         "rotate-links",
@@ -213,7 +229,7 @@ def _reading(commands: argparse._SubParsersAction[Parser]) -> None:
         "reading:rotate_links",
     )
     add_service(rotate, default=os.environ.get("GRADWARDEN_URL") or DEFAULT_URL)
-    for command in (runs, top, diagnose, listing, test):
+    for command in (runs, top, diagnose, listing, test, routes, letters):
         add_service(command, default=os.environ.get("GRADWARDEN_URL") or DEFAULT_URL)
         command.add_argument("--json", action="store_true", help="print JSON")
     for command in (runs, top):

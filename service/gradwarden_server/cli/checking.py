@@ -9,7 +9,8 @@ import sys
 from gradwarden_server import assets
 from gradwarden_server.cli.faults import DONE, NO, USAGE, CommandError
 from gradwarden_server.detect import registry
-from gradwarden_server.notify import spec as receivers_spec
+from gradwarden_server.notify import routefile
+from gradwarden_server.notify.spec import ReceiversError
 from gradwarden_server.querying.grammar import Grammar, doubts
 from gradwarden_server.rules import spec as rules_spec
 from gradwarden_server.rules.nodes import RulesError
@@ -37,9 +38,9 @@ def rules(options: argparse.Namespace) -> int:
 def receivers(options: argparse.Namespace) -> int:
     """Report all mistakes of a receivers file."""
     try:
-        found = receivers_spec.load(options.file, os.environ)
-    except receivers_spec.ReceiversError as error:
+        found = routefile.load(options.file, os.environ)
+    except ReceiversError as error:
         print(error, file=sys.stderr)
         return NO
-    print(f"{len(found)} receivers, no mistakes")
+    print(f"{len(found.receivers)} receivers, {len(found.routes)} routes, no mistakes")
     return DONE

@@ -21,6 +21,7 @@ from gradwarden_server.cli.drill_pager import LocalPager
 from gradwarden_server.cli.drill_run import DrillRun
 from gradwarden_server.cli.faults import DONE, NO, USAGE, CommandError
 from gradwarden_server.cli.reading import Client, table
+from gradwarden_server.model import DRILL
 
 HOPS = ("left", "acked", "judged", "fired", "queued", "delivered")
 _WORDS = {
@@ -108,8 +109,10 @@ def _listeners(client: Client, fault: Fault) -> list[str]:
     Raises:
         CommandError: nobody, so there is nothing to drill.
     """
-    receivers = client.call("GET", "/v1/receivers")["items"]
-    names = [r["name"] for r in receivers if fault.severity in r["severities"]]
+    facts = {"severity": fault.severity, "alertname": fault.alert, "environment": DRILL}
+    asked = {"label": [f"{name}={value}" for name, value in {**facts, DRILL: "true"}.items()]}
+    routes = client.call("GET", "/v1/routes", params=asked)["items"]
+    names = list(dict.fromkeys(route["receiver"] for route in routes))
     if not names:
         raise CommandError(
             f"no receiver takes a {fault.severity}: start the service with --receivers FILE", USAGE

@@ -134,6 +134,44 @@ def test_receiver(options: argparse.Namespace) -> int:
     return DONE if outcome["ok"] else NO
 
 
+def routes(options: argparse.Namespace) -> int:
+    """List routes, or those that alerts with some labels take."""
+    asked = {"label": options.label} if options.label else {}
+    page = Client(options).call("GET", "/v1/routes", params=asked)
+    if options.json:
+        print(json.dumps(page, indent=2))
+        return DONE
+    items = [
+        {
+            "receiver": route["receiver"],
+            "matchers": ", ".join(route["matchers"]) or "everything",
+            "group_by": ", ".join(route["group_by"] or ()) or "by severity",
+            "escalates_to": (route["escalate"] or {}).get("receiver"),
+            "goes_on": "yes" if route["goes_on"] else "no",
+        }
+        for route in page["items"]
+    ]
+    columns = ("receiver", "matchers", "group_by", "escalates_to", "goes_on")
+    table(columns, items, "nobody is told of such alerts")
+    return DONE if items else NO
+
+
+def dead_letters(options: argparse.Namespace) -> int:
+    """List messages that were given up, or send one once more."""
+    client = Client(options)
+    if options.retry is not None:
+        again = client.call("POST", f"/v1/deliveries/{options.retry}/retry")
+        print(json.dumps(again, indent=2) if options.json else f"message {again['id']} is tried")
+        return DONE
+    page = client.call("GET", "/v1/deliveries", params={"state": "dead", "limit": "500"})
+    if options.json:
+        print(json.dumps(page, indent=2))
+        return DONE
+    columns = ("id", "receiver", "severity", "status", "summary", "created_at", "attempts")
+    table((*columns, "detail"), page["items"], "no message was given up")
+    return DONE
+
+
 def rotate_links(options: argparse.Namespace) -> int:
     """Make all links that were sent worthless."""
     Client(options).call("POST", "/v1/links/rotate")

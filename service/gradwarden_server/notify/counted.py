@@ -20,4 +20,6 @@ class Counted:
             outcome = self._sender.send(queued, now_ns)
         result = "ok" if isinstance(outcome, Sent) else "failed"
         self._numbers.deliveries.labels(self._name, result).inc()
+        if queued.attempts > 1:
+            self._numbers.retries.labels(self._name).inc()
         return outcome

@@ -15,6 +15,7 @@ from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 
 from gradwarden_server.model import Alert, Notification, Queued, Receipt
+from gradwarden_server.notify.breaker import Breakers
 from gradwarden_server.notify.message import Failed, Outcome, Sender, Sent
 from gradwarden_server.notify.payload import body, group_key
 
@@ -51,6 +52,10 @@ class Outbox(Protocol):
     def record(self, conn: Any, queued: Queued, receipt: Receipt) -> None: ...
 
     def bury(self, conn: Any, known: Sequence[str], now_ns: int) -> int: ...
+
+    def stuck(self, conn: Any, receivers: Mapping[str, str], now_ns: int) -> None: ...
+
+    def hasten(self, conn: Any, receivers: Sequence[str], now_ns: int) -> None: ...
 
 
 def retry_delay_seconds(tries: int, jitter: Callable[[], float]) -> float | None:
@@ -123,12 +128,17 @@ class Courier:
         senders: Mapping[str, Sender],
         clock: Clock,
         jitter: Callable[[], float] = random.random,
+        places: Mapping[str, str] | None = None,
     ) -> None:
+        """``places`` are the hosts of receivers; without them each receiver fails alone."""
         self._database = database
         self._outbox = outbox
         self._senders = dict(senders)
         self._clock = clock
         self._jitter = jitter
+        self._breakers = Breakers(places or {name: name for name in self._senders})
+        self._stuck: Mapping[str, str] = {}
+        self._stuck_ns = 0
         self._woken = threading.Event()
         self._stopping = False
         self._lock = threading.Lock()
@@ -164,6 +174,11 @@ class Courier:
         """Send a test alert; raises KeyError for a name that is not configured."""
         return trial(self._senders[name], name, project, self._clock)
 
+    def broken(self) -> dict[str, bool]:
+        """Whether the circuit of each receiver is open."""
+        stuck = self._breakers.open()
+        return {name: name in stuck for name in self._senders}
+
     def _loop(self) -> None:
         while not self._stopping:
             try:
@@ -176,12 +191,16 @@ class Courier:
 
     def _round(self) -> None:
         now_ns = self._clock()
+        self._complain(now_ns)
         with self._lock:
-            free = {name: HANDS - busy for name, busy in self._busy.items() if busy < HANDS}
+            busy = dict(self._busy)
+        free = {name: self._breakers.allowed(name, HANDS - n, now_ns) for name, n in busy.items()}
+        free = {name: hands for name, hands in free.items() if hands > 0}
         if not free or not self._outbox.due(now_ns):
             return
         for queued in self._database.write(lambda conn: self._claim(conn, free, now_ns)).result():
             name = queued.notification.receiver
+            self._breakers.begins(name)
             with self._lock:
                 self._busy[name] += 1
             self._hands[name].submit(self._deliver, queued)
@@ -192,6 +211,14 @@ class Courier:
             claimed.extend(self._outbox.claim(conn, name, now_ns, hands))
         return claimed
 
+    def _complain(self, now_ns: int) -> None:
+        """Let groups know that their messages wait for a host that does not answer."""
+        stuck = self._breakers.open()
+        if stuck and (stuck != self._stuck or now_ns - self._stuck_ns >= SECOND_NS):
+            self._database.write(lambda conn: self._outbox.stuck(conn, stuck, now_ns)).result()
+            self._stuck_ns = now_ns
+        self._stuck = stuck
+
     def _deliver(self, queued: Queued) -> None:
         name = queued.notification.receiver
         try:
@@ -199,7 +226,14 @@ class Courier:
             outcome = _send(self._senders[name], queued, began_ns)
             receipt = receipt_for(outcome, queued.attempts, began_ns, self._clock(), self._jitter)
             _tell(queued, receipt)
-            self._database.write(lambda conn: self._outbox.record(conn, queued, receipt)).result()
+            closed = self._breakers.note(name, outcome, receipt.at_ns)
+
+            def kept(conn: Any) -> None:
+                self._outbox.record(conn, queued, receipt)
+                if closed:  # what waits for its next try need not wait any longer
+                    self._outbox.hasten(conn, self._breakers.behind(name), receipt.at_ns)
+
+            self._database.write(kept).result()
         except Exception:
             # Not recorded, so its lease runs out and it is tried again.
             log.exception("a receipt could not be kept", extra={"receiver": name})

@@ -13,21 +13,25 @@ MAX_ALERTS = 50
 NEVER = "0001-01-01T00:00:00Z"
 
 
-def group_key(group: Labels) -> str:
-    """The name of a group, in Alertmanager's form: ``{}:{alertname="X", run="r"}``."""
+def group_key(group: Labels, route: str = "") -> str:
+    """The name of a group, in Alertmanager's form: ``{}/{ROUTE}:{alertname="X", run="r"}``."""
+    path = "{}/{" + route + "}:{" if route else "{}:{"
     inner = ", ".join(f"{k}={json.dumps(group[k], ensure_ascii=False)}" for k in sorted(group))
-    return "{}:{" + inner + "}"
+    return path + inner + "}"
 
 
 def body(
-    receiver: str, group: Labels, alerts: Sequence[Alert], external_url: str
+    receiver: str, group: Labels, alerts: Sequence[Alert], external_url: str, key: str = ""
 ) -> dict[str, Any]:
-    """The v4 body for one group: firing alerts first, the rest counted as truncated."""
+    """The v4 body for one group: firing alerts first, the rest counted as truncated.
+
+    ``key`` names the group where it is more than its labels.
+    """
     ordered = sorted(alerts, key=lambda a: (a.state != "firing", a.alertname, a.fingerprint))
     shown = ordered[:MAX_ALERTS]
     return {
         "version": "4",
-        "groupKey": group_key(group),
+        "groupKey": key or group_key(group),
         "truncatedAlerts": len(ordered) - len(shown),
         "status": "firing" if any(a.state == "firing" for a in alerts) else "resolved",
         "receiver": receiver,

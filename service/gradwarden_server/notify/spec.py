@@ -21,6 +21,8 @@ DEFAULT_TIMEOUT_SECONDS = 15.0
 MAX_TIMEOUT_SECONDS = 30.0  # half the lease of a claimed message: a slow answer is not sent twice
 _MOST_SECONDS = 366 * 86_400
 
+_KEYS = ("receivers", "routes")  # routes are read in routefile
+
 Options = apprise.Options | email.Options | pagerduty.Options | slack.Options
 
 
@@ -57,18 +59,27 @@ class Receiver:
 
 
 def load(path: Path, environ: Mapping[str, str]) -> tuple[Receiver, ...]:
-    """Read a receivers file.
+    """Read the receivers of a receivers file.
 
     Raises:
         ReceiversError: The file cannot be read or has mistakes; all of them are told.
     """
+    return parse(read(path), str(path), environ)
+
+
+def read(path: Path) -> object:
+    """The document in a receivers file.
+
+    Raises:
+        ReceiversError: It cannot be read.
+    """
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        document: object = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise ReceiversError([f"{path}: cannot be read: {error}"]) from error
     except yaml.YAMLError as error:
         raise ReceiversError([f"{path}: not YAML: {error}"]) from error
-    return parse(document, str(path), environ)
+    return document
 
 
 def parse(document: object, source: str, environ: Mapping[str, str]) -> tuple[Receiver, ...]:
@@ -77,7 +88,7 @@ def parse(document: object, source: str, environ: Mapping[str, str]) -> tuple[Re
         return ()
     if not isinstance(document, dict):
         raise ReceiversError([f"{source}: expected a mapping with the key 'receivers'"])
-    mistakes = [f"{source}: unknown key {key!r}" for key in document if key != "receivers"]
+    mistakes = [f"{source}: unknown key {key!r}" for key in document if key not in _KEYS]
     entries = document.get("receivers")
     if entries is None:
         entries = []

@@ -57,7 +57,7 @@ class Casebook:
     def told(self, project: str, alerts: Sequence[Alert]) -> Mapping[int, Sequence[Delivery]]:
         """Who was told of each alert, by its id, oldest message first."""
         with self._database.read() as connection:
-            return deliveries(project, connection, alerts)
+            return deliveries(project, connection, [one.id for one in alerts if one.id is not None])
 
     def concerned(self, project: str, runs: Collection[str]) -> dict[str, Concerned]:
         """Runs by their identifiers."""

@@ -1,4 +1,4 @@
-"""Alerts, their history, and the outbox of messages that they caused."""
+"""Alerts and their history; whoever may be told of a change is marked with it."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from sqlalchemy import (
     update,
 )
 
-from gradwarden_server.model import Alert, Change, Notification
+from gradwarden_server.model import Alert, Change
 from gradwarden_server.store import audit
+from gradwarden_server.store.marking import Lanes, mark, no_lanes
 from gradwarden_server.store.notices import Topic, announce
-from gradwarden_server.store.outbox import enqueue
 from gradwarden_server.store.tables import alert, alert_transition, run
 from gradwarden_server.store.told import Delivery, deliveries
 
@@ -85,10 +85,12 @@ class BadCursor(ValueError):
 
 
 class AlertLedger:
-    """Keeps alerts. Changes and the messages they cause commit in the caller's transaction."""
+    """Keeps alerts. Changes, and marks on groups they touch, commit with the caller's work."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, lanes: Lanes = no_lanes) -> None:
+        """``lanes`` finds the ways from an alert to people."""
         self._engine = engine
+        self._lanes = lanes
 
     def open_alerts(self, project: str, conn: Connection, run_row: int) -> dict[str, Alert]:
         """The pending and firing alerts that a run's detectors keep, by fingerprint."""
@@ -117,25 +119,24 @@ class AlertLedger:
         conn: Connection,
         run_row: int | None,
         changes: Iterable[Change],
-        notifications: Iterable[Notification],
         now_ns: int,
     ) -> dict[str, Alert]:
-        """Write transitions and their messages.
+        """Write transitions, and mark the groups of receivers that they may be news to.
 
         Args:
-            project: Whose alerts these are; messages of another project are refused.
+            project: Whose alerts these are.
             conn: The caller's transaction, which also moves the evaluation cursor.
-            run_row: The run that the alerts belong to.
+            run_row: The run that the alerts belong to; None for alerts of no run.
             changes: Transitions in order. One whose alert has no id yet continues the alert
                 that an earlier change of the same call opened.
-            notifications: What to put into the outbox.
-            now_ns: By our clock, not the trainer's: messages are due from now on.
+            now_ns: By our clock, not the trainer's: groups are due from now on.
 
         Returns:
             The touched alerts as they are now, with their ids, by fingerprint.
         """
         touched: dict[str, Alert] = {}
         announce(conn, Topic.ALERTS)
+        rows: dict[int, Alert] = {}
         for change in changes:
             known = touched.get(change.alert.fingerprint)
             row_id = change.alert.id
@@ -143,6 +144,8 @@ class AlertLedger:
                 row_id = known.id
             row_id = self._store(project, conn, run_row, row_id, change.alert)
             touched[change.alert.fingerprint] = replace(change.alert, id=row_id)
+            if change.alert.fired_ns is not None:
+                rows[row_id] = change.alert
             conn.execute(
                 insert(alert_transition).values(
                     alert_id=row_id,
@@ -153,8 +156,8 @@ class AlertLedger:
                     annotations=_words(change),
                 )
             )
-        for notification in notifications:
-            enqueue(project, conn, notification, now_ns)
+        if rows:
+            mark(project, conn, rows, self._lanes, now_ns)
         return touched
 
     def list(
@@ -209,7 +212,7 @@ class AlertLedger:
                 Transition(x.at_ns, x.from_state, x.to_state, x.reason, x.annotations)
                 for x in lines
             )
-            told = deliveries(project, conn, [found]).get(alert_id, ())
+            told = deliveries(project, conn, [alert_id]).get(alert_id, ())
             return AlertStory(found, timeline, told)
 
     def acknowledge(

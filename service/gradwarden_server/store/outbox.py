@@ -3,13 +3,14 @@
 Order holds within (receiver, group): while a message waits or is on its way, no later one of
 its group is given out, so a resolve never overtakes its trigger.
 
-States: ``waiting``; ``sent``; ``dead`` (given up); and ``standing``: told, and to be told
-again until the group says something new, for receivers that forget.
+States: ``waiting``; ``sent``; ``dead`` (given up); ``superseded``: not delivered, and a later one
+says all of it; and ``standing``: told, and to be told again until the group says something new,
+for receivers that forget.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import (
@@ -31,6 +32,7 @@ from sqlalchemy import (
 
 from gradwarden_server.model import Notification, Queued, Receipt
 from gradwarden_server.store.tables import delivery, outbox
+from gradwarden_server.store.tables import notification_group as groups
 
 LEASE_NS = 60 * 1_000_000_000
 # A standing message that its receiver missed is told again soon, however often it fails.
@@ -38,8 +40,18 @@ STANDING_RETRY_NS = 60 * 1_000_000_000
 OPEN = ("waiting", "standing")
 
 
-def enqueue(project: str, conn: Connection, notification: Notification, now_ns: int) -> int:
-    """Put a message at the end of its group; returns its row number."""
+def enqueue(
+    project: str,
+    conn: Connection,
+    notification: Notification,
+    now_ns: int,
+    replaces: bool = False,
+) -> int:
+    """Put a message at the end of its group; returns its row number.
+
+    ``replaces`` says that it holds all there is to say of its group: earlier ones that still wait
+    are superseded, and so is one on its way if it does not arrive.
+    """
     if notification.project != project:
         raise ValueError("a message of another project")
     same_group = and_(
@@ -52,6 +64,12 @@ def enqueue(project: str, conn: Connection, notification: Notification, now_ns: 
     conn.execute(
         update(outbox).where(same_group, outbox.c.state == "standing").values(state="sent")
     )
+    if replaces:
+        conn.execute(
+            update(outbox)
+            .where(same_group, outbox.c.state == "waiting", outbox.c.lease_until_ns <= now_ns)
+            .values(state="superseded")
+        )
     last = conn.execute(select(func.max(outbox.c.seq)).where(same_group)).scalar_one()
     added = conn.execute(
         insert(outbox)
@@ -67,6 +85,7 @@ def enqueue(project: str, conn: Connection, notification: Notification, now_ns: 
             attempts=0,
             lease_until_ns=0,
             state="waiting",
+            replaces=replaces,
         )
         .returning(outbox.c.id)
     )
@@ -125,7 +144,9 @@ class Outbox:
     def record(self, conn: Connection, queued: Queued, receipt: Receipt) -> None:
         """Write down how a try went and say what becomes of the message."""
         mine = outbox.c.id == queued.id
-        row = conn.execute(select(outbox.c.state, outbox.c.attempts).where(mine)).one_or_none()
+        row = conn.execute(
+            select(outbox.c.state, outbox.c.attempts, outbox.c.seq).where(mine)
+        ).one_or_none()
         if row is None:
             return  # a beat that was replaced meanwhile
         was_standing = row.state == "standing"
@@ -144,6 +165,9 @@ class Outbox:
             values["lease_until_ns"] = 0
         if row.state in OPEN:  # else it was retired, or settled by that other try
             values |= _fate(was_standing, receipt)
+            if not receipt.ok and row.state == "waiting" and _replaced(conn, queued, row.seq):
+                values["state"] = "superseded"
+            _tell_group(conn, queued, receipt, values.get("state"))
         if values:
             conn.execute(update(outbox).where(mine).values(**values))
 
@@ -166,6 +190,23 @@ class Outbox:
         conn.execute(update(outbox).where(gone).values(state="dead", lease_until_ns=0))
         return len(rows)
 
+    def stuck(self, conn: Connection, receivers: Mapping[str, str], now_ns: int) -> None:
+        """Note of groups with waiting messages why their receivers, by name, cannot be reached."""
+        for receiver, why in sorted(receivers.items()):
+            waits = exists().where(
+                outbox.c.receiver == groups.c.receiver,
+                outbox.c.group_key == groups.c.group_key,
+                outbox.c.state == "waiting",
+            )
+            mine = and_(groups.c.receiver == receiver, groups.c.open, groups.c.failing == "", waits)
+            conn.execute(update(groups).where(mine).values(failing=why, due_ns=now_ns))
+
+    def hasten(self, conn: Connection, receivers: Sequence[str], now_ns: int) -> None:
+        """Let messages to receivers that can be reached again be tried now."""
+        waits = and_(outbox.c.receiver.in_(receivers), outbox.c.state == "waiting")
+        later = outbox.c.not_before_ns > now_ns
+        conn.execute(update(outbox).where(waits, later).values(not_before_ns=now_ns))
+
     def oldest_unsent(self) -> int | None:
         """When the oldest message that still waits was made; None when none waits."""
         query = select(func.min(outbox.c.created_ns)).where(outbox.c.state == "waiting")
@@ -173,11 +214,45 @@ class Outbox:
             oldest: int | None = conn.execute(query).scalar_one()
         return oldest
 
+    def dead_since(self, since_ns: int) -> int:
+        """How many messages that were made since then were given up."""
+        query = select(func.count()).where(
+            outbox.c.state == "dead", outbox.c.created_ns >= since_ns
+        )
+        with self._engine.connect() as conn:
+            return int(conn.execute(query).scalar_one())
+
     def counts(self) -> dict[str, int]:
         """How many messages are in each state."""
         query = select(outbox.c.state, func.count().label("messages")).group_by(outbox.c.state)
         with self._engine.connect() as conn:
             return {row.state: row.messages for row in conn.execute(query)}
+
+
+def _replaced(conn: Connection, queued: Queued, seq: int) -> bool:
+    notification = queued.notification
+    later = select(outbox.c.id).where(
+        outbox.c.receiver == notification.receiver,
+        outbox.c.group_key == notification.group_key,
+        outbox.c.seq > seq,
+        outbox.c.replaces,
+    )
+    return conn.execute(later.limit(1)).first() is not None
+
+
+def _tell_group(conn: Connection, queued: Queued, receipt: Receipt, state: str | None) -> None:
+    """Let a group know that its messages do not arrive, or that they do again."""
+    told = queued.notification
+    mine = (
+        groups.c.project == told.project,
+        groups.c.receiver == told.receiver,
+        groups.c.group_key == told.group_key,
+    )
+    if receipt.ok:
+        conn.execute(update(groups).where(*mine, groups.c.failing != "").values(failing=""))
+    elif state == "dead":
+        why = f"{told.receiver} does not take it ({receipt.detail})"
+        conn.execute(update(groups).where(*mine).values(failing=why, due_ns=receipt.at_ns))
 
 
 def _ready(now_ns: int) -> ColumnElement[bool]:

@@ -1,26 +1,21 @@
-"""Which messages spoke of an alert, to whom, and how that went."""
+"""Which messages were about an alert, to whom, why, and how that went."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from typing import Any
 
 from sqlalchemy import Connection, func, select
 
-from gradwarden_server.model import Alert
-from gradwarden_server.store.tables import delivery, outbox
-
-_EPOCH = datetime.fromtimestamp(0, UTC)
-_MOST_MESSAGES = 5000
+from gradwarden_server.store.tables import delivery, outbox, telling
 
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """One message that spoke of an alert, and how its last try went (None before the first).
+    """One message about an alert, and how its last try went (None before the first).
 
-    ``why`` is what it said: that the alert fires, or that it is over.
+    ``why`` is what made it be sent: it fired, changed (something else came to its group), was
+    repeated, escalated, resolved, or folded into a storm.
     """
 
     receiver: str
@@ -33,74 +28,32 @@ class Delivery:
 
 
 def deliveries(
-    project: str, conn: Connection, alerts: Iterable[Alert]
+    project: str, conn: Connection, alerts: Collection[int]
 ) -> dict[int, tuple[Delivery, ...]]:
-    """The messages that spoke of these incidents, oldest first, by the alert's id.
-
-    One incident is told from others of its name by its start. Of very many messages only the
-    newest are looked through.
-    """
-    fired = {
-        (alert.fingerprint, alert.fired_ns // 1_000_000): alert.id
-        for alert in alerts
-        if alert.id is not None and alert.fired_ns is not None
-    }
-    if not fired:
-        return {}
-    since_ns = min(alert.active_ns for alert in alerts if alert.fired_ns is not None)
-    columns = outbox.c.id, outbox.c.receiver, outbox.c.state, outbox.c.attempts, outbox.c.payload
-    query = (
-        select(*columns)
-        .where(outbox.c.project == project, outbox.c.created_ns >= since_ns)
-        .order_by(outbox.c.id.desc())
-        .limit(_MOST_MESSAGES)
-    )
-    spoke = [
-        (row, spoken)
-        for row in reversed(conn.execute(query).all())
-        if (spoken := _spoken(row.payload, fired))
-    ]
-    tries = _tries(conn, [row.id for row, _ in spoke])
-    found: dict[int, list[Delivery]] = {}
-    for row, spoken in spoke:
-        last = tries.get(row.id)
-        for alert_id, why in spoken.items():
-            found.setdefault(alert_id, []).append(
-                Delivery(
-                    receiver=row.receiver,
-                    state=row.state,
-                    attempts=row.attempts,
-                    why=why,
-                    at_ns=None if last is None else last.at_ns,
-                    ok=None if last is None else last.ok,
-                    detail=None if last is None else last.detail,
-                )
-            )
-    return {alert_id: tuple(held) for alert_id, held in found.items()}
-
-
-def _spoken(payload: Mapping[str, Any], fired: Mapping[tuple[str, int], int]) -> dict[int, str]:
-    """Of which of these alerts a message speaks, and what it says of each."""
-    told = {}
-    for one in payload.get("alerts", ()):
-        alert_id = fired.get((one["fingerprint"], _milliseconds(one["startsAt"])))
-        if alert_id is not None:
-            told[alert_id] = str(one["status"])
-    return told
-
-
-def _tries(conn: Connection, messages: Sequence[int]) -> dict[int, Any]:
-    """The last try of each message."""
-    if not messages:
-        return {}
-    last = (
+    """The messages about these alerts, oldest first, by the alert's row."""
+    newest = (
         select(func.max(delivery.c.id))
-        .where(delivery.c.outbox_id.in_(messages))
-        .group_by(delivery.c.outbox_id)
+        .where(delivery.c.outbox_id == outbox.c.id)
+        .correlate(outbox)
+        .scalar_subquery()
     )
-    query = select(delivery).where(delivery.c.id.in_(last))
-    return {row.outbox_id: row for row in conn.execute(query)}
-
-
-def _milliseconds(text: str) -> int:
-    return (datetime.fromisoformat(text) - _EPOCH) // timedelta(milliseconds=1)
+    query = (
+        select(
+            telling.c.alert_id,
+            outbox.c.receiver,
+            outbox.c.state,
+            outbox.c.attempts,
+            telling.c.why,
+            delivery.c.at_ns,
+            delivery.c.ok,
+            delivery.c.detail,
+        )
+        .join(telling, telling.c.outbox_id == outbox.c.id)
+        .outerjoin(delivery, delivery.c.id == newest)
+        .where(outbox.c.project == project, telling.c.alert_id.in_(alerts))
+        .order_by(outbox.c.id)
+    )
+    found: dict[int, list[Delivery]] = {}
+    for alert_id, *words in conn.execute(query):
+        found.setdefault(alert_id, []).append(Delivery(*words))
+    return {alert_id: tuple(held) for alert_id, held in found.items()}

@@ -21,6 +21,7 @@ from gradwarden_server.store.tables.alerts import (
 )
 from gradwarden_server.store.tables.base import metadata
 from gradwarden_server.store.tables.costs import outcome, price, report_sent
+from gradwarden_server.store.tables.paging import group_member, notification_group, telling
 from gradwarden_server.store.tables.samples import (
     chunk,
     frame_batch,
@@ -52,11 +53,13 @@ __all__ = [
     "detector_state",
     "event",
     "frame_batch",
+    "group_member",
     "layout",
     "lease",
     "link_secret",
     "maintenance",
     "metadata",
+    "notification_group",
     "outbox",
     "outcome",
     "price",
@@ -73,5 +76,6 @@ __all__ = [
     "series",
     "silence",
     "stream",
+    "telling",
     "token",
 ]

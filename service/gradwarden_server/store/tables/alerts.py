@@ -16,6 +16,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    false,
     true,
 )
 
@@ -107,8 +108,10 @@ outbox = Table(
     Column("not_before_ns", BigInteger, nullable=False),
     Column("attempts", Integer, nullable=False),
     Column("lease_until_ns", BigInteger, nullable=False),
-    # waiting | standing (sent, and repeated while it holds) | sent | dead
+    # waiting | standing (sent, and repeated while it holds) | sent | superseded | dead
     Column("state", String(16), nullable=False),
+    # It says all there is to say of its group: earlier ones that did not arrive are worthless.
+    Column("replaces", Boolean, nullable=False, server_default=false()),
     UniqueConstraint("receiver", "group_key", "seq"),
     Index(None, "state", "not_before_ns"),
 )
