@@ -7,10 +7,10 @@ from string import ascii_uppercase
 
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 
-from dashboards.boards import debug, oncall
+from dashboards.boards import debug, executive, oncall
 
 FOLDER = Path(__file__).parents[1] / "grafana"
-BOARDS = (debug, oncall)
+BOARDS = (executive, oncall, debug)
 
 
 def texts() -> dict[str, str]:

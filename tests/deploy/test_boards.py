@@ -1,4 +1,8 @@
-"""Grafana's dashboards over the service: every query of every panel, asked of a real one."""
+"""Grafana's dashboards over the service: every query of every panel, asked of a real one.
+
+What rules record over weeks lies in its database before it starts, as its own rules would have
+written it.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import Connection
 
 from dashboards.boards.__main__ import FOLDER, texts
+from gradwarden_server.store.database import Database
+from gradwarden_server.store.recorded import Derived, RecordedSeries
+from gradwarden_server.store.streams import ensure_project
 from tests.server.pager import eventually
 from tests.server.traffic import batch, begin, frame, send
 from tests.service import Service
@@ -35,8 +43,10 @@ CHOSEN = {"$run": "sick", "$quantity": "l2"}
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """A run that fell ill a moment ago."""
-    running = Service(tmp_path_factory.mktemp("boards"))
+    """A run that fell ill a moment ago, in a house that has stood for a while."""
+    folder = tmp_path_factory.mktemp("boards")
+    remember(f"sqlite:///{folder / 'gradwarden.sqlite'}")
+    running = Service(folder)
     start_s = int(time.time()) - STEPS
     begin(running, "sick", started_ns=start_s * NS)
     frames = [
@@ -60,6 +70,34 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     running.close()
 
 
+def remember(url: str) -> None:
+    """What the last hours recorded: budgets, and how a run ended."""
+    database = Database(url)
+    database.migrate()
+    now_ns = time.time_ns()
+    moments = [now_ns - minutes * 60 * NS for minutes in (50, 30, 1)]
+    labels = {"project": "default", "environment": "prod", "run": "yesterday"}
+    kept = {
+        "slo:period_error_budget_remaining:ratio": (0.9, 0.8, 0.7),
+        "slo:current_burn_rate:ratio": (1.0, 2.0, 3.0),
+        "gradwarden_run_good": (1.0, 1.0, 1.0),
+        "gradwarden_steps_total": (10.0, 500.0, 1000.0),
+        "gradwarden_nonfinite_steps_total": (0.0, 1.0, 2.0),
+    }
+    chunks = [
+        Derived(None, name, labels, list(zip(moments, values, strict=True)), ruled=True)
+        for name, values in kept.items()
+    ]
+    recorded = RecordedSeries(database)
+
+    def keep(connection: Connection) -> None:
+        ensure_project(connection, "default")
+        recorded.append_all("default", connection, chunks)
+
+    database.write(keep).result()
+    database.close()
+
+
 def panels(name: str) -> list[tuple[str, str, bool]]:
     """Title, expression and whether it is asked at one moment, of each query."""
     return [
@@ -81,7 +119,7 @@ def test_every_panel_finds_data_in_the_service(name: str, service: Service) -> N
         for variable, value in CHOSEN.items():
             expression = expression.replace(variable, value)
         assert "$" not in expression, f"{title}: a variable that nobody chose"
-        over = {"time": now} if instant else {"start": now - STEPS, "end": now, "step": 5}
+        over = {"time": now} if instant else {"start": now - 3600, "end": now, "step": 20}
         path = "/api/v1/query" if instant else "/api/v1/query_range"
         answer = service.call("POST", path, data={"query": expression, **over})
         assert answer.status_code == 200, f"{title}: {answer.text}"
