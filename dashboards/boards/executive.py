@@ -98,7 +98,8 @@ def made() -> Builder:
                 [
                     query(
                         "100 * sum by (environment) "
-                        "(increase(gradwarden_nonfinite_steps_total[1h])) / sum by (environment) (increase(gradwarden_steps_total[1h]))",
+                        "(increase(gradwarden_nonfinite_steps_total[1h]))"
+                        " / sum by (environment) (increase(gradwarden_steps_total[1h]))",
                         "{{environment}}",
                     )
                 ],
