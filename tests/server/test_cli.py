@@ -218,6 +218,23 @@ def test_nobody_there_or_no_token_is_told_with_what_to_do(tmp_path: Path) -> Non
         service.close()
 
 
+WRONG_GROUPS = """groups:
+- name: g
+  interval: 10ms
+  rules: [{alert: Torn, expr: 'sum('},
+    {alert: Told, expr: 'up', labels: {severity: critical}, annotations: {summary: '{{ range }}'}},
+    {record: gradwarden_loss, expr: 'up'},
+    {alert: Odd, expr: 'up', four: 5m}]
+"""
+DOUBTFUL_GROUPS = """groups:
+- name: g
+  rules:
+  - {alert: Quiet, expr: 'gradwarden_gradient_norm > 10'}
+  - {alert: Lost, expr: 'sum(gradwarden_scalar{quantity="tokens"}) < 1'}
+  - {alert: Scraped, expr: 'gradwarden_run_info{job="digits"} == 1'}
+"""
+
+
 def test_files_are_checked_before_the_service_reads_them(tmp_path: Path) -> None:
     shipped = gradwarden("check", "rules")
     assert shipped.returncode == 0, shipped.stderr
@@ -227,6 +244,25 @@ def test_files_are_checked_before_the_service_reads_them(tmp_path: Path) -> None
     assert "bad.yaml" in bad.stderr
     assert "odd" in bad.stderr
     assert gradwarden("check", "rules", str(tmp_path / "nowhere")).returncode == 2
+    groups = tmp_path / "groups.yml"
+    groups.write_text(WRONG_GROUPS)
+    bad = gradwarden("check", "rules", str(tmp_path / "bad.yaml"), str(groups))
+    assert bad.returncode == 1
+    for said in (
+        "bad.yaml:4: X: unknown key 'odd'",
+        "groups.yml:2: group g: interval is 10ms, expected 1s or more",
+        "groups.yml:4: Torn: expr: parse error",
+        "groups.yml:5: Told: annotations.summary: ",
+        "groups.yml:5: Told: labels.severity is 'critical', expected one of page, ticket, note",
+        "groups.yml:6: gradwarden_loss: record is gradwarden_loss, which the service writes",
+        "groups.yml:7: Odd: unknown key 'four'",
+    ):
+        assert said in bad.stderr, bad.stderr
+    groups.write_text(DOUBTFUL_GROUPS)
+    doubtful = gradwarden("check", "rules", str(groups))
+    assert doubtful.returncode == 0, doubtful.stderr
+    for said in ("Quiet: a comparison with NaN", "Lost: the result has no label run", "label job"):
+        assert said in doubtful.stderr, doubtful.stderr
     file = tmp_path / "receivers.yml"
     file.write_text("receivers:\n  - name: x\n    type: pigeon\n    url: https://x.example/\n")
     wrong = gradwarden("check", "receivers", str(file))

@@ -269,10 +269,11 @@ def _files(commands: argparse._SubParsersAction[Parser]) -> None:
         check.actions,
         "rules",
         "report all mistakes of all rule files",
-        "gradwarden check rules alert_rules/",
+        "gradwarden check rules alert_rules/ more.rules.yml",
         "checking:rules",
     )
-    rules.add_argument("folder", nargs="?", type=Path, help="default: the shipped rules")
+    what = "folders and files; default: the shipped rules"
+    rules.add_argument("paths", nargs="*", type=Path, metavar="PATH", help=what)
     receivers = add(
         check.actions,
         "receivers",

@@ -18,21 +18,24 @@ from gradwarden_server.rules.nodes import RulesError
 
 def rules(options: argparse.Namespace) -> int:
     """Report all mistakes of all rule files, and what is doubtful about the others."""
-    folder = options.folder or assets.ALERT_RULES
-    try:
-        found = rules_spec.load(folder, registry.schemas(), registry.BASELINE_SCHEMA, Grammar())
-    except OSError as error:
-        raise CommandError(f"{folder}: {error.strerror}; name a folder", USAGE) from None
-    except RulesError as error:
-        print(error, file=sys.stderr)
-        return NO
-    for doubt in doubts(found):
-        print(f"warning: {doubt}", file=sys.stderr)
-    rules_of_groups = sum(len(group.rules) for group in found.groups)
-    count = f"{len(found.detectors)} detector rules"
-    count += f", {rules_of_groups} rules of Prometheus in {len(found.groups)} groups"
-    print(f"{folder}: {count}, no mistakes")
-    return DONE
+    wrong = False
+    for place in options.paths or [assets.ALERT_RULES]:
+        try:
+            found = rules_spec.load(place, registry.schemas(), registry.BASELINE_SCHEMA, Grammar())
+        except OSError as error:
+            what = f"{place}: {error.strerror}; name a folder or a file"
+            raise CommandError(what, USAGE) from None
+        except RulesError as error:
+            print(error, file=sys.stderr)
+            wrong = True
+            continue
+        for doubt in doubts(found):
+            print(f"warning: {doubt}", file=sys.stderr)
+        ruled = sum(len(group.rules) for group in found.groups)
+        count = f"{len(found.detectors)} detector rules"
+        count += f", {ruled} rules of Prometheus in {len(found.groups)} groups"
+        print(f"{place}: {count}, no mistakes")
+    return NO if wrong else DONE
 
 
 def receivers(options: argparse.Namespace) -> int:

@@ -97,12 +97,12 @@ class RuleSet:
 
 
 def load(
-    directory: Path, schemas: Schemas, baseline: Mapping[str, str], critic: Critic | None = None
+    place: Path, schemas: Schemas, baseline: Mapping[str, str], critic: Critic | None = None
 ) -> RuleSet:
-    """Read every ``*.yaml`` and ``*.yml`` of a directory.
+    """Read every ``*.yaml`` and ``*.yml`` of a directory, or one file by itself.
 
     Args:
-        directory: Where the rules files lie.
+        place: Where the rules files lie. What a single file names of others is not looked for.
         schemas: The parameters of each detector.
         baseline: The parameters of the baseline.
         critic: Knows PromQL; without it only the shape of Prometheus's rules is looked at.
@@ -111,9 +111,12 @@ def load(
         RulesError: at least one file is wrong.
     """
     reader = _Reader(schemas, baseline, critic)
-    for path in sorted(p for p in directory.iterdir() if p.suffix in (".yaml", ".yml")):
-        reader.read(path)
-    reader.conclude(directory)
+    if place.is_file():
+        reader.read(place)
+    else:
+        for path in sorted(p for p in place.iterdir() if p.suffix in (".yaml", ".yml")):
+            reader.read(path)
+        reader.conclude(place)
     if reader.mistakes:
         raise RulesError(reader.mistakes)
     return RuleSet(
