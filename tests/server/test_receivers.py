@@ -97,6 +97,8 @@ def test_all_mistakes_are_told_at_once_with_file_receiver_and_field() -> None:
             {"name": "k", "type": "pagerduty", "routing_key": "hunter2", "channel": "#ops"},
             {"name": "l", "type": "pagerduty", "region": "mars"},
             {"name": "r", "type": "webhook", "url": "https://d.example", "secret": ["hunter2", 5]},
+            {"name": "d", "type": "webhook", "url": "https://d.example", "watchdog_seconds": 9}
+            | {"links": True},
             "just a word",
         ],
         "routes": [],
@@ -130,7 +132,8 @@ def test_all_mistakes_are_told_at_once_with_file_receiver_and_field() -> None:
         "integration",
         "r.yaml: receiver 'l': region: 'mars' is not one of us, eu",
         "r.yaml: receiver 'r': secret: expected a text, or a list of texts",
-        "r.yaml: receiver 14: expected a mapping",
+        "r.yaml: receiver 'd': links: the Watchdog is not to be acknowledged or silenced",
+        "r.yaml: receiver 15: expected a mapping",
     ]
     assert "hunter2" not in str(caught.value)
 

@@ -133,6 +133,8 @@ def _receiver(fields: Fields) -> Receiver:
         more["watchdog_seconds"] = _watchdog_seconds(fields)
     if kind != "alertmanager":  # it would keep an expired link with the alert
         more["links"] = fields.flag("links", kind in LINKED)
+        if more["links"] and more.get("watchdog_seconds") is not None:
+            fields.mistakes.append("links: the Watchdog is not to be acknowledged or silenced")
     if kind in ("webhook", "alertmanager"):
         more["url"] = fields.url(allow_private)
     elif kind == "pagerduty":
