@@ -32,7 +32,7 @@ class Room:
             row = add_run(conn)
             alerts = [firing(), firing(name="NonFiniteLoss", severity="ticket")]
             changes = [Change(one, "pending", SECOND, "condition") for one in alerts]
-            touched = self.ledger.apply("default", conn, row, changes, [], NOW)
+            touched = self.ledger.apply("default", conn, row, changes, NOW)
             return [touched[one.fingerprint] for one in alerts]
 
         self.page, self.ticket = self.database.write(seed).result(PATIENCE)

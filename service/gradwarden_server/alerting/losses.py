@@ -91,12 +91,11 @@ class Losses:
         if not changes:
             return
         lease = held.lease
-        messages = self._rooms.pipeline.run(standing, changes)
 
         def job(connection: Transaction) -> Mapping[str, Alert]:
             self._rooms.evaluation.check(project, connection, lease)
             ledger = self._rooms.ledger
-            return ledger.apply(project, connection, None, changes, messages, now_ns)
+            return ledger.apply(project, connection, None, changes, now_ns)
 
         touched = self._rooms.database.write(job, Priority.ALERT).result()
         held.standing = {key: touched.get(key, alert) for key, alert in settled.items()}
