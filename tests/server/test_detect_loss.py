@@ -107,6 +107,26 @@ def test_a_slow_rise_is_a_ticket_and_says_that_nothing_changed() -> None:
     assert "nothing that is watched changed" in page.annotations["changed_before"]
 
 
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_loss_that_swings_after_a_larger_rate_is_a_ticket_though_it_dips(seed: int) -> None:
+    losses = curve(end=0.25)
+    high = np.arange(COUNT - WHEN - 1)
+    losses[WHEN + 1 :] = 0.9 + 0.5 * np.cos(high / 8)  # down to 0.4 every fifty steps
+    losses[WHEN + 180 :] = 0.25  # and back in the end
+    first = spoken(judged(steps_of(noisy(losses, seed, 0.08), rates()), DIVERGENCE))
+    assert WHEN + 100 <= first[DIVERGENCE, "ticket"] <= WHEN + 150
+
+
+@pytest.mark.parametrize("growth", [60.0, 120.0])
+def test_a_loss_that_grows_with_its_noise_is_a_ticket_whatever_it_grows_to(growth: float) -> None:
+    since = np.maximum(0, np.arange(COUNT) - WHEN)
+    losses = curve(start=1.0, end=0.35) * np.exp(since / growth)
+    swings = noisy(losses, sigma=0.25)
+    verdicts = judged(steps_of(swings, rates(factor=1.9)), DIVERGENCE)
+    first = min(at for (_, severity), at in spoken(verdicts).items() if severity != "note")
+    assert WHEN < first < WHEN + 400
+
+
 def test_a_loss_that_is_logged_every_tenth_step_is_judged_by_what_was_logged() -> None:
     losses = curve(6000, tau=2000)
     losses[3001:] = 2.3
@@ -182,6 +202,16 @@ def longer_sequences(seed: int) -> list[Step]:
 def smaller_batches(seed: int) -> list[Step]:
     losses = noisy(curve(), seed, 0.03)
     losses[WHEN:] = noisy(curve(), seed + 9, 0.12)[WHEN:]
+    return steps_of(losses)
+
+
+def far_smaller_batches(seed: int) -> list[Step]:
+    """From some step on the loss is far noisier, and as much higher as its noise keeps it."""
+    losses = curve(start=2.3, end=0.02)
+    losses[WHEN:] += 0.4 * (1 - np.exp(-np.arange(COUNT - WHEN) / 30))
+    wild = np.random.default_rng(seed).lognormal(-0.5, 1.0, COUNT - WHEN)
+    losses = noisy(losses, seed, 0.3)
+    losses[WHEN:] *= wild
     return steps_of(losses)
 
 
@@ -261,6 +291,7 @@ def warm_up(seed: int) -> list[Step]:
 HEALTHY = (
     warm_restarts, other_data, longer_sequences, smaller_batches, spikes_that_heal, unfreezing,
     game, policy, log_likelihood, lognormal, slow_waves, small_gain, memorised, warm_up,
+    far_smaller_batches,
 )  # fmt: skip
 
 

@@ -63,6 +63,18 @@ def test_a_third_of_the_layers_is_named_from_the_loss_side_on() -> None:
     assert note.annotations["layer"] == "blocks.2.fc"
 
 
+def test_layers_that_move_against_each_other_are_a_shift_though_the_norm_stands_still() -> None:
+    rows = noise(580, seed=2, sigma=0.3)
+    rows[:, ROWS - 1] *= 100  # the head carries the whole norm
+    rows[AT:, :4] *= 6.0
+    rows[AT:, 4:8] /= 6.0
+    verdicts = engine(SHIFT).advance(step(n, r) for n, r in enumerate(rows))
+    assert AT < spoken(verdicts)["GradientShift", "note"] < AT + 50
+    (note,) = held(verdicts).values()
+    assert abs(int(note.annotations["step"]) - AT) <= 12
+    assert "some layers the other way" in note.annotations["summary"]
+
+
 def test_one_layer_alone_is_no_shift_of_the_run() -> None:
     rows = noise(700, seed=2, sigma=0.1)
     rows[:, ROWS - 1] *= 100

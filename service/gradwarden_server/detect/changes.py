@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
 from typing import Any
 
@@ -17,8 +17,8 @@ _MOVED = 1.5
 _SPIKE_Z, _SPIKE = 4.0, math.log10(4.0)
 _KEPT = 8
 _TOLD = {"restored": "weights restored", "guard": "the guard acted"}
-_CAUSES = ("lr_up", "gradient", "parameters", "restored", "guard")
-"""What may make a loss rise without other data."""
+_DONE = ("lr_up", "parameters", "restored", "guard")
+"""What may make a loss rise without other data, beside a gradient that jumped."""
 
 
 @dataclass(slots=True)
@@ -98,11 +98,19 @@ class Changes:
         held = (self._found.get(kind) for kind in ("lr_up", "lr_down"))
         return any(bursts and step - bursts[-1].last <= _NEAR for bursts in held)
 
+    def reason(self, onset: int, steps: int) -> bool:
+        """Whether, so many steps before ``onset``, the learning rate rose or weights or what
+        trains were exchanged: what somebody did, and no symptom of the loss itself."""
+        return self._any(_DONE, onset, steps)
+
     def culprit(self, onset: int, steps: int) -> bool:
         """Whether the optimizer gave reason for what began at ``onset``, so many steps before."""
+        return self._any((*_DONE, "gradient"), onset, steps)
+
+    def _any(self, kinds: Sequence[str], onset: int, steps: int) -> bool:
         return any(
             burst.first <= onset + 1 and burst.last >= onset - steps
-            for kind in _CAUSES
+            for kind in kinds
             for burst in self._found.get(kind, ())
         )
 

@@ -18,7 +18,7 @@ from gradwarden_server.detect.state import BadState, pack, unpack
 from gradwarden_server.detect.steps import Step
 from gradwarden_server.model import Condition, RunFacts, Severity
 
-_VERSION = 4
+_VERSION = 5
 _Said = dict[tuple[str, Severity], Condition]
 
 

@@ -2,8 +2,9 @@
 
 A cumulative sum (CUSUM; Page 1954) of the distance from the baseline, of the whole norm and of
 each layer's, finds what is sustained. What a straight line through the time before foretells is
-no shift: norms drift as training goes on. Every few steps are enough, and neighbours in time say
-much the same.
+no shift: norms drift as training goes on. Layers may move against each other while the whole
+stands still, so each counts by how far it went, whichever way. Every few steps are enough, and
+neighbours in time say much the same.
 """
 
 from __future__ import annotations
@@ -47,6 +48,18 @@ class Params:
     clean_steps: int
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Story:
+    """The mean of some series over time, oldest first; the last ``recent`` samples are the shift.
+
+    ``mixed`` says that not all of them went the same way.
+    """
+
+    mean: Floats
+    recent: int
+    mixed: bool = False
+
+
 class _Sums:
     """Cumulative sums of some series, upwards and downwards, and their recent values."""
 
@@ -70,17 +83,22 @@ class _Sums:
         """Series that have gone far in one direction."""
         return np.asarray((self.sums > threshold).any(axis=0), np.bool_)
 
-    def story(self, columns: NDArray[np.int64]) -> tuple[Floats, int]:
-        """Their mean over time, oldest first, and how many of its last samples are the shift."""
+    def story(self, columns: NDArray[np.int64]) -> _Story:
+        """How these series went; those that went against most are turned round before a mean is
+        taken, for where some layers rise while others fall a plain one would stand still."""
         order = np.roll(self.ring, -(self.taken % len(self.ring)), axis=0)[:, columns]
         order = order[-min(self.taken, len(order)) :].astype(np.float64)
+        way = self.sums[:, columns].argmax(axis=0)
+        sense = np.where(way == 0, 1.0, -1.0)
+        most = 1 if sense.sum() >= 0 else -1
+        order *= sense * most
         order[~np.isfinite(order)] = np.nan
         known = ~np.isnan(order)
         total = np.where(known, order, 0.0).sum(axis=1)
         count = known.sum(axis=1)
         mean = np.where(count > 0, total / np.maximum(count, 1), np.nan)
-        way = self.sums[:, columns].argmax(axis=0)
-        return mean, int(np.median(self.since[way, columns]))
+        recent = int(np.median(self.since[way, columns]))
+        return _Story(mean, recent, mixed=bool((sense != most).any()))
 
     def reset(self) -> None:
         """Begin to add up anew; the values stay."""
@@ -156,29 +174,27 @@ class GradientShift(Detector):
         """Words about a shift that is sustained, abrupt, and not the learning rate's doing."""
         p = self.params
         layers = {group: sums.far(p.threshold) for group, (_, sums) in self._groups.items()}
-        crowds = {
-            group: far
+        stories = [
+            self._groups[group][1].story(np.flatnonzero(far))
             for group, far in layers.items()
             if far.sum() >= max(p.layers, p.layer_share * _judged(ctx.groups.get(group)))
-        }
-        whole = bool(self._whole.far(p.threshold)[0])
-        if not (whole or crowds):
+        ]
+        if self._whole.far(p.threshold)[0]:
+            stories.insert(0, self._whole.story(np.zeros(1, np.int64)))
+        if not stories:
             return None
-        if whole:
-            series, recent = self._whole.story(np.zeros(1, np.int64))
-        else:
-            group, far = next(iter(crowds.items()))
-            series, recent = self._groups[group][1].story(np.flatnonzero(far))
-        moved = self._departure(series, recent)
         named = _names(ctx.groups, layers)
         for _, sums in self._groups.values():
             sums.reset()
         self._whole.reset()
-        if moved is None:
-            return None
-        onset, excused = self._steps[-recent], self._rate_moved(recent)
-        self._reset()  # what comes is compared with the new level alone
-        return None if excused else self._words(step, moved, onset, named)
+        for story in stories:
+            moved = self._departure(story.mean, story.recent)
+            if moved is None:
+                continue
+            onset, excused = self._steps[-story.recent], self._rate_moved(story.recent)
+            self._reset()  # what comes is compared with the new level alone
+            return None if excused else self._words(step, moved, onset, named, story.mixed)
+        return None
 
     def _departure(self, series: Floats, recent: int) -> float | None:
         """Decades by which the last samples left the line through those before them."""
@@ -202,12 +218,15 @@ class GradientShift(Detector):
         limit = self.params.lr_ratio
         return any(max(a, b) > limit * min(a, b) for a, b in pairwise(around))
 
-    def _words(self, step: Step, moved: float, onset: int, named: Sequence[str]) -> dict[str, str]:
+    def _words(
+        self, step: Step, moved: float, onset: int, named: Sequence[str], mixed: bool
+    ) -> dict[str, str]:
         way = "rose" if moved > 0 else "fell"
+        others = ", those of some layers the other way" if mixed else ""
         mark = f"mark {self._mark[0]} at step {self._mark[1]}" if self._mark else "no mark so far"
         return {
             "summary": f"gradient norms {way} to {10**moved:.3g}x what their course foretold, "
-            f"since step {onset}",
+            f"since step {onset}{others}",
             "step": str(onset),
             "attempt": str(step.attempt),
             "layer": named[0] if named else "all layers alike",

@@ -2,9 +2,10 @@
 
 A loss that steps to another level from one step to the next, while neither learning rate nor
 gradient gave reason, is other data (or other labels): it is a note, and judged from there on. One
-that comes down again by itself is left alone while it does, and where it came back from once it
-may go again: data in an order of their own make such waves. A loss that need not fall, of a game
-or a policy, or one below zero, raises notes only.
+that nothing gave reason for and that comes down again by itself is left alone while it does, and
+where it came back from once it may go again: data in an order of their own make such waves. The
+noise that it is held against is that of the time at its best: what diverges makes its own. A loss
+that need not fall, of a game or a policy, or one below zero, raises notes only.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from gradwarden_server.model import Condition, Severity
 
 _HELD = 500
 """Losses that are looked back over for where it began."""
-_EDGE = 6
+_EDGE = 15
 """Losses on each side of a step that must be where the levels are."""
 
 
@@ -40,8 +41,10 @@ class Params:
     swings: float
     minimised_spreads: float
     ticket_steps: int
+    return_steps: int
     page_start_steps: int
     page_ticket_steps: int
+    settled_spreads: float
     falling_share: float
     falling_steps: int
     cause_steps: int
@@ -77,8 +80,9 @@ class LossDivergence(Detector):
     def _begin(self) -> None:
         """The level is to be found anew."""
         self._reference.restart()
-        self._over = self._above_start = self._standing = 0
-        self._onset, self._away = 0, 0.0
+        self._over = self._above_start = self._standing = self._back = 0
+        self._first = self._onset = 0
+        self._away = 0.0
         self._held.clear()
 
     def advance(self, step: Step, ctx: RunContext) -> Sequence[Condition]:
@@ -106,22 +110,22 @@ class LossDivergence(Detector):
         self._held.append((step.step, loss, track.level))
         if not track.armed:
             return ()
-        limit = self._limit(expected)
+        caused = ctx.lr is None or self._changes.reason(self._first or step.step, p.told_steps)
+        limit = self._limit(expected) if caused else self._noisy_limit(expected)
         self._away = max(self._away, track.level - expected)
         if track.level - expected <= track.quiet:
             self._swing, self._away = max(self._swing, self._away), 0.0
-        if not track.level > limit:
-            if self._reference.gained > self._gained:
-                self._gained = self._reference.gained
-            self._quiet = track.quiet
-            self._highest_start = max(self._highest_start, self._reference.start)
-            self._over = self._above_start = self._standing = 0
-            self._incident.healthy_step(p.clean_steps)
+        if not (track.mean if caused else track.level) > limit:
+            self._calm(expected)
+            if not self._over:
+                self._incident.healthy_step(p.clean_steps)
             return self._incident.conditions(self)
+        self._first = self._first or step.step
         self._over += 1
-        severity = self._weigh(expected)
+        self._back = 0
+        severity = self._weigh(expected, caused)
         if severity is not None and not self._incident.worse_than(severity):
-            self._onset, sharp = self._began()
+            self._onset, sharp = self._began(expected)
             if sharp and ctx.lr is not None and not self._culprit():
                 self._stepped(step)
                 return self._incident.conditions(self)
@@ -131,26 +135,52 @@ class LossDivergence(Detector):
             self._incident.clean = 0
         return self._incident.conditions(self)
 
+    def _calm(self, expected: float) -> None:
+        """It is low enough: whether it is back for good, and what is learned from it.
+
+        A loss that left its best dips now and then; it is back once it was low for as long as
+        the mean remembers. What it does until then says nothing about the usual noise.
+        """
+        self._back += 1
+        if self._over and self._back < self.params.return_steps:
+            return
+        track, known = self._track, self._quiet
+        self._over = self._above_start = self._standing = self._first = 0
+        self._gained = max(self._gained, self._reference.gained)
+        self._highest_start = max(self._highest_start, self._reference.start)
+        if math.isnan(known) or track.mean - expected <= self.params.settled_spreads * known:
+            self._quiet = track.quiet
+
     def _limit(self, expected: float) -> float:
         """The level above which it is too high; infinite where it was never brought down."""
         p, start = self.params, self._reference.start
         gained = max(self._gained, self._reference.gained)
         quiet = self._track.quiet if math.isnan(self._quiet) else self._quiet
-        if gained >= p.minimised_spreads * quiet:
+        if gained >= p.spreads * quiet:
             swing = p.swings * self._swing
             return expected + max(p.gained_share * gained, p.spreads * quiet, swing)
         if gained >= quiet:
             return max(start, expected) + p.minimised_spreads * quiet
         return math.inf
 
-    def _weigh(self, expected: float) -> Severity | None:
+    def _noisy_limit(self, expected: float) -> float:
+        """That level where the learning rate gave no reason.
+
+        A smaller batch makes a loss noisier and lifts it, as a larger learning rate does, and
+        nobody need have told. So its present noise counts, unless it is worse than at the start.
+        """
+        p, track = self.params, self._track
+        noisy = min(expected + p.spreads * track.spread, self._highest_start + 2 * track.quiet)
+        return max(self._limit(expected), noisy)
+
+    def _weigh(self, expected: float, caused: bool) -> Severity | None:
         p, level = self.params, self._track.level
         higher = level > self._highest_start + 2 * self._quiet
         improved = self._reference.gained >= p.minimised_spreads * self._quiet
         self._above_start = self._above_start + 1 if higher and improved else 0
         falling = self._falling(expected)
         severity: Severity | None = None
-        if self._over >= p.ticket_steps and (not falling or self._standing):
+        if self._over >= p.ticket_steps and (caused or not falling or self._standing):
             self._standing += 1
             severity = "ticket"
         if self._standing > p.page_ticket_steps and not falling:
@@ -167,20 +197,19 @@ class LossDivergence(Detector):
         gap, before = self._track.level - expected, self._held[-1 - p.falling_steps][2] - expected
         return gap < (1 - p.falling_share) * before
 
-    def _began(self) -> tuple[int, bool]:
+    def _began(self, low: float) -> tuple[int, bool]:
         """The step from which losses are high, and whether they were from one step to the next."""
-        steps = [held[0] for held in self._held]
-        losses = [held[1] for held in self._held]
-        high = self._track.median
-        low = median(losses[: max(1, len(losses) // 4)])
+        held = list(self._held)
+        over = next((i for i, one in enumerate(held) if one[0] >= self._first), len(held) - 1)
+        held = held[: over + self.params.smoothing_steps]  # what it grew to later hides the edge
+        steps, losses = [one[0] for one in held], [one[1] for one in held]
+        high = median(losses[over:])
         middle = (low + high) / 2
-        at, worth, best = len(losses), 0, 0
+        at, worth, best = over, 0, 0
         for i in range(len(losses) - 1, -1, -1):  # the split that divides high from low best
             worth += 1 if losses[i] > middle else -1
-            if worth > best:
+            if worth > best and i <= over:
                 at, best = i, worth
-        if at >= len(losses):
-            return steps[-1], False
         before, after = losses[max(0, at - _EDGE) : at], losses[at : at + _EDGE]
         sharp = (
             len(before) == _EDGE == len(after)
@@ -248,7 +277,14 @@ class LossDivergence(Detector):
             "quiet": self._quiet,
             "swing": [self._swing, self._away, self._highest_start],
             "held": list(self._held),
-            "counts": [self._over, self._above_start, self._standing, self._onset],
+            "counts": [
+                self._over,
+                self._above_start,
+                self._standing,
+                self._onset,
+                self._back,
+                self._first,
+            ],
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -260,4 +296,6 @@ class LossDivergence(Detector):
         self._gained, self._quiet = state["gained"], state["quiet"]
         self._swing, self._away, self._highest_start = state["swing"]
         self._held = deque(((h[0], h[1], h[2]) for h in state["held"]), maxlen=_HELD)
-        self._over, self._above_start, self._standing, self._onset = state["counts"]
+        (
+            self._over, self._above_start, self._standing, self._onset, self._back, self._first,
+        ) = state["counts"]  # fmt: skip
