@@ -20,7 +20,7 @@ from gradwarden_server.rules import spec
 from gradwarden_server.rules.spec import RuleSet
 from tests.zoo.cases import Case
 from tests.zoo.clock import SECOND, rewrite
-from tests.zoo.play import context
+from tests.zoo.play import lives, start
 from tests.zoo.score import Raised
 
 JUDGED = "judged.json"
@@ -32,9 +32,9 @@ def judge(name: str, folder: Path) -> dict[str, Any]:
 
     In a process of its own: two judgements at once share no interpreter.
     """
-    process = context().Process(target=_judge, args=(name, folder))
-    process.start()
-    process.join()
+    process = start(_judge, name, folder)
+    while lives(process, 60.0):
+        pass
     path = folder / JUDGED
     if not path.exists():
         return {"raised": [], "steps": 0, "error": f"judging ended with {process.exitcode}"}

@@ -6,7 +6,10 @@ import atexit
 import multiprocessing
 import os
 import sys
+import threading
 import time
+from collections.abc import Callable
+from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from typing import Any, cast
@@ -16,6 +19,9 @@ from tests.zoo.cases import Variant
 
 PATIENCE = 240.0
 """Seconds that a life may take on a busy machine; a hang is reported, not waited for."""
+_ONE_AT_A_TIME = threading.Lock()
+"""Whoever asks after a process reads its exit code off a pipe, and starting one asks after all:
+of two threads that ask at once one finds the pipe empty and reports 255."""
 _QUIET = 3.0
 """Seconds without a new byte after which all that a standing run had to say is on disk."""
 
@@ -36,34 +42,44 @@ def play(name: str, variant: Variant, seed: int, folder: Path) -> list[str]:
     for life in range(case.lives):
         port = free_port() if case.ranks > 1 else 0
         ranks = [
-            _start(name, variant, seed, folder, rank, case.ranks, life, port)
+            start(_live, name, variant, seed, folder, rank, case.ranks, life, port)
             for rank in range(case.ranks)
         ]
         troubles += _wait(ranks, folder, case.dies)
     return troubles
 
 
-def _start(*given: object) -> ForkServerProcess:
-    process = context().Process(target=_live, args=given)
-    process.start()
+def start(target: Callable[..., None], *given: object) -> ForkServerProcess:
+    """A process of its own for ``target``."""
+    process = context().Process(target=target, args=given)
+    with _ONE_AT_A_TIME:
+        process.start()
     return process
+
+
+def lives(process: ForkServerProcess, seconds: float = 0.0) -> bool:
+    """Whether it goes on, after waiting so long for its end."""
+    wait([process.sentinel], seconds)
+    with _ONE_AT_A_TIME:
+        return process.is_alive()
 
 
 def _wait(ranks: list[ForkServerProcess], folder: Path, dies: bool) -> list[str]:
     deadline = time.monotonic() + PATIENCE
     heard, size = time.monotonic(), -1
-    while any(p.is_alive() for p in ranks) and time.monotonic() < deadline:
-        ranks[0].join(0.05) if ranks[0].is_alive() else time.sleep(0.05)
+    while (living := [p for p in ranks if lives(p)]) and time.monotonic() < deadline:
+        wait([p.sentinel for p in living], 0.05)
         if (folder / "stands").exists():
             now = sum(p.stat().st_size for p in (folder / "spool").rglob("*.spool"))
             if now != size:
                 heard, size = time.monotonic(), now
             if time.monotonic() - heard > _QUIET:
                 break
-    hung = [i for i, p in enumerate(ranks) if p.is_alive()]
+    hung = [i for i, p in enumerate(ranks) if lives(p)]
     for process in ranks:
         process.kill()
-        process.join()
+        while lives(process, 1.0):
+            pass
     if dies:
         return []
     troubles = [f"rank {i} did not end within {PATIENCE:g} s" for i in hung]
