@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
@@ -20,7 +19,6 @@ from gradwarden_server.store.letters import Letters
 from gradwarden_server.store.outbox import Outbox
 
 T = TypeVar("T")
-log = logging.getLogger(__name__)
 _DAY_NS = 86_400 * 1_000_000_000
 
 
@@ -56,12 +54,10 @@ class Line:
         )
 
     def adopt(self, paging: Paging) -> None:
-        """Tell by these routes from now on; receivers are connected at the start alone."""
-        if paging.receivers != self._routing.hearers:
-            log.warning("the receivers changed: restart the service to connect them")
-            return
-        self._routing.adopt(paging.routes)
-        self.herald.adopt()
+        """Tell by these routes from now on; other receivers are connected at the next start."""
+        if paging.receivers == self._routing.hearers:
+            self._routing.adopt(paging.routes)
+            self.herald.adopt()
 
     def start(self) -> None:
         """Begin to tell and to deliver."""

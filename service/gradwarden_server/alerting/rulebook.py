@@ -93,7 +93,7 @@ class Rulebook:
         self._thread = threading.Thread(target=self._loop, name="rulebook", daemon=True)
         self._seen = self._stamp()
         self.book = self._read()
-        self._running = self.book.receivers
+        self._running = self.book.paging.receivers
         self.last = Reload(clock())
         self.loaded_ns = self.last.at_ns
 
@@ -122,7 +122,7 @@ class Rulebook:
                 if book != self.book:
                     self._adopt(book)
                 self.book = book
-                restart = book.receivers != self._running
+                restart = book.paging.receivers != self._running
                 self.last = Reload(self._clock(), restart=restart)
                 self.loaded_ns = self.last.at_ns
                 log.info("rules and receivers were read again")
