@@ -94,6 +94,8 @@ def test_one_nan_in_half_a_million_cells_is_seen(
         assert marks["count"] >= 3, fold
         assert marks["first"] == pytest.approx(BAD_STEP / STEPS, abs=0.02)
     page.go(f"{large.url}/runs/large?mode={mode}")
+    page.wait("document.querySelector('[data-layer=cells]')")
+    page.evaluate("document.querySelector('.plots').scrollIntoView({ block: 'end' })")
     page.wait("document.querySelectorAll('.uplot').length >= 2")
     page.picture(pictures / f"large-{mode}-{scheme}-{width}.png")
     assert page.evaluate("document.documentElement.scrollWidth") <= width
@@ -104,7 +106,10 @@ def test_a_resumed_run_is_one_axis_with_a_flag_where_it_resumed(large: Service, 
     page.go(f"{large.url}/runs/large")
     label = page.wait("document.querySelector('.flag.restart')?.ariaLabel")
     assert f"attempt 2 begins, step {RESUMED:,}" in label
-    table = page.wait("document.querySelector('[aria-label=Attempts]')?.innerText")
+    table = page.wait(
+        "(document.querySelector('.hero-column')?.scrollIntoView({ block: 'end' }),"
+        " document.querySelector('[aria-label=Attempts]')?.innerText)"
+    )
     assert "replayed after" in table
     assert page.complaints == []
 

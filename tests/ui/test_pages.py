@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.server.traffic import batch, begin, frame, send
 from tests.service import Service
 from tests.ui.browser import Page
 from tests.ui.conftest import SICK_LAYER, SICK_STEP, STEPS, Training
@@ -43,7 +44,10 @@ LOOKS = [("dark", 1440), ("light", 1440), ("dark", 360)]
 def open_run(page: Page, service: Service, query: str = "") -> None:
     page.go(f"{service.url}/runs/sick{query}")
     page.wait("document.querySelector('[data-layer=cells]')")
+    # What is far below is mounted when somebody comes near it.
+    page.evaluate("document.querySelector('.plots').scrollIntoView({ block: 'end' })")
     page.wait(f"{CHARTS} >= 2")
+    page.evaluate("scrollTo(0, 0)")
 
 
 @pytest.mark.parametrize(("scheme", "width"), LOOKS)
@@ -200,6 +204,28 @@ def test_steps_that_are_selected_say_what_differs_in_them(
     page.picture(pictures / "run-differs.png")
     page.press("Escape")
     page.wait("!document.querySelector('[aria-label=\"What differs here\"]')")
+    assert page.complaints == []
+
+
+def test_another_run_stands_beside_this_one(
+    service: Service, training: Training, page: Page, pictures: Path
+) -> None:
+    begin(service, "calm")
+    send(service, batch("calm", [frame(seq) for seq in range(1, 101)]))
+    open_run(page, service)
+    press = "[...document.querySelectorAll('.tools button')].find(b => b.innerText === 'Compare')"
+    page.evaluate(f"{press}.click()")
+    page.wait("document.querySelector('[aria-label=\"Compared with\"] option[value=calm]')")
+    page.evaluate(
+        "(s => { s.value = 'calm'; s.dispatchEvent(new Event('change', { bubbles: true })); })"
+        "(document.querySelector('[aria-label=\"Compared with\"] select'))"
+    )
+    page.wait("location.search.includes('cmp=calm')")
+    page.wait("document.querySelectorAll('[data-layer=cells]').length === 2")
+    page.wait("document.querySelector('[data-chart=loss] h2').innerText.includes('calm')")
+    page.picture(pictures / "run-compared.png")
+    page.go(f"{service.url}/runs/sick?cmp=calm")
+    page.wait("document.querySelectorAll('[data-layer=cells]').length === 2")
     assert page.complaints == []
 
 

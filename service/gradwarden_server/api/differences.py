@@ -112,6 +112,8 @@ def _layers(
         for row, name in enumerate(names):
             if like in name:
                 seen = cells[row] > 0
+                if quantity != "l2":  # a gradient that is not finite marks the cell of each
+                    seen &= cells[row] != _BAD
                 found = contrast(values[row][seen & within], values[row][seen & ~within])
                 yield "layer", name, quantity, row, found
 

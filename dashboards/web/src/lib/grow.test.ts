@@ -1,4 +1,5 @@
 import { describe, expect, it } from "vitest";
+import { beside } from "./beside";
 import { joinEvents, joinHeat, joinSeries, missing, widthOf } from "./grow";
 import { valueOf, type Matrix } from "./heat/decode";
 import type { EventFace, SeriesFace } from "./schema";
@@ -75,6 +76,19 @@ describe("joined series and events", () => {
     const event = (step: number) => ({ step, kind: "mark" }) as EventFace;
     const out = joinEvents({ items: [event(1), event(5)] }, { items: [event(5), event(6)] }, 5);
     expect(out.items.map((item) => item.step)).toEqual([1, 5, 6]);
+  });
+});
+
+describe("two runs", () => {
+  it("share the steps of both, and no line goes on beyond its own end", () => {
+    const run = (step: number[]): SeriesFace => ({
+      step, time_ns: step, reported: ["loss"],
+      keys: { loss: { min: step, max: step, last: step, nonfinite: step.map(() => 0) } },
+    });
+    const out = beside(run([0, 2, 4, 6]), run([0, 1, 2, 3, 9]));
+    expect(out.step).toEqual([0, 1, 2, 3, 4, 6]);
+    expect(out.keys.loss.last).toEqual([0, 0, 2, 2, 4, 6]);
+    expect(out.keys["other:loss"].last).toEqual([0, 1, 2, 3, null, null]);
   });
 });
 

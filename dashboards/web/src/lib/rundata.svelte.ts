@@ -31,6 +31,8 @@ export class RunData {
   readonly whole = new Resource<SeriesFace>(getJson);
   readonly detail = new Resource<SeriesFace>(getJson);
   readonly phases = new Resource<SeriesFace>(getJson);
+  /** The same numbers of the run that is compared with this one. */
+  readonly other = new Resource<SeriesFace>(getJson);
 
   readonly base: string;
   readonly #project = $derived(router.project);
@@ -67,10 +69,15 @@ export class RunData {
       const path = this.#phases(null);
       if (path) void this.phases.fetch(path);
     });
+    $effect(() => {
+      const run = view.url.other;
+      const range = { from: this.asked?.[0], to: this.asked?.[1] };
+      if (run) void this.other.fetch(v1(`runs/${encodeURIComponent(run)}/series`, { keys: KEYS.join(), ...range, points: COLUMNS, project: this.#project }));
+    });
     $effect(() => follow(router.project, `run:${id}`, 2000, () => this.look(), (news) => this.#told(news)));
     $effect(() => () => {
       view.stop();
-      for (const resource of [this.run, this.alerts, this.events, this.diagnosis, this.heat, this.whole, this.detail, this.phases]) {
+      for (const resource of [this.run, this.alerts, this.events, this.diagnosis, this.heat, this.whole, this.detail, this.phases, this.other]) {
         resource.stop();
       }
     });

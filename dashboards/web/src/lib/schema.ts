@@ -299,6 +299,12 @@ export interface DifferencesFace {
   items: Difference[];
 }
 
+/** The second receiver of a route. */
+export interface EscalationFace {
+  receiver: string;
+  after_seconds: number;
+}
+
 /** Something that happened at a step. */
 export interface EventFace {
   step: number;
@@ -492,6 +498,28 @@ export interface LeftFace {
   budget_left: number | null;
 }
 
+/** One message to one receiver. */
+export interface LetterFace {
+  id: number;
+  receiver: string;
+  group_key: string;
+  severity: string;
+  state: string;
+  status: string;
+  summary: string;
+  attempts: number;
+  created_at: string | null;
+  next_try_at: string | null;
+  last_try_at: string | null;
+  detail: string | null;
+}
+
+/** Messages, the newest first. */
+export interface LetterList {
+  items: LetterFace[];
+  next_cursor?: string | null;
+}
+
 /** A token to exchange for a session. */
 export interface LoginBody {
   token: string;
@@ -565,7 +593,7 @@ export interface NotifiedFace {
   /** Of the last try; null before the first */
   at: string | null;
   ok: boolean | null;
-  /** What it said: firing or resolved */
+  /** What made it be sent: fired, changed, repeated, resolved, storm, or escalated and why */
   why: string;
   /** waiting, standing, sent or dead */
   state: string;
@@ -724,6 +752,29 @@ export interface RetentionFace {
   rollup_days: number | null;
   /** Runs with all that they have */
   run_days: number | null;
+}
+
+/** A message that is sent once more. */
+export interface RetryFace {
+  id: number;
+  state: string;
+}
+
+/** One route; a time that is null follows from the severity of the alerts. */
+export interface RouteFace {
+  receiver: string;
+  matchers: string[];
+  group_by: string[] | null;
+  group_wait_seconds: number | null;
+  group_interval_seconds: number | null;
+  repeat_interval_seconds: number;
+  goes_on: boolean;
+  escalate: EscalationFace | null;
+}
+
+/** Routes in their order. */
+export interface RouteList {
+  items: RouteFace[];
 }
 
 /** One rule of either kind. */
