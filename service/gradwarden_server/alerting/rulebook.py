@@ -1,8 +1,7 @@
 """The files that people write: read at the start, and again when they change.
 
 A set of files is taken over whole or not at all: while one of them is wrong, what was read before
-stands, and all mistakes are told in the log, to ``GET /v1/rules`` and to ``/metrics``. Rules and
-objectives are taken over at once; receivers are only checked, and taken over by the next start.
+stands, and all mistakes are told in the log, to ``GET /v1/rules`` and to ``/metrics``.
 """
 
 from __future__ import annotations
@@ -48,15 +47,10 @@ class Book:
 
 @dataclass(frozen=True, slots=True)
 class Reload:
-    """How the last reading went; ``mistakes`` has one line for each, and then nothing changed.
-
-    ``restart`` says that the receivers are others than at the start: they were found right, and
-    the next start takes them over.
-    """
+    """How the last reading went; ``mistakes`` has one line for each, and then nothing changed."""
 
     at_ns: int
     mistakes: tuple[str, ...] = ()
-    restart: bool = False
 
     @property
     def ok(self) -> bool:
@@ -93,7 +87,6 @@ class Rulebook:
         self._thread = threading.Thread(target=self._loop, name="rulebook", daemon=True)
         self._seen = self._stamp()
         self.book = self._read()
-        self._running = self.book.paging.receivers
         self.last = Reload(clock())
         self.loaded_ns = self.last.at_ns
 
@@ -122,12 +115,9 @@ class Rulebook:
                 if book != self.book:
                     self._adopt(book)
                 self.book = book
-                restart = book.paging.receivers != self._running
-                self.last = Reload(self._clock(), restart=restart)
+                self.last = Reload(self._clock())
                 self.loaded_ns = self.last.at_ns
                 log.info("rules and receivers were read again")
-                if restart:
-                    log.warning("the receivers changed: the next start takes them over")
             except (RulesError, ReceiversError, SloError) as error:
                 self.last = Reload(self._clock(), tuple(error.mistakes))
             except (OSError, ValueError) as error:

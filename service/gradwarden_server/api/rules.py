@@ -60,7 +60,6 @@ class ReloadFace(BaseModel):
     at: str | None
     ok: bool
     mistakes: list[str]
-    restart: bool = Field(description="The receivers changed: the next start takes them over")
 
 
 class RuleList(BaseModel):
@@ -92,9 +91,7 @@ async def reload(who: Admin, parts: PartsDep) -> ReloadFace:
 
 
 def _reload(last: Reload) -> ReloadFace:
-    return ReloadFace(
-        at=rfc3339(last.at_ns), ok=last.ok, mistakes=list(last.mistakes), restart=last.restart
-    )
+    return ReloadFace(at=rfc3339(last.at_ns), ok=last.ok, mistakes=list(last.mistakes))
 
 
 def _detectors(parts: Parts, project: str, counts: Sequence[OpenCount]) -> Iterator[RuleFace]:

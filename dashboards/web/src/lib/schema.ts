@@ -740,8 +740,6 @@ export interface ReloadFace {
   at: string | null;
   ok: boolean;
   mistakes: string[];
-  /** The receivers changed: the next start takes them over */
-  restart: boolean;
 }
 
 /** Days for which a project keeps what; null is for ever. */
