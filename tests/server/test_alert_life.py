@@ -225,7 +225,7 @@ def incident(name: str, fired: int, over: int | None, **more: Any) -> Outcome:
     ended = None if over is None else over * SECOND
     state = "firing" if over is None else "resolved"
     times = {"active_ns": fired * SECOND, "fired_ns": fired * SECOND, "resolved_ns": ended}
-    return Outcome(replace(base, **{"told": True, "state": state, **times, **more}), noted, 0)
+    return Outcome(replace(base, **{"told": True, "state": state, **times, **more}), noted)
 
 
 def test_statistics_count_what_was_told_acted_on_and_flapping() -> None:

@@ -98,7 +98,6 @@ class TimelineFace(BaseModel):
         "firing",
         "resolved",
         "enriched",
-        "reopened",
         "muted",
         "unmuted",
         "acknowledged",
@@ -183,9 +182,7 @@ class AlertStats(BaseModel):
     told: int = Field(description="Pages and tickets that people were told of")
     acted_on: int = Field(description="Of those, acknowledged or noted")
     acted_ratio: float | None = Field(description="Null where nobody was told")
-    flapping: int = Field(
-        description="How often it fired again within an hour of its end, or within its cool-down"
-    )
+    flapping: int = Field(description="How often it fired again within an hour of its end")
     to_detect: Spread = Field(description="From the first bad step until it fired")
     to_acknowledge: Spread
     to_resolve: Spread

@@ -68,7 +68,7 @@ def _of(
         told=len(told),
         acted_on=acted,
         acted_ratio=acted / len(told) if told else None,
-        flapping=_flaps(held) + sum(one.reopened for one in held),
+        flapping=_flaps(held),
         to_detect=_spread(detect),
         to_acknowledge=_spread(acknowledge),
         to_resolve=_spread(resolve),

@@ -117,7 +117,7 @@ def _facts(found: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
 
 def _line(line: Mapping[str, Any]) -> str:
     said = [line["kind"]]
-    if line["kind"] in ("pending", "firing", "resolved", "reopened"):
+    if line["kind"] in ("pending", "firing", "resolved"):
         said.append(f"({line['reason']})")
     if line["who"]:
         said.append(line["who"])

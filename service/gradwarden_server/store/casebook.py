@@ -16,9 +16,6 @@ from gradwarden_server.store.records import RunRecord
 from gradwarden_server.store.runs import record
 from gradwarden_server.store.told import Delivery, deliveries
 
-REOPENED = "reopened"
-"""Why an alert fires again that was over: its cool-down was not."""
-
 
 @dataclass(frozen=True, slots=True)
 class Said:
@@ -39,13 +36,10 @@ class Concerned:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How one incident went; ``noted`` whether anybody wrote of it, ``reopened`` how often it
-    came back within its cool-down.
-    """
+    """How one incident went; ``noted`` whether anybody wrote of it."""
 
     alert: Alert
     noted: bool
-    reopened: int
 
 
 class Casebook:
@@ -123,21 +117,9 @@ class Casebook:
             .where(t.alert.c.fired_ns >= since_ns, t.run.c.deleted_ns.is_(None))
             .order_by(t.alert.c.fired_ns, t.alert.c.id)
         )
-        again = (
-            select(line.c.alert_id)
-            .join(t.alert, t.alert.c.id == line.c.alert_id)
-            .where(
-                t.alert.c.project == project,
-                t.alert.c.fired_ns >= since_ns,
-                line.c.reason == REOPENED,
-            )
-        )
         with self._database.read() as connection:
             rows: Sequence[Row[Any]] = connection.execute(query).all()
-            times: dict[int, int] = {}
-            for alert_id in connection.execute(again).scalars():
-                times[alert_id] = times.get(alert_id, 0) + 1
-        return [Outcome(as_alert(row), bool(row.noted), times.get(row.id, 0)) for row in rows]
+        return [Outcome(as_alert(row), bool(row.noted)) for row in rows]
 
     def firing_since(self, project: str, since_ns: int) -> list[Mapping[str, str]]:
         """The labels of every alert that fired at any time since a moment."""
