@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -310,3 +311,29 @@ def test_the_command_does_what_the_page_does(house: Service) -> None:
     assert json.loads(gradwarden("alerts", "stats", "--json", *at).stdout)["days"] == 30
     for wrong in (("alerts", "ack"), ("alerts", "acks", "1"), ("alerts", "note", "x", "y")):
         assert gradwarden(*wrong, *at).returncode == 2
+
+
+def test_postgresql_tells_the_same(postgres_url: str, tmp_path: Path) -> None:
+    running = Service(tmp_path / "service", db=postgres_url)
+    try:
+        sicken(running, "pg-one", place={"gpu_name": "H100"}, world_size=1)
+        first = alert_of(running, "pg-one")
+        assert first["impact"]["devices"] == "GPU"
+        sicken(running, "pg-two")
+        alert = alert_of(running, "pg-two")
+        written = running.call("POST", f"/v1/alerts/{alert['id']}/notes", json={"text": "seen"})
+        assert written.status_code == 201
+        (similar,) = running.get(f"/v1/alerts/{first['id']}/similar")["items"]
+        assert [note["text"] for note in similar["notes"]] == ["seen"]
+        (counted,) = running.get("/v1/alerts/stats")["items"]
+        assert (counted["count"], counted["acted_on"]) == (2, 1)
+        weekly = {"days": ["sun"], "at": "02:00", "duration_seconds": 3600}
+        body = {"matchers": ["run=x"], "comment": "c", "weekly": weekly}
+        made = running.call("POST", "/v1/maintenance", json=body)
+        assert made.status_code == 201, made.text
+        assert running.get("/v1/maintenance")["items"] == [made.json()]
+        preview = running.get("/v1/silences/preview", params={"matcher": "run=pg-one"})
+        assert preview["past_7d"] == 1
+        assert "Traceback" not in running.log_text()
+    finally:
+        running.close()
