@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, insert, select, update
 
-from gradwarden_server.model import Alert, Change, Notification, Receipt
+from gradwarden_server.model import Alert, Change, Lane, Notification, Receipt
 from gradwarden_server.notify.payload import body, group_key
 from gradwarden_server.store import tables as t
 from gradwarden_server.store.care import Care
 from gradwarden_server.store.database import Database
 from gradwarden_server.store.ledger import AlertLedger
+from gradwarden_server.store.marking import group_row
 from gradwarden_server.store.outbox import Outbox, enqueue
+from gradwarden_server.store.storms import Storms
 from tests.server.pager import PATIENCE, SECOND, add_run, firing, open_database
 
 NOW = 100 * SECOND
@@ -113,3 +116,21 @@ def test_what_labels_name_is_found(room: Room) -> None:
     assert found(run="r1") == {"NonFiniteGradient", "NonFiniteLoss"}
     assert found(run="r1", severity="ticket") == {"NonFiniteLoss"}
     assert found(run="r") == set()
+
+
+def test_a_storm_is_the_alerts_that_it_speaks_for(room: Room) -> None:
+    def fold(conn: Connection) -> None:
+        lane = Lane("shows", "", "g", {}, 0)
+        storm = Storms().row("default", conn, replace(lane, key="storm"), NOW)
+        folded = group_row("default", conn, lane, "page", NOW)
+        loose = group_row("default", conn, replace(lane, key="loose"), "page", NOW)
+        groups = t.notification_group
+        conn.execute(update(groups).where(groups.c.id == folded).values(folded_into=storm))
+        for row, one in ((folded, room.page), (loose, room.ticket)):
+            values = {"group_id": row, "alert_id": one.id, "told": False}
+            conn.execute(insert(t.group_member).values(values))
+
+    assert room.care.stormed("default") == []
+    room.database.write(fold).result(PATIENCE)
+    assert [one.alertname for one in room.care.stormed("default")] == [room.page.alertname]
+    assert room.care.stormed("other") == []

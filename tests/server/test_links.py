@@ -261,6 +261,15 @@ def test_a_message_says_who_takes_care_and_asks_for_nobody_more() -> None:
     assert kept.payload["commonAnnotations"] == told
 
 
+def test_a_storm_is_acknowledged_and_never_silenced_by_a_link() -> None:
+    kept = Kept()
+    storm = firing(name="AlertStorm")
+    Informed(kept, lambda project, prints: {}, lambda link: f"http://gw/{link.action}").send(
+        queued(storm, group={"alertname": "AlertStorm", "project": "default"}), NOW
+    )
+    assert kept.payload["alerts"][0]["annotations"] == {"ack_url": "http://gw/ack"}
+
+
 def test_a_page_goes_out_when_the_database_is_away() -> None:
     def away(project: str, prints: list[str]) -> dict[str, str]:
         raise OSError("the disk is away")

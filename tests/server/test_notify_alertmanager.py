@@ -230,7 +230,7 @@ def test_what_it_does_not_take_is_final_and_one_that_is_away_is_not(peer: Alertm
     caller = Caller(peer)
     now = time.time_ns()
     changes = advance({}, run_facts(), [sick()], now)
-    (told,) = caller.line.run({}, changes)
+    (told,) = caller.line.news(changes, now)
     nameless = {**told.payload, "alerts": [{**told.payload["alerts"][0], "labels": {}}]}
     refused = Queued(1, replace(told, payload=nameless), 1, 1, now)
     assert caller.sender.send(refused, now) == Failed("HTTP 400", retry=False)

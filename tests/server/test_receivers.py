@@ -101,12 +101,12 @@ def test_all_mistakes_are_told_at_once_with_file_receiver_and_field() -> None:
             | {"links": True},
             "just a word",
         ],
-        "routes": [],
+        "colours": [],
     }
     with pytest.raises(ReceiversError) as caught:
         parse(document, "r.yaml", {})
     assert caught.value.mistakes == [
-        "r.yaml: unknown key 'routes'",
+        "r.yaml: unknown key 'colours'",
         "r.yaml: receiver 'a': type: 'pigeon' is not one of " + ", ".join(TYPES),
         "r.yaml: receiver 'a': severities: expected a list of page and ticket",
         "r.yaml: receiver 'a': url: http is refused unless allow_private is true",

@@ -21,6 +21,7 @@ from gradwarden_server.api.plain import rfc3339
 from gradwarden_server.api.silences import added
 from gradwarden_server.matchers import Matcher
 from gradwarden_server.model import Alert
+from gradwarden_server.notify.groups import STORM_ALERT
 from gradwarden_server.notify.links import SECOND_NS, BadLink, ExpiredLink, Link, unseal
 
 router = APIRouter()
@@ -44,7 +45,7 @@ async def ask(token: Token, parts: PartsDep) -> HTMLResponse:
     link = await _opened(token, parts)
     if not isinstance(link, Link):
         return link
-    alerts = await run_in_threadpool(parts.care.matching, link.project, link.labels)
+    alerts = await run_in_threadpool(_meant, link, parts)
     if not alerts:
         return _over(link)
     does = _DOES[link.action]
@@ -58,7 +59,7 @@ async def act(token: Token, parts: PartsDep) -> HTMLResponse:
     link = await _opened(token, parts)
     if not isinstance(link, Link):
         return link
-    alerts = await run_in_threadpool(parts.care.matching, link.project, link.labels)
+    alerts = await run_in_threadpool(_meant, link, parts)
     if not alerts:
         return _over(link)
     actor = f"link in {link.receiver}"
@@ -90,6 +91,13 @@ async def _opened(token: str, parts: Parts) -> Link | HTMLResponse:
         return _answer("This link is not valid", f"<p>{html.escape(_FORGED)}</p>", 403)
     except ExpiredLink:
         return _answer("This link has expired", f"<p>{html.escape(_EXPIRED)}</p>", 410)
+
+
+def _meant(link: Link, parts: Parts) -> list[Alert]:
+    """The firing alerts that a link is about; a storm is those that it speaks for."""
+    if link.labels.get("alertname") == STORM_ALERT:
+        return parts.care.stormed(link.project)
+    return parts.care.matching(link.project, link.labels)
 
 
 async def _silenced(link: Link, parts: Parts, actor: str) -> int:

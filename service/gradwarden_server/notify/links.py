@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from gradwarden_server.model import Labels, Queued
 from gradwarden_server.notify.brief import ACK_URL, ACKED_BY, SILENCE_URL
+from gradwarden_server.notify.groups import STORM_ALERT
 from gradwarden_server.notify.message import Outcome, Sender
 
 log = logging.getLogger(__name__)
@@ -134,6 +135,8 @@ class Informed:
         if self._sign is not None and labels:
             expires = queued.created_ns // SECOND_NS + LIFETIME_SECONDS
             for action, name in _URLS.items():
+                if action == "silence" and labels.get("alertname") == STORM_ALERT:
+                    continue  # it stands for alerts of other names
                 link = Link(told.project, told.receiver, action, labels, expires)
                 urls[name] = self._sign(link)
         return _annotated(told.payload, ackers, urls)

@@ -11,7 +11,7 @@ from gradwarden_server.model import Alert, Labels, Notification
 from gradwarden_server.store.database import Database, Priority
 from gradwarden_server.store.ledger import AlertLedger
 from gradwarden_server.store.outbox import enqueue
-from gradwarden_server.store.tables import alert, outbox
+from gradwarden_server.store.tables import alert, group_member, notification_group, outbox
 
 _MOST = 500
 
@@ -41,6 +41,20 @@ class Care:
         page = self._ledger.list(project, ("firing",), limit=_MOST)
         wanted = labels.items()
         return [one for one in page.items if wanted <= one.labels.items()]
+
+    def stormed(self, project: str) -> list[Alert]:
+        """The firing alerts that a storm speaks for, newest first."""
+        query = (
+            select(group_member.c.alert_id)
+            .join(notification_group, notification_group.c.id == group_member.c.group_id)
+            .where(
+                notification_group.c.project == project,
+                notification_group.c.folded_into.is_not(None),
+            )
+        )
+        with self._database.read() as connection:
+            folded = set(connection.execute(query).scalars())
+        return [one for one in self.matching(project, {}) if one.id in folded]
 
     def acknowledge(
         self, project: str, alerts: Sequence[int], actor: str, now_ns: int, note: str = ""
