@@ -69,7 +69,8 @@ class FakePagerDuty:
 
     def open(self) -> list[Incident]:
         """The incidents that are not resolved."""
-        every = (incident for found in self.incidents.values() for incident in found)
+        with self._lock:
+            every = [incident for found in self.incidents.values() for incident in found]
         return [incident for incident in every if incident.status != "resolved"]
 
     def answer(self, path: str, raw: bytes) -> tuple[int, dict[str, Any], dict[str, str]]:
