@@ -25,7 +25,7 @@ from gradwarden_server.detect.state import pack, unpack
 from gradwarden_server.detect.steps import Step
 from gradwarden_server.model import Alert, Change, Quiet
 from gradwarden_server.rules.spec import RuleSet
-from gradwarden_server.slo.tally import NAMES, Tally
+from gradwarden_server.slo.tally import NAMES, SECONDS, Tally
 from gradwarden_server.store.database import Database
 from gradwarden_server.store.entries import LogEntry, LogReader
 from gradwarden_server.store.errors import Damaged
@@ -257,6 +257,7 @@ class RunWatch:
         outcomes = []
         self._steps_since += len(steps)
         recorded = self._cursor.recorded
+        spent = {(step.attempt, step.step): _spent(step) for step in steps if not step.eventful}
         for verdict in self._judging.detectors.advance(steps):
             norms = [p.value for p in verdict.points if p.name == _NORM]
             if norms:  # those of the first replica group come first
@@ -265,7 +266,7 @@ class RunWatch:
             if verdict.step > recorded.get(verdict.attempt, -1):
                 self._points += verdict.points
                 if not verdict.eventful and verdict.time_ns >= self._now_ns - BACKFILL_NS:
-                    self._tally.step(verdict.sound)
+                    self._tally.step(verdict.sound, spent[verdict.attempt, verdict.step])
             last = judged.get(verdict.attempt, -1)
             # A carrier of events may share its number with a step, so it moves nothing.
             if verdict.step < last or (verdict.step == last and not verdict.eventful):
@@ -377,3 +378,9 @@ class RunWatch:
             # Known from a spool alone: however it ended, it ended before we heard of it.
             conditions = [translate.as_history(c) for c in conditions]
         return at_ns, conditions
+
+
+def _spent(step: Step) -> dict[str, float]:
+    """What of a step was timed, in seconds: the mean over its ranks."""
+    found = {name: step.scalar(name) for name in SECONDS}
+    return {name: value for name, value in found.items() if value is not None}

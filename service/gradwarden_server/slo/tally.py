@@ -7,6 +7,7 @@ What a spool brings late is history and is not counted.
 
 from __future__ import annotations
 
+import math
 from array import array
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
@@ -18,9 +19,16 @@ STEPS = "gradwarden_steps_total"
 NONFINITE = "gradwarden_nonfinite_steps_total"
 MINUTES = "gradwarden_run_minutes_total"
 SILENT = "gradwarden_silent_minutes_total"
+SECONDS = {
+    "step_seconds": "gradwarden_step_seconds_total",
+    "allreduce_seconds": "gradwarden_allreduce_seconds_total",
+    "checkpoint_seconds": "gradwarden_checkpoint_seconds_total",
+}
+"""Where steps spend their time, the mean over ranks, by the scalar that says it: a rule over many
+runs reads one point a minute, not each step of each rank."""
 DELAY = "gradwarden_detection_delay_seconds"
 DELAYS = f"{DELAY}_bucket", f"{DELAY}_count", f"{DELAY}_sum"
-NAMES = (STEPS, NONFINITE, MINUTES, SILENT, *DELAYS)
+NAMES = (STEPS, NONFINITE, *SECONDS.values(), MINUTES, SILENT, *DELAYS)
 BOUNDS = (1.0, 5.0, 10.0, 30.0, 60.0, 300.0)
 """Upper bounds of the delay's buckets in seconds."""
 
@@ -70,9 +78,17 @@ class Tally:
         self._steps.append(step)
         self._times.append(time_ns)
 
-    def step(self, sound: bool) -> None:
-        """A step was judged; ``sound`` is whether all in it was finite."""
+    def step(self, sound: bool, seconds: Mapping[str, float]) -> None:
+        """A step was judged.
+
+        Args:
+            sound: Whether all in it was finite.
+            seconds: How long what of :data:`SECONDS` took, where that was measured.
+        """
         self._add(STEPS, 1)
+        for scalar, spent in seconds.items():
+            if spent >= 0 and math.isfinite(spent):
+                self._add(SECONDS[scalar], spent)
         self._add(NONFINITE, 0 if sound else 1)
         self._bad = self._bad or not sound
 
