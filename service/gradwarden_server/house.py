@@ -15,7 +15,7 @@ from fastapi import FastAPI
 from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor
 
 from gradwarden_server import assets, telemetry
-from gradwarden_server.alerting.clerk import Clerk
+from gradwarden_server.alerting.clerk import Clerk, Mailing
 from gradwarden_server.alerting.commit import Registrar
 from gradwarden_server.alerting.evaluator import Evaluator
 from gradwarden_server.alerting.groupwatch import RuleRooms
@@ -31,6 +31,7 @@ from gradwarden_server.api.hub import Hub
 from gradwarden_server.api.lately import Lately
 from gradwarden_server.api.news import Newsroom
 from gradwarden_server.api.pace import Pace
+from gradwarden_server.api.reporting import gather
 from gradwarden_server.api.summary import Summaries
 from gradwarden_server.api.throttle import Throttle
 from gradwarden_server.model import DEFAULT_PROJECT
@@ -59,7 +60,7 @@ from gradwarden_server.store.links import LinkSecrets
 from gradwarden_server.store.maintenance import Janitor
 from gradwarden_server.store.notices import Listener, Topic
 from gradwarden_server.store.outcomes import Outcomes
-from gradwarden_server.store.overview import LiveRun, Overview
+from gradwarden_server.store.overview import Overview, gauges
 from gradwarden_server.store.promotions import Promotions
 from gradwarden_server.store.recorded import RecordedSeries
 from gradwarden_server.store.removal import RunRemoval
@@ -77,7 +78,7 @@ from gradwarden_server.store.tokens import TokenStore
 from gradwarden_server.store.watched import WatchedRuns
 from gradwarden_server.store.windows import MaintenanceWindows, Wishes
 from gradwarden_server.store.workshop import Workshop
-from gradwarden_server.telemetry import RunGauges, Snapshot, Telemetry
+from gradwarden_server.telemetry import Snapshot, Telemetry
 
 log = logging.getLogger(__name__)
 
@@ -177,7 +178,16 @@ class House:
             time.time_ns,
             self.line.wake,
         )
-        self.clerk = Clerk(run_store, outcomes, evaluation, holder, time.time_ns)
+        costs = Costs(database)
+        mailing = Mailing(
+            database=database,
+            costs=costs,
+            schedule=lambda: self.rulebook.book.weekly,
+            gather=lambda project, since, until: gather(self.parts, project, since, until),
+            url=settings.url,
+            changed=self.line.wake,
+        )
+        self.clerk = Clerk(run_store, outcomes, evaluation, holder, time.time_ns, mailing)
         self.janitor = Janitor(database, holder, series=self.series)
         workshop = Workshop(settings.db, settings.precision_bits)
         self.compaction = Compaction(database, reader, settings.precision_bits, workshop=workshop)
@@ -230,7 +240,7 @@ class House:
             sources=sources,
             budgets=BudgetDesk(objectives, sources),
             outcomes=outcomes,
-            costs=Costs(database),
+            costs=costs,
             retention=RetentionStore(database),
             removal=RunRemoval(database),
             janitor=self.janitor,
@@ -335,7 +345,7 @@ class House:
         return Snapshot(
             runs=totals.runs,
             alerts=totals.alerts,
-            live=tuple(self._gauges(live) for live in totals.live),
+            live=tuple(gauges(live, self.telemetry) for live in totals.live),
             live_count=totals.live_count,
             **self.line.numbers(),
             writer_queue_depth=self.database.queue_depth,
@@ -346,16 +356,6 @@ class House:
             reload_ok=self.rulebook.last.ok,
             reload_ns=self.rulebook.loaded_ns,
             compaction=self.compactor.progress,
-        )
-
-    def _gauges(self, live: LiveRun) -> RunGauges:
-        norm = (live.latest or {}).get("grad_norm")
-        return RunGauges(
-            live.project,
-            live.run,
-            live.last_step,
-            None if norm is None else float(norm),
-            self.telemetry.nonfinite(live.project, live.run),
         )
 
 

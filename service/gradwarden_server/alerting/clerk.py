@@ -1,4 +1,4 @@
-"""The clerk: a thread that keeps books. It settles how runs ended.
+"""The clerk: a thread that keeps books. It settles how runs ended, and sends the weekly report.
 
 One process at a time, under a lease of each project.
 """
@@ -8,11 +8,19 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from zoneinfo import ZoneInfo
 
-from gradwarden_server.slo import outcome
+from gradwarden_server.notify.weekly import Weekly, message
+from gradwarden_server.slo import outcome, report
 from gradwarden_server.slo.outcome import Ended
+from gradwarden_server.slo.report import Report
+from gradwarden_server.store.costs import Costs
+from gradwarden_server.store.database import Database, Priority, Transaction
 from gradwarden_server.store.errors import StoreError
 from gradwarden_server.store.evaluation import EvaluationStore
+from gradwarden_server.store.outbox import enqueue
 from gradwarden_server.store.outcomes import Candidate, Outcomes, Settled
 from gradwarden_server.store.runs import RunStore
 
@@ -22,6 +30,25 @@ _ROUND_SECONDS = 5.0
 _SCOPE = "clerk"
 _LEASE_NS = 30 * 1_000_000_000
 _ACTOR = "gradwarden"
+
+
+@dataclass(frozen=True, slots=True)
+class Mailing:
+    """The weekly report: when it is due, what is in it, and where it goes.
+
+    Attributes:
+        schedule: What the receivers file says now.
+        gather: The report of a project between two moments.
+        url: Where people find the service.
+        changed: Called when a message waits for delivery.
+    """
+
+    database: Database
+    costs: Costs
+    schedule: Callable[[], Weekly | None]
+    gather: Callable[[str, int, int], Report]
+    url: str
+    changed: Callable[[], None]
 
 
 class Clerk:
@@ -34,12 +61,14 @@ class Clerk:
         leases: EvaluationStore,
         holder: str,
         clock: Callable[[], int],
+        mailing: Mailing | None = None,
     ) -> None:
         self._runs = runs
         self._outcomes = outcomes
         self._leases = leases
         self._holder = f"{holder}/{_SCOPE}"
         self._clock = clock
+        self._mailing = mailing
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="clerk", daemon=True)
 
@@ -58,6 +87,34 @@ class Clerk:
         for project in self._runs.projects():
             if self._leases.acquire(project, _SCOPE, self._holder, _LEASE_NS) is not None:
                 self._settle(project, now_ns)
+                if self._mailing is not None:
+                    self._mail(self._mailing, project, now_ns)
+
+    def _mail(self, mailing: Mailing, project: str, now_ns: int) -> None:
+        """Send the report of the last week, once, wherever the clerk was when it was due."""
+        weekly = mailing.schedule()
+        week = None if weekly is None else weekly.due(now_ns)
+        if weekly is None or week is None:
+            return
+        if mailing.costs.was_sent(project, weekly.receiver, week):
+            return
+        span = _span(week, weekly.timezone)
+        if not mailing.costs.runs(project, *span):
+            return  # nobody trained, so there is nothing to tell
+        told = mailing.gather(project, *span)
+        note = message(
+            weekly, project, week, told.summary, report.markdown(told), mailing.url, now_ns
+        )
+
+        def job(connection: Transaction) -> bool:
+            where = (project, connection, weekly.receiver, week)
+            if not mailing.costs.claim_report(*where, now_ns):
+                return False
+            enqueue(project, connection, note, now_ns)
+            return True
+
+        if mailing.database.write(job, Priority.ALERT).result():
+            mailing.changed()
 
     def _settle(self, project: str, now_ns: int) -> None:
         found = []
@@ -85,3 +142,11 @@ def _judged(run: Candidate, now_ns: int) -> Settled | None:
     if found is None:
         return None
     return Settled(found.good, found.reason, found.ended_ns, at_ns=now_ns)
+
+
+def _span(week: str, zone: str) -> tuple[int, int]:
+    """Begin and end in nanoseconds of the week that begins with this Monday."""
+    monday = datetime.strptime(week, "%Y-%m-%d").replace(tzinfo=ZoneInfo(zone))
+    ends = monday, monday + timedelta(days=7)
+    since, until = (round(one.timestamp()) * 1_000_000_000 for one in ends)
+    return since, until

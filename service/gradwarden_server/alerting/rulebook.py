@@ -13,9 +13,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gradwarden_server.detect import registry
-from gradwarden_server.notify import routefile
+from gradwarden_server.notify import routefile, weekly
 from gradwarden_server.notify.routefile import Paging
 from gradwarden_server.notify.spec import ReceiversError
+from gradwarden_server.notify.weekly import Weekly
 from gradwarden_server.promql.parse import parse
 from gradwarden_server.querying.grammar import Grammar, doubts
 from gradwarden_server.querying.objectives import groups_of
@@ -43,6 +44,7 @@ class Book:
     paging: Paging
     """Receivers, and the routes to them."""
     objectives: tuple[Objective, ...]
+    weekly: Weekly | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +149,8 @@ class Rulebook:
         told = routefile.load(self._receivers, self._environ) if self._receivers else Paging()
         objectives = openslo.load(self._rules / _OBJECTIVES, parse)
         groups = (*found.groups, *groups_of(objectives, self._url))
-        return Book(replace(found, groups=groups), told, objectives)
+        report = weekly.load(self._receivers, told.receivers) if self._receivers else None
+        return Book(replace(found, groups=groups), told, objectives, report)
 
     def _stamp(self) -> dict[str, tuple[int, int, int]]:
         """What tells whether a file changed, by its path."""

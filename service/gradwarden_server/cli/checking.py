@@ -9,7 +9,7 @@ import sys
 from gradwarden_server import assets
 from gradwarden_server.cli.faults import DONE, NO, USAGE, CommandError
 from gradwarden_server.detect import registry
-from gradwarden_server.notify import routefile
+from gradwarden_server.notify import routefile, weekly
 from gradwarden_server.notify.spec import ReceiversError
 from gradwarden_server.querying.grammar import Grammar, doubts
 from gradwarden_server.rules import spec as rules_spec
@@ -42,6 +42,7 @@ def receivers(options: argparse.Namespace) -> int:
     """Report all mistakes of a receivers file."""
     try:
         found = routefile.load(options.file, os.environ)
+        weekly.load(options.file, found.receivers)
     except ReceiversError as error:
         print(error, file=sys.stderr)
         return NO

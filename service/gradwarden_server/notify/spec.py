@@ -21,7 +21,7 @@ DEFAULT_TIMEOUT_SECONDS = 15.0
 MAX_TIMEOUT_SECONDS = 30.0  # half the lease of a claimed message: a slow answer is not sent twice
 _MOST_SECONDS = 366 * 86_400
 
-_KEYS = ("receivers", "routes")  # routes are read in routefile
+_KEYS = ("receivers", "routes", "report")  # read in routefile and in weekly
 
 Options = apprise.Options | email.Options | pagerduty.Options | slack.Options
 

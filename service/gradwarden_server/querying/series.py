@@ -41,5 +41,16 @@ MEANINGS: Mapping[str, Meaning] = {
     "gradwarden_nonfinite_gradients": Meaning(
         "gauge", "NaN and Inf among the gradients of a step, in elements"
     ),
+    "gradwarden_steps_total": Meaning("counter", "Steps of a run that were judged"),
+    "gradwarden_nonfinite_steps_total": Meaning(
+        "counter", "Steps with NaN or Inf in a gradient or the loss, but for those a scaler skipped"
+    ),
+    "gradwarden_run_minutes_total": Meaning("counter", "Minutes of a live run"),
+    "gradwarden_silent_minutes_total": Meaning(
+        "counter", "Minutes of a live run in which nothing was heard of it"
+    ),
+    "gradwarden_run_ended_seconds": Meaning("gauge", "When a run ended, since the epoch"),
+    "gradwarden_run_good": Meaning("gauge", "1 of a run that ended well, 0 of one that did not"),
+    "gradwarden_run_converge_seconds": Meaning("gauge", "How long a run took that ended well"),
     "gradwarden_loss": Meaning("gauge", "Loss of a step, the mean over the ranks that logged it"),
 }

@@ -88,6 +88,7 @@ class ProjectStorage:
         return next((run for run in self._runs if run.run == name), None)
 
     def _during(self, t0_ns: int, t1_ns: int) -> Iterable[RunRecord]:
+        t0_ns -= LIVE_NS  # what is recorded of a run goes on for a while behind its last word
         if self._runs_since_ns is None or t0_ns < self._runs_since_ns:
             self._runs = self._samples.runs(self._project, t0_ns)
             self._runs_since_ns = t0_ns

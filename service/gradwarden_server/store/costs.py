@@ -110,7 +110,7 @@ class Costs:
             for a in connection.execute(attempts):
                 one = HeldAttempt(a.status, a.first_step, a.last_step, a.started_ns, a.ended_ns)
                 held.setdefault(a.run_id, []).append(one)
-            gpus = dict(connection.execute(types).tuples().all())
+            gpus = {row[0]: row[1] for row in connection.execute(types)}
         return [
             HeldRun(
                 row=row.id,
@@ -145,7 +145,7 @@ class Costs:
             .group_by(t.event.c.run_id)
         )
         with self._database.read() as connection:
-            return dict(connection.execute(query).tuples().all())
+            return {row[0]: row[1] for row in connection.execute(query)}
 
     def fired(self, project: str, since_ns: int, until_ns: int) -> tuple[int, int]:
         """How many pages and tickets fired within a time, and how many of all stand open now."""
@@ -195,8 +195,8 @@ class Costs:
         """Within the caller's transaction, be the one who sends a report; False for all others."""
         ensure_project(connection, project)
         row = {"project": project, "receiver": receiver, "period": period, "at_ns": now_ns}
-        made = connection.execute(insert_or_ignore(connection, t.report_sent).values(row))
-        return made.rowcount == 1
+        adding = insert_or_ignore(connection, t.report_sent).values(row)
+        return connection.execute(adding.returning(t.report_sent.c.period)).first() is not None
 
 
 def _report(project: str, receiver: str, period: str) -> tuple[Any, ...]:

@@ -12,6 +12,7 @@ from gradwarden_server.model import DRILL
 from gradwarden_server.store import tables as t
 from gradwarden_server.store.database import Database
 from gradwarden_server.store.ledger import OPEN
+from gradwarden_server.telemetry import RunGauges, Telemetry
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,3 +76,15 @@ class Overview:
                     select(func.count()).select_from(live.order_by(None).subquery())
                 ).scalar_one(),
             )
+
+
+def gauges(live: LiveRun, numbers: Telemetry) -> RunGauges:
+    """A running run as its gauges; what was counted of it since the start is in ``numbers``."""
+    norm = (live.latest or {}).get("grad_norm")
+    return RunGauges(
+        live.project,
+        live.run,
+        live.last_step,
+        None if norm is None else float(norm),
+        numbers.nonfinite(live.project, live.run),
+    )
