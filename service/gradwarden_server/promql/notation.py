@@ -21,7 +21,7 @@ Points = tuple[float | None, ...]
 _UNITS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000, "w": 604_800_000}
 _UNITS["y"] = 365 * _UNITS["d"]
 _SPAN = re.compile(r"(\d+)(ms|[smhdwy])")
-_NUMBER = r"[-+]?(?:0x[0-9a-fA-F]+|\d+\.?\d*(?:[eE][-+]?\d+)?|\.\d+(?:[eE][-+]?\d+)?|[iI]nf|NaN)"
+_NUMBER = r"[-+]?(?:\d+\.?\d*(?:[eE][-+]?\d+)?|\.\d+(?:[eE][-+]?\d+)?|[iI]nf|NaN)"
 _RUN = re.compile(rf"({_NUMBER})(?:([-+])({_NUMBER[5:]}))?x(\d+)\Z")
 _GAP = re.compile(r"_x(\d+)\Z")
 
