@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from gradwarden.errors import ConfigurationError, GradwardenError, say
 from gradwarden.guard import Guard, Saved
+from gradwarden.notebook import Frame
 from gradwarden.session import Session
 from gradwarden.settings import Settings
 
@@ -189,6 +190,10 @@ class Monitor:
     def health(self) -> dict[str, Any]:
         """What was captured, sent, spooled and dropped, the cost, and what is turned off."""
         return self._session.quietly("health", self._session.health) or {}
+
+    def show(self, height: int = 420) -> Frame:
+        """The run's live heatmap, for the last line of a notebook's cell."""
+        return Frame(self._session.quietly("show", self._session.page), height)
 
     def unwatch(self) -> None:
         """Stop capturing and undo every hook; what was seen is still delivered."""

@@ -346,6 +346,11 @@ class Session:
         attempt = identity.attempt_after(self._book.attempt)
         return {"run": identity.run, "rank": identity.rank, "attempt": attempt}
 
+    def page(self) -> str | None:
+        """The address of this run's page, once the service told it."""
+        post = self._sender.courier
+        return None if post is None else post.url
+
     def _reached(self) -> bool:
         """Whether nothing speaks against it that the service hears us."""
         post = self._sender.courier

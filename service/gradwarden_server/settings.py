@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import pwd
+import re
 import socket
 from pathlib import Path
 from typing import Literal
@@ -93,6 +94,9 @@ class Settings(BaseSettings):
     max_streams: int = Field(default=256, ge=1, le=10_000)
     """How many browsers may hear news over an open connection at once; more are told to poll."""
 
+    embed_origins: str = "'self' http://localhost:* http://127.0.0.1:*"
+    """Whose pages may hold /embed/runs/RUN in a frame: sources of frame-ancestors, or 'none'."""
+
     session_hours: float = Field(default=12.0, gt=0)
     """How long a login in the browser lasts."""
 
@@ -101,6 +105,13 @@ class Settings(BaseSettings):
     def _ignore_service_links(cls, value: object) -> object:
         # Kubernetes sets GRADWARDEN_PORT=tcp://10.0.0.1:8321 beside a Service of our name.
         return DEFAULT_PORT if isinstance(value, str) and "://" in value else value
+
+    @field_validator("embed_origins")
+    @classmethod
+    def _check_embed_origins(cls, value: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9.:/*'\[\]_ -]+", value):
+            raise ValueError("name origins with a space between, as in https://wiki.example.com")
+        return value
 
     @field_validator("external_url")
     @classmethod

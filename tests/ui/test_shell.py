@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
+from gradwarden_server.settings import Settings
 from tests.service import Service
 from tests.ui.browser import Page
 from tests.ui.conftest import Training
@@ -79,3 +82,26 @@ def test_the_header_says_when_the_service_is_gone_and_how_old_the_data_is(
     assert said.startswith("offline, last data ")
     page.call("Network.emulateNetworkConditions", offline=False, **offline)
     page.wait("document.querySelector('header .live')?.innerText === 'live'")
+
+
+def test_a_heatmap_can_stand_in_a_page_of_those_who_may_and_of_no_other(
+    service: Service, training: Training, page: Page, pictures: Path
+) -> None:
+    policy = service.call("GET", "/embed/runs/sick").headers["content-security-policy"]
+    assert "frame-ancestors 'self' http://localhost:* http://127.0.0.1:*" in policy
+    other = service.call("GET", "/runs/sick").headers["content-security-policy"]
+    assert "frame-ancestors 'none'" in other
+    page.size(600, 420)
+    page.go(f"{service.url}/embed/runs/sick?theme=light")
+    page.wait("document.querySelector('[data-layer=cells]')")
+    assert page.evaluate("document.querySelector('header')") is None
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    assert page.evaluate("document.documentElement.scrollWidth") <= 600
+    page.picture(pictures / "embed.png")
+    assert page.complaints == []
+
+
+@pytest.mark.parametrize("origins", ["'self'; script-src *", "https://a.example\nX-Y: z", ""])
+def test_origins_cannot_bend_the_policy(origins: str) -> None:
+    with pytest.raises(ValueError, match="embed_origins"):
+        Settings(embed_origins=origins)

@@ -13,6 +13,8 @@ from fastapi.responses import FileResponse, HTMLResponse, Response
 from markdown_it import MarkdownIt
 
 from gradwarden_server import assets
+from gradwarden_server.api.deps import PartsDep
+from gradwarden_server.api.front import HEADERS
 from gradwarden_server.api.problems import Problem
 
 router = APIRouter(include_in_schema=False)
@@ -81,7 +83,7 @@ async def asset(name: str) -> Response:
 
 
 @router.get("/{path:path}")
-async def dashboard(path: str) -> Response:
+async def dashboard(path: str, parts: PartsDep) -> Response:
     """The single page app under every path of its own; files of its root beside it."""
     if path.startswith(_OURS):
         raise Problem("not-found", f"path: {'/' + path[:200]!r}; see /docs for what there is")
@@ -89,7 +91,18 @@ async def dashboard(path: str) -> Response:
     index = assets.WEB / "index.html"
     if file is None and not index.is_file():
         return page("gradwarden is running", _NOT_BUILT, 503)
-    return FileResponse(file or index, headers={"Cache-Control": "no-cache"})
+    headers = {"Cache-Control": "no-cache"}
+    if path.startswith("embed/"):
+        headers |= _framed(parts.settings.embed_origins)
+    return FileResponse(file or index, headers=headers)
+
+
+def _framed(origins: str) -> dict[str, str]:
+    """The headers of a page that pages of these origins may hold in a frame."""
+    policy = HEADERS["Content-Security-Policy"]
+    framed = policy.replace("frame-ancestors 'none'", f"frame-ancestors {origins}")
+    # Browsers that know the policy pass over the older header.
+    return {"Content-Security-Policy": framed, "X-Frame-Options": "SAMEORIGIN"}
 
 
 def _inside(folder: FilePath, name: str) -> FilePath | None:

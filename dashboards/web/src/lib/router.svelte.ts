@@ -1,7 +1,7 @@
 /** The routes over the History API. The location is the only source of what is shown. */
 
 export type PageName =
-  | "runs" | "run" | "oncall" | "alert" | "slos" | "silences" | "settings" | "report";
+  | "runs" | "run" | "oncall" | "alert" | "slos" | "silences" | "settings" | "report" | "embed";
 
 export interface Route {
   page: PageName | null;
@@ -18,6 +18,7 @@ const ROUTES: [RegExp, PageName][] = [
   [/^\/silences\/?$/, "silences"],
   [/^\/settings\/?$/, "settings"],
   [/^\/report\/?$/, "report"],
+  [/^\/embed\/runs\/([^/]+)\/?$/, "embed"],
 ];
 
 /** The page of a path; its name is null where nothing lives there. */

@@ -109,7 +109,7 @@ export interface AlertStats {
   acted_on: number;
   /** Null where nobody was told */
   acted_ratio: number | null;
-  /** How often it fired again within an hour of its end, or within its cool-down */
+  /** How often it fired again within an hour of its end */
   flapping: number;
   /** From the first bad step until it fired */
   to_detect: Spread;
@@ -1214,7 +1214,7 @@ export interface TelemetryCounts {
 /** One line of an alert's timeline. */
 export interface TimelineFace {
   at: string | null;
-  kind: "pending" | "firing" | "resolved" | "enriched" | "reopened" | "muted" | "unmuted" | "acknowledged" | "note" | "notified";
+  kind: "pending" | "firing" | "resolved" | "enriched" | "muted" | "unmuted" | "acknowledged" | "note" | "notified";
   from: string | null;
   to: string | null;
   reason: string;
