@@ -153,15 +153,12 @@ class LossDivergence(Detector):
 
     def _limit(self, expected: float) -> float:
         """The level above which it is too high; infinite where it was never brought down."""
-        p, start = self.params, self._reference.start
+        p = self.params
         gained = max(self._gained, self._reference.gained)
         quiet = self._track.quiet if math.isnan(self._quiet) else self._quiet
-        if gained >= p.spreads * quiet:
-            swing = p.swings * self._swing
-            return expected + max(p.gained_share * gained, p.spreads * quiet, swing)
-        if gained >= quiet:
-            return max(start, expected) + p.minimised_spreads * quiet
-        return math.inf
+        if gained < quiet:
+            return math.inf
+        return expected + max(p.gained_share * gained, p.spreads * quiet, p.swings * self._swing)
 
     def _noisy_limit(self, expected: float) -> float:
         """That level where the learning rate gave no reason.
