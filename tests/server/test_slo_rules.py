@@ -91,10 +91,10 @@ def asked(name: str, minute: int, urgency: str, holds: bool) -> dict[str, Any]:
 def through_both(folder: Path, objective: Objective, test: dict[str, Any]) -> None:
     """Run one unit test of an objective's rules through promtool and through our own rules."""
     rules = folder / "slo.yaml"
-    rules.write_text(yaml.safe_dump(compiling.document([objective])))
+    groups = [g for g in compiling.groups(objective) if not g["name"].endswith("-period")]
+    rules.write_text(yaml.safe_dump({"groups": groups}))
     document = {"rule_files": ["slo.yaml"], "evaluation_interval": "1m", "tests": [test]}
-    names = [group["name"] for group in compiling.groups(objective)]
-    document["group_eval_order"] = names
+    document["group_eval_order"] = [group["name"] for group in groups]
     path = folder / "test.yaml"
     path.write_text(yaml.safe_dump(document))
     done = subprocess.run(
