@@ -150,6 +150,9 @@ def test_panels_name_metrics_that_exist(path: Path) -> None:
 def test_all_of_telemetry_is_on_a_dashboard_or_left_off_knowingly() -> None:
     left_off = {"gradwarden_build_info", "gradwarden_metrics_truncated_runs", "gradwarden_streams"}
     left_off |= {"gradwarden_exports_total", "gradwarden_export_frames_total"}
+    # Alerts of their own, by gradwarden-self.rules.yml; retries beside deliveries say little.
+    left_off |= {"gradwarden_outbox_dead", "gradwarden_circuit_open"}
+    left_off |= {"gradwarden_herald_errors_total", "gradwarden_delivery_retries_total"}
     left_off |= {f"gradwarden_ingest_commit_seconds_{part}" for part in ("sum", "count")}
     shown = {
         name

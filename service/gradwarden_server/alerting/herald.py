@@ -217,7 +217,7 @@ class _Flush:
         after = step.group
         self._store.settle(*where, after, step.due_ns, severity, step.told, step.gone)
         if before.folded_into is not None:
-            self._store.look(*where, before.folded_into, self._now_ns)
+            self._storms.look(*where, before.folded_into, self._now_ns)
         escalation = self._route(after).escalate
         if step.escalate and escalation is not None:
             names = *where, after, escalation.receiver

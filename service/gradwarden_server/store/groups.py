@@ -140,10 +140,6 @@ class GroupStore:
             )
             touch(project, conn, groups.c.id == row, now_ns)
 
-    def look(self, project: str, conn: Connection, group: int, now_ns: int) -> None:
-        """Let one group be looked at now."""
-        touch(project, conn, groups.c.id == group, now_ns)
-
     def reached(self, project: str, conn: Connection, group: Group) -> bool:
         """Whether the receiver may know of something that it was not told the end of.
 

@@ -42,7 +42,7 @@ def mark(
 
 
 def touch(project: str, conn: Connection, which: Any, now_ns: int) -> None:
-    """Let groups be looked at now; those that are due already are not written again."""
+    """Let groups be looked at by then; those that are due sooner are not written again."""
     later = or_(groups.c.due_ns.is_(None), groups.c.due_ns > now_ns)
     conn.execute(
         update(groups).where(groups.c.project == project, which, later).values(due_ns=now_ns)

@@ -7,11 +7,13 @@ from typing import Any
 from sqlalchemy import Connection, exists, func, insert, literal, select, update
 
 from gradwarden_server.model import Folded, Lane
-from gradwarden_server.store.marking import group_row
+from gradwarden_server.store.marking import group_row, touch
 from gradwarden_server.store.tables import alert, group_member, outbox, run, telling
 from gradwarden_server.store.tables import notification_group as groups
 
 _WORST_RUNS = 5
+LOOK_NS = 1_000_000_000
+"""How soon a storm is looked at when something in it changed."""
 
 
 class Storms:
@@ -19,9 +21,19 @@ class Storms:
 
     def row(self, project: str, conn: Connection, lane: Lane, now_ns: int) -> int:
         """The row of a storm; made where there is none."""
+        mine = groups.c.receiver == lane.receiver, groups.c.group_key == lane.key
+        query = select(groups.c.id).where(groups.c.project == project, *mine)
+        known = conn.execute(query).scalar_one_or_none()
+        if known is not None:
+            self.look(project, conn, known, now_ns)
+            return int(known)
         row = group_row(project, conn, lane, "page", now_ns)
         conn.execute(update(groups).where(groups.c.id == row).values(storm=True))
         return row
+
+    def look(self, project: str, conn: Connection, storm: int, now_ns: int) -> None:
+        """Let a storm be looked at soon: counting what is in it is work, and it changes a lot."""
+        touch(project, conn, groups.c.id == storm, now_ns + LOOK_NS)
 
     def told(self, project: str, conn: Connection, message: int, storm: int) -> None:
         """Keep which alerts a storm's message is about: those that no earlier one was about."""
