@@ -314,5 +314,6 @@ def test_twenty_incidents_in_all_weathers(weather: Weather) -> None:
 
 
 @pytest.mark.full
+@pytest.mark.timeout(1800)
 def test_two_hundred_incidents_in_all_weathers(weather: Weather) -> None:
     check(storm(weather, 200), 200)
