@@ -96,6 +96,42 @@ class Tab:
         feature = {"name": "prefers-color-scheme", "value": name}
         self.call("Emulation.setEmulatedMedia", features=[feature])
 
+    def network(self, offline: bool = False, latency_ms: float = 0) -> None:
+        """The line to the service: cut, slow, or as it is."""
+        self.call(
+            "Network.emulateNetworkConditions",
+            offline=offline,
+            latency=latency_ms,
+            downloadThroughput=-1,
+            uploadThroughput=-1,
+        )
+
+    def click(self, words: str, within: str = "body") -> None:
+        """Wait for a button or link that says exactly this, or is labelled so, and click it."""
+        one = (
+            f"[...document.querySelectorAll({(within + ' :is(a, button)')!r})].find(b =>"
+            f" !b.disabled && (b.ariaLabel ?? b.innerText).trim() === {words!r})"
+        )
+        self.wait(one)
+        self.evaluate(f"{one}.click()")
+
+    def fill(self, selector: str, text: str) -> None:
+        """Put text into a field as typing would."""
+        self.wait(f"document.querySelector({selector!r})")
+        self.evaluate(
+            f"(field => {{ field.value = {text!r};"
+            " for (const kind of ['input', 'change'])"
+            " field.dispatchEvent(new Event(kind, {bubbles: true})); })"
+            f"(document.querySelector({selector!r}))"
+        )
+
+    def says(self, text: str, within: str = "main") -> str:
+        """Wait until this part of the page shows the text; all that it shows then."""
+        found: str = self.wait(
+            f"(t => t?.includes({text!r}) && t)(document.querySelector({within!r})?.innerText)"
+        )
+        return found
+
     def go(self, url: str) -> None:
         self.call("Page.navigate", url=url)
 

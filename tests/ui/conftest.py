@@ -49,6 +49,26 @@ def page(tmp_path: Path) -> Iterator[Page]:
         yield opened
 
 
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    """One Chromium for a whole module: starting one costs more than most tests."""
+    with Page(needs("chromium"), tmp_path_factory.mktemp("profile")) as opened:
+        opened.call("Network.enable")
+        yield opened
+
+
+@pytest.fixture
+def tab(browser: Page) -> Page:
+    """That Chromium as if it were new: a wide dark window, on line, with nothing remembered."""
+    browser.go("about:blank")
+    browser.network()
+    browser.size(1440, 900)
+    browser.scheme("dark")
+    browser.call("Network.clearBrowserCookies")
+    browser.complaints.clear()
+    return browser
+
+
 @pytest.fixture(scope="session")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where screenshots go: ``GRADWARDEN_SCREENSHOTS``, else pytest's temporary folder."""

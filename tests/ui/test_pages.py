@@ -254,13 +254,7 @@ def test_a_run_that_nobody_knows_and_a_service_that_is_gone_are_said(
     page.go(f"{service.url}/runs")
     page.wait("document.querySelector('a.run')")
     page.call("Network.enable")
-    page.call(
-        "Network.emulateNetworkConditions",
-        offline=True,
-        latency=0,
-        downloadThroughput=-1,
-        uploadThroughput=-1,
-    )
+    page.network(offline=True)
     banner = page.wait("document.querySelector('[role=alert]')?.innerText")
     assert "does not answer" in banner
     assert page.evaluate("document.querySelectorAll('a.run').length") >= 1, "the list stays"

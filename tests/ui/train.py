@@ -36,16 +36,25 @@ def main() -> None:
     parser.add_argument("--sick-step", type=int, default=-1)
     parser.add_argument("--hold", action="store_true", help="stay until stdin closes")
     parser.add_argument("--pause", type=float, default=0.0, help="seconds between steps")
+    parser.add_argument("--runs", default="", help="several runs, one after the other, by name")
     options = parser.parse_args()
-    torch.manual_seed(0)
     torch.set_num_threads(1)
+    watched = [train(options, name or None) for name in options.runs.split(",")]
+    if options.hold:
+        sys.stdin.read()
+    del watched  # until here, so that none of them ended
+
+
+def train(options: argparse.Namespace, run: str | None) -> gradwarden.Monitor:
+    """One run from its first step to its last; it goes on to be watched."""
+    torch.manual_seed(0)
     model = nn.Sequential(
         nn.Linear(32, 32, bias=False), Gate(32), nn.Linear(32, 32), nn.Linear(32, 8)
     )
     teacher = torch.randn(32, 8)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.steps)
-    monitor = gradwarden.watch(model, optimizer, environment="prod", owner="mei")
+    monitor = gradwarden.watch(model, optimizer, run=run, environment="prod", owner="mei")
     for step in range(options.steps):
         x = torch.randn(64, 32)
         labels = (x @ teacher).argmax(1)
@@ -58,8 +67,7 @@ def main() -> None:
         monitor.log(loss=loss, lr=schedule.get_last_lr()[0])
         schedule.step()
         time.sleep(options.pause)
-    if options.hold:
-        sys.stdin.read()
+    return monitor
 
 
 if __name__ == "__main__":

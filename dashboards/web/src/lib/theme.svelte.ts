@@ -50,7 +50,11 @@ class Theme {
 
   /** system -> dark -> light -> system */
   next(): void {
-    this.choice = this.choice === "system" ? "dark" : this.choice === "dark" ? "light" : "system";
+    this.set(this.choice === "system" ? "dark" : this.choice === "dark" ? "light" : "system");
+  }
+
+  set(choice: Choice): void {
+    this.choice = choice;
     const root = document.documentElement;
     if (this.choice === "system") delete root.dataset.theme;
     else root.dataset.theme = this.choice;
