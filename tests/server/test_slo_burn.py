@@ -46,8 +46,8 @@ BAD = [float("nan"), float("nan"), 3.0, 0.0, 0.0, 0.0]
 class Burning(Bench):
     """A bench whose minutes pass one by one, with the rules of one objective."""
 
-    def __init__(self, folder: Path, name: str) -> None:
-        super().__init__(folder)
+    def __init__(self, folder: Path, name: str, url: str = "") -> None:
+        super().__init__(folder, url)
         self.objective = OBJECTIVES[name]
         database = self.store.database
         self.sources = Sources(Samples(database, self.store.log, self.store.runs), self.ledger)
@@ -220,26 +220,32 @@ def test_late_detections_page_once_there_are_enough(burning: Burning) -> None:
     assert told == pytest.approx(min(enough, told_at), abs=1)
 
 
-@pytest.mark.parametrize("burning", ["training-success"], indirect=True)
-def test_a_second_failed_run_is_a_ticket_after_its_grace(burning: Burning) -> None:
+@pytest.fixture
+def counted(tmp_path: Path, store_url: str) -> Iterator[Burning]:
+    made = Burning(tmp_path, "training-success", store_url)
+    yield made
+    made.store.database.close()
+
+
+def test_a_second_failed_run_is_a_ticket_after_its_grace(counted: Burning) -> None:
     """Ten minutes after its end nobody can resume it unnoticed; and never a page."""
     for name, status in (("a", "finished"), ("b", "failed")):
-        burning.start(name, ago_minutes=30)
-        burning.frames(name, [False] * 3)
-        burning.finish(name, status)
+        counted.start(name, ago_minutes=30)
+        counted.frames(name, [False] * 3)
+        counted.finish(name, status)
     for _ in range(15):
-        burning.minute()
-    assert burning.burning() == []
-    assert burning.left() == 0
-    burning.start("c", ago_minutes=30)
-    burning.frames("c", [False] * 3)
-    burning.finish("c", "failed")
-    told = burning.until_told("ticket", 20, lambda _: None)
+        counted.minute()
+    assert counted.burning() == []
+    assert counted.left() == 0
+    counted.start("c", ago_minutes=30)
+    counted.frames("c", [False] * 3)
+    counted.finish("c", "failed")
+    told = counted.until_told("ticket", 20, lambda _: None)
     # It ended at the first of these minutes, and ten more are its grace.
     assert told == pytest.approx(11, abs=1)
-    [ticket] = burning.burning()
+    [ticket] = counted.burning()
     assert ticket.labels["burn"] == "count"
-    assert burning.left() == -1
-    burning.outcomes.mark(PROJECT, "c", True, "a test", burning.now, "mei").result()
-    burning.minute()
-    assert burning.burning() == []
+    assert counted.left() == -1
+    counted.outcomes.mark(PROJECT, "c", True, "a test", counted.now, "mei").result()
+    counted.minute()
+    assert counted.burning() == []

@@ -173,6 +173,21 @@ def test_too_few_events_tell_nobody(tmp_path: Path) -> None:
     through_both(tmp_path, objective, test)
 
 
+def test_slices_of_time_are_good_or_bad_as_a_whole(tmp_path: Path) -> None:
+    """All-reduce is slow after an hour: one bad slice of thirteen is over 4 times 1 %."""
+    name = "all-reduce-p95"
+    series = 'gradwarden_scalar{project="p",run="r",quantity="allreduce_total_seconds"}'
+    test = {
+        "interval": "1m",
+        "input_series": [{"series": series, "values": "0.1+0x60 0.3+0x20"}],
+        "promql_expr_test": [
+            asked(name, 60 - HEALTHY, "page", False),
+            asked(name, 75 - HEALTHY, "page", True),
+        ],
+    }
+    through_both(tmp_path, OBJECTIVES[name], test)
+
+
 def test_outside_production_a_fast_burn_is_a_ticket() -> None:
     rules = [r for g in compiling.groups(OBJECTIVES["finite-steps"]) for r in g["rules"]]
     told = {
