@@ -25,12 +25,14 @@ ALL: tuple[Variant, ...] = ("plain", "clip", "skip")
 class Must:
     """An alert that has to be raised.
 
-    ``severities`` are those that count as right; ``named`` judges the alert's annotations.
+    ``severities`` are those that count as right; ``named`` judges the alert's annotations;
+    ``alike`` are alerts that say as much where chance decides which sign comes first.
     """
 
     alert: str
     severities: tuple[str, ...] = ("page", "ticket")
     named: Named | None = None
+    alike: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -129,7 +129,13 @@ CASES = (
     Case(
         "momentum_too_high",
         momentum_too_high,
-        must=(Must("LossDivergence", named=says("learning rate", "lr")),),
+        must=(
+            Must(
+                "LossDivergence",
+                named=says("learning rate", "lr"),
+                alike=("ExplodingGradient",),  # where it is over within 100 steps of the rise
+            ),
+        ),
         may=(
             "ClipSaturation",
             "DeadLayer",

@@ -107,7 +107,9 @@ def _find(must: Must, heard: Sequence[Raised], began: int) -> Found:
     right = [
         r
         for r in heard
-        if r.alert == must.alert and r.severity in must.severities and r.step >= began
+        if r.alert in (must.alert, *must.alike)
+        and r.severity in must.severities
+        and r.step >= began
     ]
     if not right:
         return Found(must.alert, None, False)

@@ -167,7 +167,8 @@ class LossDivergence(Detector):
         nobody need have told. So its present noise counts, unless it is worse than at the start.
         """
         p, track = self.params, self._track
-        noisy = min(expected + p.spreads * track.spread, self._highest_start + 2 * track.quiet)
+        quiet = track.quiet if math.isnan(self._quiet) else self._quiet
+        noisy = min(expected + p.spreads * track.spread, self._highest_start + 2 * quiet)
         return max(self._limit(expected), noisy)
 
     def _weigh(self, expected: float, caused: bool) -> Severity | None:
