@@ -100,7 +100,26 @@ def test_flapping_rings_once_an_interval_and_ends_each_time() -> None:
         told += [(second + 1, line) for line in desk.say(second + 1, well())]
     told += desk.until(HOUR)
     assert [line for _, line in told] == [FIRES, OVER, FIRES, OVER]
-    assert [at for at, _ in told] == [0, 1, 30, 31]
+    assert [at for at, _ in told] == [0, 1, 32, 33]
+
+
+def test_what_comes_back_within_its_cool_down_is_told_if_it_stays() -> None:
+    desk = Desk(replace(PLAIN, cool_down_seconds=600.0))
+    assert desk.say(0, sick()) == [FIRES]
+    assert desk.say(100, well()) == [OVER]
+    for second in range(110, 500, 20):
+        assert desk.say(second, sick()) == []
+        assert desk.say(second + 10, well()) == []
+    assert desk.say(600, sick()) == []
+    assert desk.until(HOUR) == [(700.0, FIRES)]
+    assert desk.say(HOUR, well()) == [OVER]
+
+
+def test_what_comes_back_after_its_cool_down_is_told_at_once() -> None:
+    desk = Desk(replace(PLAIN, cool_down_seconds=600.0))
+    desk.say(0, sick())
+    desk.say(100, well())
+    assert desk.say(701, sick()) == [FIRES]
 
 
 def test_a_group_is_repeated_until_somebody_cares() -> None:
@@ -191,18 +210,18 @@ def test_whatever_happens_the_last_word_is_what_is_so(
         condition = sick if active else well
         desk.say(second, condition("X", severity), run=run)  # type: ignore[arg-type]
     desk.until(second + HOUR)
-    open_: dict[str, set[tuple[str, str]]] = {}
+    open_: dict[str, set[str]] = {}  # a relapse takes the place of what it followed on
     begun: set[tuple[str, str]] = set()
     for _, _, message in desk.board.said:
         for alert in message.payload["alerts"]:
             one = (alert["fingerprint"], alert["startsAt"])
             if alert["status"] == "firing":
-                open_.setdefault(message.group_key, set()).add(one)
+                open_.setdefault(message.group_key, set()).add(alert["fingerprint"])
                 begun.add(one)
             else:
                 assert one in begun, "an end of what never began"
-                open_[message.group_key].discard(one)
+                open_[message.group_key].discard(alert["fingerprint"])
         if message.payload["status"] == "resolved":
             open_[message.group_key] = set()
     fires = {alert.fingerprint for held in desk.alerts.values() for alert in held.values()}
-    assert {one[0] for held in open_.values() for one in held} == fires
+    assert {one for held in open_.values() for one in held} == fires

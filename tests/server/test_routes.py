@@ -190,7 +190,7 @@ def test_all_mistakes_of_a_file_are_told_together_with_value_and_remedy(tmp_path
     told = "\n".join(caught.value.mistakes)
     for words in (
         "receiver 'pager': url:",
-        "route 1: unknown field 'group_wait'; there are continue, escalate, group_by",
+        "route 1: unknown field 'group_wait'; there are continue, cool_down_seconds, escalate",
         "route 1: receiver: 'pagr' is no receiver of this file; there are nobody, pager",
         "route 1: matchers: 'severity~page' is no matcher; write NAME=VALUE",
         "route 2: receiver: 'dog' hears of the Watchdog alone",

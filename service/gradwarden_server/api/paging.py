@@ -36,6 +36,7 @@ class RouteFace(BaseModel):
     group_wait_seconds: float | None
     group_interval_seconds: float | None
     repeat_interval_seconds: float
+    cool_down_seconds: float
     goes_on: bool
     escalate: EscalationFace | None
 
@@ -97,6 +98,7 @@ def list_routes(
                 group_wait_seconds=route.group_wait_seconds,
                 group_interval_seconds=route.group_interval_seconds,
                 repeat_interval_seconds=route.repeat_interval_seconds,
+                cool_down_seconds=route.cool_down_seconds,
                 goes_on=route.goes_on,
                 escalate=None
                 if route.escalate is None

@@ -70,7 +70,7 @@ def decide(group: Group, route: Route, now_ns: int) -> Step:
         step = _unopened(group, new, timing, gone, now_ns)
         return _watched(step, route, timing, new, now_ns) if step.say else step
     if not known and not new:
-        return _ended(group, ended, gone)
+        return _ended(group, ended, gone, now_ns)
     quiet_until_ns = (group.told_ns or 0) + timing.interval_ns
     step = Step(group, gone=gone)
     if new or ended:
@@ -162,7 +162,8 @@ def _unopened(
     began_ns = group.began_ns or now_ns
     due_ns = began_ns + (0 if group.source is not None else timing.wait_ns)
     if group.told_ns is not None:
-        due_ns = max(due_ns, group.told_ns + timing.interval_ns)
+        # What comes back soon is told if it stays: an incident that flaps rings once a while.
+        due_ns = max(due_ns, group.told_ns + max(timing.interval_ns, timing.cool_down_ns))
     group = replace(group, began_ns=began_ns)
     if now_ns < due_ns:
         return Step(group, due_ns=due_ns, gone=gone)
@@ -170,11 +171,12 @@ def _unopened(
     return _spoken(step, ESCALATED if group.source else FIRED, new, new, [], now_ns)
 
 
-def _ended(group: Group, ended: Sequence[Member], gone: tuple[int, ...]) -> Step:
+def _ended(group: Group, ended: Sequence[Member], gone: tuple[int, ...], now_ns: int) -> Step:
     rows = tuple(m.row for m in ended)
     step = Step(_closed(group), gone=(*gone, *rows))
     if not ended:
         return step
+    step = replace(step, group=replace(step.group, told_ns=now_ns))
     # A relapse while the first incident of its name was told is one incident to the receiver.
     return replace(step, say=RESOLVED, alerts=_latest([m.alert for m in ended]), news=rows)
 

@@ -49,6 +49,7 @@ class Timing:
     wait_ns: int
     interval_ns: int
     repeat_ns: int
+    cool_down_ns: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +62,7 @@ class Route:
     group_wait_seconds: float | None = None
     group_interval_seconds: float | None = None
     repeat_interval_seconds: float = REPEAT_SECONDS
+    cool_down_seconds: float = 0.0
     goes_on: bool = False
     escalate: Escalation | None = None
     storm: Storm | None = Storm()
@@ -77,6 +79,7 @@ class Route:
             round((_WAIT_SECONDS[severity] if wait is None else wait) * SECOND_NS),
             round((_INTERVAL_SECONDS[severity] if interval is None else interval) * SECOND_NS),
             round(self.repeat_interval_seconds * SECOND_NS),
+            round(self.cool_down_seconds * SECOND_NS),
         )
 
     def lane(self, alert: Alert) -> Lane:

@@ -766,6 +766,7 @@ export interface RouteFace {
   group_wait_seconds: number | null;
   group_interval_seconds: number | null;
   repeat_interval_seconds: number;
+  cool_down_seconds: number;
   goes_on: boolean;
   escalate: EscalationFace | null;
 }
