@@ -92,6 +92,16 @@ def test_what_joins_a_group_waits_for_its_interval_and_the_end_does_not() -> Non
     assert desk.until(HOUR) == []
 
 
+def test_a_group_that_repeats_sooner_than_its_interval_waits_for_it() -> None:
+    often = Route("pager", group_by=("alertname",), repeat_interval_seconds=10.0)
+    desk = Desk(often)
+    assert desk.say(0, sick()) == [FIRES]
+    assert desk.say(20, sick(), run="r2") == []
+    next_ns = desk.board.next_ns()
+    assert next_ns is not None
+    assert next_ns == (BEGAN + 30) * SECOND, "never in the past, where the herald would stand still"
+
+
 def test_flapping_rings_once_an_interval_and_ends_each_time() -> None:
     desk = Desk(PLAIN)
     told = []

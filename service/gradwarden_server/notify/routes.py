@@ -74,11 +74,18 @@ class Route:
 
     def timing(self, severity: str) -> Timing:
         """The times of a group whose most urgent alert has this severity."""
-        wait, interval = self.group_wait_seconds, self.group_interval_seconds
+        wait = self.group_wait_seconds
+        if wait is None:
+            wait = _WAIT_SECONDS[severity]
+        interval = self.group_interval_seconds
+        if interval is None:
+            interval = _INTERVAL_SECONDS[severity]
+        # What is told again is a message of its group: no sooner than the interval allows.
+        repeat = self.repeat_interval_seconds and max(self.repeat_interval_seconds, interval)
         return Timing(
-            round((_WAIT_SECONDS[severity] if wait is None else wait) * SECOND_NS),
-            round((_INTERVAL_SECONDS[severity] if interval is None else interval) * SECOND_NS),
-            round(self.repeat_interval_seconds * SECOND_NS),
+            round(wait * SECOND_NS),
+            round(interval * SECOND_NS),
+            round(repeat * SECOND_NS),
             round(self.cool_down_seconds * SECOND_NS),
         )
 
