@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
-from sqlalchemy import Connection, delete, select
+from sqlalchemy import Connection, delete, select, update
 
 from gradwarden_server.alerting.herald import Herald
 from gradwarden_server.alerting.lifecycle import advance, resolve_all
@@ -43,14 +43,17 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Databas
     if request.param == "sqlite":
         opened = open_database(sqlite_url(tmp_path))
     else:
-        url = request.getfixturevalue("postgres_url")
-        opened = Database(url)
-        opened.migrate()
-        opened.write(_empty).result(PATIENCE)
-        opened.close()
-        opened = open_database(url)
+        opened = _on_postgres(request.getfixturevalue("postgres_url"))
     yield opened
     opened.close()
+
+
+def _on_postgres(url: str) -> Database:
+    opened = Database(url)
+    opened.migrate()
+    opened.write(_empty).result(PATIENCE)
+    opened.close()
+    return open_database(url)
 
 
 def _empty(conn: Connection) -> None:
@@ -406,3 +409,30 @@ def test_two_processes_tell_each_group_once(database: Database) -> None:
         one.herald.round(office.now_ns)
         told += [_text(queued) for queued in one.claim()]
     assert sorted(told) == sorted(f"firing run-{number}:firing" for number in range(20))
+
+
+def test_a_change_that_commits_during_a_flush_of_another_process_is_told(postgres_url: str) -> None:
+    database = _on_postgres(postgres_url)
+    try:
+        office = Office(database, AT_ONCE)
+        office.say("r1", sick())
+        with database.engine.connect() as evaluator, evaluator.begin():
+            office._say(evaluator, "r1", [well()])
+            told = office.tell()
+        told += office.tell()
+    finally:
+        database.close()
+    assert told in ([], ["firing r1:firing", "resolved r1:resolved"]), "no incident stays open"
+
+
+def test_a_group_that_cannot_be_told_keeps_nobody_else_waiting(database: Database) -> None:
+    office = Office(database, AT_ONCE)
+    office.say_of_many(["r1", "r2", "r3"], sick())
+    bad = tables.notification_group.c.group_key.contains('"r1"')
+    spoil = update(tables.notification_group).where(bad)
+    office.write(lambda conn: conn.execute(spoil.values(labels=[1])))
+    assert office.tell() == ["firing r2:firing", "firing r3:firing"]
+    assert office.herald.errors > 0
+    office.write(lambda conn: conn.execute(spoil.values(labels={"run": "r1"})))
+    office.later(60)
+    assert office.tell() == ["firing r1:firing"]

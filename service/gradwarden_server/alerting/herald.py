@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 _POLL_SECONDS = 1.0
 _GROUPS = 200
 """How many are looked at in one transaction."""
+_AGAIN_NS = 60 * 1_000_000_000
+"""When a group that could not be told is tried again."""
 _SWEEP_NS = 3600 * 1_000_000_000
 
 
@@ -114,19 +116,53 @@ class Herald:
 
     def _tell(self, project: str, receiver: str, now_ns: int) -> int:
         def job(connection: Transaction) -> int:
-            return self._flush(connection, project, receiver, now_ns)
+            groups = self._groups.take(project, connection, receiver, now_ns, _GROUPS)
+            self._flush(connection, project, receiver, groups, now_ns)
+            return len(groups)
 
-        looked = self._database.write(job, Priority.ALERT).result()
+        try:
+            looked = self._database.write(job, Priority.ALERT).result()
+        except StoreError:
+            raise
+        except Exception:
+            self.errors += 1
+            log.exception("groups of %s could not be told together", receiver)
+            looked = self._tell_singly(project, receiver, now_ns)
         self._told()
         return looked
 
-    def _flush(self, connection: Transaction, project: str, receiver: str, now_ns: int) -> int:
-        groups = self._groups.take(project, connection, receiver, now_ns, _GROUPS)
+    def _tell_singly(self, project: str, receiver: str, now_ns: int) -> int:
+        """One group at a time: one that cannot be told must keep no other waiting."""
+
+        def job(connection: Transaction) -> int:
+            groups = self._groups.take(project, connection, receiver, now_ns, 1)
+            try:
+                with connection.begin_nested():
+                    self._flush(connection, project, receiver, groups, now_ns)
+            except StoreError:
+                raise
+            except Exception:
+                log.exception("group %s waits, and is tried again", groups[0].key)
+                self._groups.postpone(project, connection, groups[0], now_ns + _AGAIN_NS)
+            return len(groups)
+
+        looked = 0
+        while self._database.write(job, Priority.ALERT).result():
+            looked += 1
+        return looked
+
+    def _flush(
+        self,
+        connection: Transaction,
+        project: str,
+        receiver: str,
+        groups: Sequence[Group],
+        now_ns: int,
+    ) -> None:
         flush = _Flush(self._groups, self._routing, self._url, connection, project, now_ns)
         flush.groups(receiver, [group for group in groups if not group.storm])
         # Storms last: what was folded a moment ago is theirs to tell.
         flush.storms([group for group in groups if group.storm])
-        return len(groups)
 
 
 class _Flush:

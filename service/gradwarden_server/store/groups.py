@@ -102,6 +102,11 @@ class GroupStore:
         for rows in _chunks(gone):
             conn.execute(delete(group_member).where(held, group_member.c.alert_id.in_(rows)))
 
+    def postpone(self, project: str, conn: Connection, group: Group, due_ns: int) -> None:
+        """Look at a group again then, or when something in it changes."""
+        mine = groups.c.id == group.id, groups.c.project == project
+        conn.execute(update(groups).where(*mine).values(due_ns=due_ns))
+
     def told(
         self, project: str, conn: Connection, message: int, alerts: Collection[int], why: str
     ) -> None:

@@ -43,6 +43,11 @@ def mark(
 
 def touch(project: str, conn: Connection, which: Any, now_ns: int) -> None:
     """Let groups be looked at by then; those that are due sooner are not written again."""
+    if conn.dialect.name == "postgresql":
+        # A flush of another process may have read them before this change: wait for its end, and
+        # hold the next one until ours. Markers do not wait for each other.
+        held = select(groups.c.id).where(groups.c.project == project, which).order_by(groups.c.id)
+        conn.execute(held.with_for_update(read=True, key_share=True)).all()
     later = or_(groups.c.due_ns.is_(None), groups.c.due_ns > now_ns)
     conn.execute(
         update(groups).where(groups.c.project == project, which, later).values(due_ns=now_ns)
