@@ -167,6 +167,25 @@ def test_nobody_is_told_where_the_last_route_says_so() -> None:
     assert routing.receivers({"severity": "ticket"}) == []
 
 
+def test_what_a_receiver_does_not_take_is_asked_of_the_routes_behind() -> None:
+    chat = {"name": "tickets", "type": "webhook", "url": "https://t.example"}
+    chat["severities"] = ["ticket"]
+    document = {
+        "receivers": [*FILE["receivers"], chat],
+        "routes": [{"matchers": ["team=vision"], "receiver": "tickets"}, {"receiver": "pager"}],
+    }
+    routing = parse(document, "f", {}).routing
+    assert routing.receivers({"severity": "page", "team": "vision"}) == ["pager"]
+    assert routing.receivers({"severity": "ticket", "team": "vision"}) == ["tickets"]
+
+
+def test_no_labels_to_group_by_are_one_group() -> None:
+    document = {**FILE, "routes": [{"receiver": "pager", "group_by": []}]}
+    routing = parse(document, "f", {}).routing
+    lanes = [lane for run in ("r1", "r2") for lane in routing.lanes(firing(run))]
+    assert {lane.key for lane in lanes} == {'{}:{project="default"}'}
+
+
 MISTAKES = {
     "receivers": [
         {"name": "pager", "type": "webhook", "url": "ftp://pager.example"},

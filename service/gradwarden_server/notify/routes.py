@@ -92,7 +92,7 @@ class Route:
     def lane(self, alert: Alert) -> Lane:
         """The group of this route that an alert belongs to."""
         labels = alert.labels
-        names = list(self.group_by or _GROUP_BY[alert.severity])
+        names = list(_GROUP_BY[alert.severity] if self.group_by is None else self.group_by)
         if self.group_by is None and "run" not in labels and "alertname" not in names:
             names.append("alertname")
         # The project is part of every group: two teams may give their runs the same name.
@@ -128,7 +128,9 @@ class Routing:
         taken = []
         for route in self.routes:
             if all_match(route.matchers, labels):
-                if labels.get("severity") in self._severities.get(route.receiver, ()):
+                if route.receiver != NOBODY:
+                    if labels.get("severity") not in self._severities.get(route.receiver, ()):
+                        continue  # it does not take it; who is behind it may
                     taken.append(route)
                 if not route.goes_on:
                     break
