@@ -118,6 +118,18 @@ def test_what_labels_name_is_found(room: Room) -> None:
     assert found(run="r") == set()
 
 
+def test_an_old_alert_is_found_behind_many_new_ones(room: Room) -> None:
+    def flood(conn: Connection) -> None:
+        made = [firing(f"b{number}", "DeadLayer", "ticket") for number in range(501)]
+        new = [replace(one, run=None, active_ns=NOW) for one in made]
+        changes = [Change(one, "pending", NOW, "condition") for one in new]
+        room.ledger.apply("default", conn, None, changes, NOW)
+
+    room.database.write(flood).result(PATIENCE)
+    found = room.care.matching("default", {"run": "r1"})
+    assert {one.id for one in found} == {room.page.id, room.ticket.id}
+
+
 def test_a_storm_is_the_alerts_that_it_speaks_for(room: Room) -> None:
     def fold(conn: Connection) -> None:
         lane = Lane("shows", "", "g", {}, 0)

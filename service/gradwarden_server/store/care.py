@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from itertools import islice
 
 from sqlalchemy import Connection, Text, and_, cast, select
 
 from gradwarden_server.model import Alert, Labels, Notification
 from gradwarden_server.store.database import Database, Priority
 from gradwarden_server.store.ledger import AlertLedger
-from gradwarden_server.store.outbox import enqueue
+from gradwarden_server.store.outbox import enqueue, hold
 from gradwarden_server.store.tables import alert, group_member, notification_group, outbox
 
 _MOST = 500
+"""How many alerts one press of a button takes care of."""
+_PAGE = 500
 
 
 class Care:
@@ -38,9 +41,9 @@ class Care:
 
     def matching(self, project: str, labels: Labels) -> list[Alert]:
         """The firing alerts with these labels, newest first."""
-        page = self._ledger.list(project, ("firing",), limit=_MOST)
         wanted = labels.items()
-        return [one for one in page.items if wanted <= one.labels.items()]
+        found = (one for one in self._firing(project, labels) if wanted <= one.labels.items())
+        return list(islice(found, _MOST))
 
     def stormed(self, project: str) -> list[Alert]:
         """The firing alerts that a storm speaks for, newest first."""
@@ -54,7 +57,26 @@ class Care:
         )
         with self._database.read() as connection:
             folded = set(connection.execute(query).scalars())
-        return [one for one in self.matching(project, {}) if one.id in folded]
+        found = (one for one in self._firing(project, {}) if one.id in folded) if folded else ()
+        return list(islice(found, _MOST))
+
+    def _firing(self, project: str, labels: Labels) -> Iterator[Alert]:
+        """All firing alerts of the name and severity that labels give, page by page."""
+        name, severity = labels.get("alertname"), labels.get("severity")
+        cursor: str | None = None
+        while True:
+            page = self._ledger.list(
+                project,
+                ("firing",),
+                severity=severity,
+                limit=_PAGE,
+                cursor=cursor,
+                alertname=name,
+            )
+            yield from page.items
+            cursor = page.next_cursor
+            if cursor is None:
+                return
 
     def acknowledge(
         self, project: str, alerts: Sequence[int], actor: str, now_ns: int, note: str = ""
@@ -99,6 +121,8 @@ class Care:
             )
             groups.update(dict.fromkeys((row.receiver, row.group_key) for row in rows))
         for receiver, group_key in groups:
+            # The end of a group that another process writes now must not be missed.
+            hold(connection, receiver, group_key)
             last = connection.execute(
                 select(outbox)
                 .where(

@@ -11,6 +11,7 @@ from sqlalchemy import Connection, func, insert, select, update
 
 from gradwarden_server.store import audit
 from gradwarden_server.store.database import Database, Priority
+from gradwarden_server.store.outbox import hold
 from gradwarden_server.store.tables import delivery, outbox
 
 Retried = Literal["retried", "unknown", "not dead", "replaced"]
@@ -95,6 +96,7 @@ class Letters:
                 return "unknown"
             if row.state != "dead":
                 return "not dead"
+            hold(connection, row.receiver, row.group_key)
             later = select(outbox.c.id).where(
                 outbox.c.receiver == row.receiver,
                 outbox.c.group_key == row.group_key,

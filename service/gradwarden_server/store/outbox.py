@@ -57,10 +57,7 @@ def enqueue(
     same_group = and_(
         outbox.c.receiver == notification.receiver, outbox.c.group_key == notification.group_key
     )
-    if conn.dialect.name == "postgresql":
-        # Two transactions must not take the same ordinal; SQLite has one writer anyway.
-        name = f"{notification.receiver}\n{notification.group_key}"
-        conn.execute(text("SELECT pg_advisory_xact_lock(hashtextextended(:n, 0))"), {"n": name})
+    hold(conn, notification.receiver, notification.group_key)
     conn.execute(
         update(outbox).where(same_group, outbox.c.state == "standing").values(state="sent")
     )
@@ -90,6 +87,17 @@ def enqueue(
         .returning(outbox.c.id)
     )
     return int(added.scalar_one())
+
+
+def hold(conn: Connection, receiver: str, group_key: str) -> None:
+    """Until the end of this transaction no other puts a message into a group.
+
+    Two must not take the same ordinal, nor one speak of what the other says is over. SQLite has
+    one writer anyway.
+    """
+    if conn.dialect.name == "postgresql":
+        name = {"n": f"{receiver}\n{group_key}"}
+        conn.execute(text("SELECT pg_advisory_xact_lock(hashtextextended(:n, 0))"), name)
 
 
 class Outbox:
