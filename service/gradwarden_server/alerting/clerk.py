@@ -83,12 +83,20 @@ class Clerk:
             self._thread.join()
 
     def round(self, now_ns: int) -> None:
-        """Do what is due in every project."""
+        """Do what is due in every project; what goes wrong in one is its own."""
         for project in self._runs.projects():
-            if self._leases.acquire(project, _SCOPE, self._holder, _LEASE_NS) is not None:
-                self._settle(project, now_ns)
-                if self._mailing is not None:
-                    self._mail(self._mailing, project, now_ns)
+            try:
+                self._keep(project, now_ns)
+            except StoreError as error:
+                log.error("the books of %s wait: %s", project, error)
+            except Exception:
+                log.exception("the books of %s failed and are tried again", project)
+
+    def _keep(self, project: str, now_ns: int) -> None:
+        if self._leases.acquire(project, _SCOPE, self._holder, _LEASE_NS) is not None:
+            self._settle(project, now_ns)
+            if self._mailing is not None:
+                self._mail(self._mailing, project, now_ns)
 
     def _mail(self, mailing: Mailing, project: str, now_ns: int) -> None:
         """Send the report of the last week, once, wherever the clerk was when it was due."""

@@ -13,7 +13,6 @@ import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import partial
 
 from gradwarden_server.alerting.groupwatch import GroupWatch, Outcome, RuleRooms
 from gradwarden_server.alerting.rulings import MS_NS
@@ -231,15 +230,20 @@ class Ruler:
             return
         self._lost_ns = now_ns
         for project, name in sorted(self._lost):
-            take = partial(self._evaluation.acquire, project, _scope(name), self._holder)
-            lease = take(LEASE_NS)
-            if lease is None:
-                continue
-            file, _, bare = name.partition(";")
-            watch = GroupWatch(self._rooms, project, PromGroup(bare, (), file=file), lease)
-            watch.close(now_ns)
-            self._lost.discard((project, name))
-            self._changed()
+            try:
+                self._close(project, name, now_ns)
+            except StoreError as error:
+                log.error("what the rules %s of %s left waits: %s", name, project, error)
+
+    def _close(self, project: str, name: str, now_ns: int) -> None:
+        lease = self._evaluation.acquire(project, _scope(name), self._holder, LEASE_NS)
+        if lease is None or self._lost is None:
+            return
+        file, _, bare = name.partition(";")
+        watch = GroupWatch(self._rooms, project, PromGroup(bare, (), file=file), lease)
+        watch.close(now_ns)
+        self._lost.discard((project, name))
+        self._changed()
 
 
 def _turn(group: PromGroup) -> _Turn:

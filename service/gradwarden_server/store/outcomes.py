@@ -102,12 +102,23 @@ class Outcomes:
     def settle(
         self, project: str, found: list[tuple[Candidate, Settled]], actor: str
     ) -> Future[None]:
-        """Keep outcomes, with the series that objectives read, in one transaction."""
+        """Keep outcomes, with the series that objectives read, in one transaction.
+
+        What a person said since the candidates were read stands.
+        """
 
         def job(connection: Connection) -> None:
-            for candidate, settled in found:
+            told = select(t.outcome.c.run_id).where(
+                t.outcome.c.run_id.in_([candidate.row for candidate, _ in found]),
+                t.outcome.c.marked.is_(True),
+            )
+            marked = set(connection.execute(told).scalars())
+            mine = [
+                (candidate, settled) for candidate, settled in found if candidate.row not in marked
+            ]
+            for candidate, settled in mine:
                 _keep(connection, candidate.row, settled, actor)
-            series = [one for candidate, settled in found for one in _series(candidate, settled)]
+            series = [one for candidate, settled in mine for one in _series(candidate, settled)]
             self._recorded.append_all(project, connection, series)
 
         return self._database.write(job, Priority.ALERT)
