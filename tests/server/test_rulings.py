@@ -15,6 +15,7 @@ from gradwarden_server.model import SHADOW, Alert
 from gradwarden_server.promql.engine import Engine
 from gradwarden_server.promql.errors import ExecutionError
 from gradwarden_server.promql.memory import Memory
+from gradwarden_server.querying.grammar import Grammar
 from gradwarden_server.querying.ruling import GroupState, Manner, RuleAlert, RuleState
 from gradwarden_server.rules.groups import PromGroup, PromRule
 from gradwarden_server.store.records import RunRecord
@@ -166,3 +167,13 @@ def test_a_severity_that_there_is_not_is_a_ticket_and_drills_are_marked() -> Non
     setting = Setting("default", "f;g", {"High"}, Shadow(period=True), lambda _: drill, "")
     fired = rulings.changes({}, [held], setting, 0)[-1].alert
     assert fired.severity == "page", "a drill is asked for"
+
+
+@pytest.mark.parametrize("kind", ["alert", "record"])
+def test_a_name_that_no_table_holds_is_a_mistake(kind: str) -> None:
+    def judged(length: int) -> list[str]:
+        names = {"alert": "", "record": "", kind: "a" * length}
+        return list(Grammar().rule(PromRule(**names, expr="vector(1)")))
+
+    assert judged(128) == []
+    assert judged(129) == ["its name has 129 characters, expected 128 or fewer"]

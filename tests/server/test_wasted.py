@@ -169,6 +169,7 @@ def test_names_of_strangers_stay_text() -> None:
     assert "<script>" not in report.page(told("<script>alert(1)</script>"))
     assert "| \\<b\\>\\|x | 3 |" in report.markdown(bad)
     assert report.sheet(told("=1+1")).count("'=1+1") > 0
+    assert report.sheet(told("\t=1+1")).count("'\t=1+1") > 0
 
 
 def test_a_week_is_monday_to_monday_where_its_people_are() -> None:

@@ -36,7 +36,10 @@ def gather(parts: Parts, project: str, since_ns: int, until_ns: int) -> Report:
     begun = {one.alert.id: stepped_ns(parts, one.alert) for one in mine[-_TIMED:]}
     runs = parts.costs.runs(project, since_ns, until_ns)
     prices = {price.gpu: price for price in parts.costs.prices(project)}
-    trainings = {run.run: _training(run, mine, begun, until_ns) for run in runs}
+    by_run: dict[str | None, list[Outcome]] = {}
+    for one in mine:
+        by_run.setdefault(one.alert.run, []).append(one)
+    trainings = {run.run: _training(run, by_run.get(run.run, ()), begun, until_ns) for run in runs}
     lost = wasted.wasted(trainings.values(), since_ns, until_ns)
     rates = {run.run: rate(run, prices) for run in runs}
     held = {run: wasted.held(one, since_ns, until_ns) for run, one in trainings.items()}
@@ -105,7 +108,7 @@ def _training(
     incidents = []
     for one in outcomes:
         alert = one.alert
-        if alert.run == run.run and alert.fired_ns is not None:
+        if alert.fired_ns is not None:
             begin_ns = begun.get(alert.id) or alert.active_ns
             urgency: Literal["page", "ticket"] = "page" if alert.severity == "page" else "ticket"
             times = begin_ns, alert.fired_ns, alert.resolved_ns

@@ -19,6 +19,8 @@ from gradwarden_server.rules.spec import RuleSet
 
 LEAST_INTERVAL_MS = 1000
 LONGEST_KEY = 120
+LONGEST_NAME = 128
+"""Of an alert or a recorded series: what the tables of the ledger hold on every database."""
 _METRIC = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*\Z")
 _LABEL = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*\Z")
 _TEMPLATED = "{{"
@@ -69,6 +71,8 @@ class Grammar:
 
 
 def _names(rule: PromRule) -> Iterator[str]:
+    if len(rule.name) > LONGEST_NAME:
+        yield f"its name has {len(rule.name)} characters, expected {LONGEST_NAME} or fewer"
     if rule.record and not _METRIC.match(rule.record):
         yield f"record is {rule.record!r}, expected the name of a series"
     if rule.record in MEANINGS:

@@ -48,6 +48,7 @@ class ProjectStorage:
         self._project = project
         self._now_ns = now_ns
         self._runs: list[RunRecord] = []
+        self._by_name: dict[str, RunRecord] = {}
         self._runs_since_ns: int | None = None
 
     def select(self, matchers: Sequence[Matcher], start_ms: int, end_ms: int) -> list[Block]:
@@ -85,12 +86,13 @@ class ProjectStorage:
 
     def run(self, name: str) -> RunRecord | None:
         """A run that was read, by its identifier."""
-        return next((run for run in self._runs if run.run == name), None)
+        return self._by_name.get(name)
 
     def _during(self, t0_ns: int, t1_ns: int) -> Iterable[RunRecord]:
         t0_ns -= LIVE_NS  # what is recorded of a run goes on for a while behind its last word
         if self._runs_since_ns is None or t0_ns < self._runs_since_ns:
             self._runs = self._samples.runs(self._project, t0_ns)
+            self._by_name = {run.run: run for run in self._runs}
             self._runs_since_ns = t0_ns
         return [r for r in self._runs if r.started_ns <= t1_ns and r.last_seen_ns >= t0_ns]
 

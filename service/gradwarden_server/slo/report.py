@@ -107,6 +107,9 @@ class Report:
 
 Line = tuple[str, ...]
 
+_FORMULAS = ("=", "+", "@", "-", "\t", "\r", "\n")
+"""What a sheet takes for the beginning of a formula, blanks that it leaves out included."""
+
 
 def week_before(now_ns: int, zone: str = "UTC") -> tuple[int, int]:
     """Monday to Monday of the last whole week, in nanoseconds."""
@@ -255,7 +258,7 @@ def _plain(text: str) -> str:
 
 def _cell(text: str) -> str:
     """No cell begins what a sheet would take for a formula."""
-    return f"'{text}" if text[:1] in ("=", "+", "@", "-") and text != "-" else text
+    return f"'{text}" if text[:1] in _FORMULAS and text != "-" else text
 
 
 def _day(ns: int) -> str:
