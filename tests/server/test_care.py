@@ -44,7 +44,13 @@ class Room:
         group = {"run": "r1", "alertname": alerts[0].alertname}
         payload = {**body(receiver, group, alerts, ""), "status": status}
         told = Notification("default", receiver, group_key(group), "page", payload)
-        self.database.write(lambda c: enqueue("default", c, told, NOW)).result(PATIENCE)
+
+        def job(conn: Connection) -> None:
+            row = enqueue("default", conn, told, NOW)
+            about = [{"outbox_id": row, "alert_id": one.id, "why": "fired"} for one in alerts]
+            conn.execute(insert(t.telling), about)
+
+        self.database.write(job).result(PATIENCE)
 
     def deliver(self) -> None:
         def job(conn: Connection) -> None:

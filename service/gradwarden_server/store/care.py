@@ -6,13 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from itertools import islice
 
-from sqlalchemy import Connection, Text, and_, cast, select
+from sqlalchemy import Connection, and_, select
 
 from gradwarden_server.model import Alert, Labels, Notification
 from gradwarden_server.store.database import Database, Priority
 from gradwarden_server.store.ledger import AlertLedger
 from gradwarden_server.store.outbox import enqueue, hold
-from gradwarden_server.store.tables import alert, group_member, notification_group, outbox
+from gradwarden_server.store.tables import alert, group_member, notification_group, outbox, telling
 
 _MOST = 500
 """How many alerts one press of a button takes care of."""
@@ -89,37 +89,34 @@ class Care:
 
         def job(connection: Connection) -> int:
             found = 0
-            fresh: list[tuple[str, int]] = []
+            fresh: list[int] = []
             for number in alerts:
                 mine = and_(alert.c.id == number, alert.c.project == project)
-                before = connection.execute(
-                    select(alert.c.acked_ns, alert.c.fingerprint, alert.c.active_ns).where(mine)
-                ).one_or_none()
+                before = connection.execute(select(alert.c.acked_ns).where(mine)).one_or_none()
                 if self._ledger.acknowledge(project, connection, number, actor, now_ns, note):
                     found += 1
                     if before is not None and before.acked_ns is None:
-                        fresh.append((before.fingerprint, before.active_ns))
+                        fresh.append(number)
             self._tell(project, connection, fresh, now_ns)
             return found
 
         return self._database.write(job, Priority.ALERT)
 
     def _tell(
-        self, project: str, connection: Connection, fresh: Sequence[tuple[str, int]], now_ns: int
+        self, project: str, connection: Connection, fresh: Sequence[int], now_ns: int
     ) -> None:
-        groups: dict[tuple[str, str], None] = {}
-        for fingerprint, active_ns in fresh:
-            rows = connection.execute(
-                select(outbox.c.receiver, outbox.c.group_key)
-                .where(
-                    outbox.c.project == project,
-                    outbox.c.receiver.in_(self._receivers),
-                    outbox.c.created_ns >= active_ns,
-                    cast(outbox.c.payload, Text).contains(f'"{fingerprint}"'),
-                )
-                .distinct()
+        query = (
+            select(outbox.c.receiver, outbox.c.group_key)
+            .join(telling, telling.c.outbox_id == outbox.c.id)
+            .where(
+                outbox.c.project == project,
+                outbox.c.receiver.in_(self._receivers),
+                telling.c.alert_id.in_(fresh),
+                telling.c.why != "storm",  # a storm's message names no single alert
             )
-            groups.update(dict.fromkeys((row.receiver, row.group_key) for row in rows))
+            .distinct()
+        )
+        groups = sorted((row.receiver, row.group_key) for row in connection.execute(query))
         for receiver, group_key in groups:
             # The end of a group that another process writes now must not be missed.
             hold(connection, receiver, group_key)
