@@ -12,7 +12,9 @@ from sqlalchemy import Connection, delete, select, update
 
 from gradwarden_server.alerting.herald import Herald
 from gradwarden_server.alerting.lifecycle import advance, resolve_all
+from gradwarden_server.alerting.line import Line
 from gradwarden_server.model import Alert, Condition, Queued, Receipt
+from gradwarden_server.notify.routefile import Paging
 from gradwarden_server.notify.routes import Escalation, Route, Routing, Storm
 from gradwarden_server.notify.spec import Receiver
 from gradwarden_server.store import tables
@@ -436,3 +438,18 @@ def test_a_group_that_cannot_be_told_keeps_nobody_else_waiting(database: Databas
     office.write(lambda conn: conn.execute(spoil.values(labels={"run": "r1"})))
     office.later(60)
     assert office.tell() == ["firing r1:firing"]
+
+
+def test_receivers_that_wait_for_the_next_start_are_told_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    database = open_database(sqlite_url(tmp_path))
+    line = Line(database, Routing(RECEIVERS), {}, "http://gw", lambda: ("default",))
+    try:
+        line.adopt(Paging(tuple(RECEIVERS), (AT_ONCE,)))
+        assert caplog.messages == []
+        line.adopt(Paging(tuple(RECEIVERS[:1]), (AT_ONCE,)))
+        assert "at the next start" in caplog.text
+    finally:
+        line.stop()
+        database.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
@@ -19,6 +20,7 @@ from gradwarden_server.store.letters import Letters
 from gradwarden_server.store.outbox import Outbox
 
 T = TypeVar("T")
+log = logging.getLogger(__name__)
 _DAY_NS = 86_400 * 1_000_000_000
 
 
@@ -58,6 +60,8 @@ class Line:
         if paging.receivers == self._routing.hearers:
             self._routing.adopt(paging.routes)
             self.herald.adopt()
+        else:
+            log.warning("receivers changed: they and their routes are taken over at the next start")
 
     def start(self) -> None:
         """Begin to tell and to deliver."""
