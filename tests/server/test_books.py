@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Engine, event
 
 from gradwarden_server.alerting.clerk import Clerk
 from gradwarden_server.alerting.groupwatch import RuleRooms
@@ -10,6 +14,8 @@ from gradwarden_server.alerting.ruler import Ruler
 from gradwarden_server.alerting.shadow import OPEN
 from gradwarden_server.querying.storage import Sources
 from gradwarden_server.rules.spec import RuleSet
+from gradwarden_server.store.casebook import Casebook
+from gradwarden_server.store.costs import Costs
 from gradwarden_server.store.errors import Fenced, Unavailable
 from gradwarden_server.store.evaluation import EvaluationStore
 from gradwarden_server.store.ledger import AlertLedger
@@ -93,3 +99,25 @@ def test_a_group_that_cannot_be_ended_keeps_no_others_waiting(store: Store) -> N
     assert ruler.round(NOW) > 0
     assert rulings.names(PROJECT) == {"a.yml;gone"}
     ruler.stop()
+
+
+def test_what_fired_in_a_period_is_found_without_all_that_ever_fired(tmp_path: Path) -> None:
+    store = Store(f"sqlite:///{tmp_path / 'db'}")
+    asked: list[tuple[str, Any]] = []
+
+    def hear(_: Any, __: Any, statement: str, values: Any, *___: Any) -> None:
+        if "fired_ns >=" in statement or "fired_ns BETWEEN" in statement:
+            asked.append((statement, values))
+
+    event.listen(Engine, "before_cursor_execute", hear)
+    try:
+        Casebook(store.database).outcomes(PROJECT, NOW)
+        Costs(store.database).fired(PROJECT, NOW - HOUR, NOW)
+    finally:
+        event.remove(Engine, "before_cursor_execute", hear)
+    assert len(asked) == 2
+    with store.database.read() as connection:
+        for statement, values in asked:
+            plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", values).all()
+            assert "ix_alert_project_fired_ns" in " ".join(row[3] for row in plan), plan
+    store.database.close()

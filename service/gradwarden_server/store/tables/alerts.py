@@ -77,6 +77,8 @@ alert = Table(
     # The group of rules that keeps it; null where the detectors of its run do.
     Column("rule_group", String(256)),
     Index(None, "project", "state", "active_ns"),
+    # Pages and reports ask what fired since a moment; alerts of a year must not slow them down.
+    Index(None, "project", "fired_ns"),
     Index(None, "run_id", "fingerprint"),
 )
 
