@@ -104,6 +104,25 @@ def test_an_alert_says_what_it_costs_what_to_go_back_to_and_what_to_do(house: Se
     assert told == [("pager", True, "fired")]
 
 
+def test_a_page_that_another_finding_explains_says_what_to_do_about_that_one(
+    house: Service,
+) -> None:
+    """Whoever is woken by an effect is told the first safe action, not where to look for it."""
+    begin(house, "badbatch")
+    bad = replace(frame(41, bad_row=2), scalars={"loss": float("nan")})
+    assert send(house, batch("badbatch", [*map(frame, range(1, 41)), bad])).status_code == 200
+
+    def explained() -> Any:
+        found = house.get("/v1/runs/badbatch/diagnosis")["findings"]
+        known = {one["id"]: one for one in found}
+        effect = next((f for f in found if f["explained_by"] and f["alerts"]), None)
+        return effect and (effect["alerts"][0], known[effect["explained_by"]])
+
+    number, cause = eventually(explained)
+    alert = house.get(f"/v1/alerts/{number}")
+    assert alert["first_action"]["text"] == cause["actions"][0]["text"]
+
+
 def test_a_list_is_filtered_by_name_and_by_what_is_held_back(house: Service) -> None:
     body = {"matchers": ["run=hushed"], "duration_seconds": 600, "comment": "a known bug"}
     made = house.call("POST", "/v1/silences", json=body).json()

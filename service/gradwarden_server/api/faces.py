@@ -149,8 +149,11 @@ def _checkpoint(
 
 
 def _action(alert: Alert, told: Diagnosis) -> FirstActionFace | None:
-    """What the diagnosis of the run says of this alert's finding."""
+    """What the diagnosis of the run says of this alert's finding, or of what explains it."""
     finding = next((f for f in told.findings if alert.id in f.alerts), None)
+    known = {one.id: one for one in told.findings}
+    while finding is not None and finding.explained_by in known:
+        finding = known[finding.explained_by]
     if finding is None or not finding.actions:
         return None
     first = finding.actions[0]
