@@ -480,6 +480,15 @@ def test_what_was_watched_and_silent_is_ruled_out_and_what_was_blind_is_not() ->
     assert finding.confidence == "high"
 
 
+def test_a_rate_that_climbed_step_by_step_is_not_ruled_out() -> None:
+    series = Stored({"lr": {s: 1e-3 * 1.05 ** max(0, s - 900) for s in range(1001)}})
+    (finding,) = told(case(SICK), series).findings
+    what = "a jump of the learning rate"
+    assert what not in {item.what for item in finding.ruled_out}
+    left = {item.what: item.by for item in finding.not_ruled_out}
+    assert left[what] == "it grew step by step, from 0.001 to 0.132 over steps 800-1000"
+
+
 def test_detectors_that_were_still_learning_rule_nothing_out() -> None:
     watched = armed("ExplodingGradient", "LossDivergence")
     (finding,) = told(case(alert("NonFiniteGradient", 20), coverage=watched)).findings

@@ -8,7 +8,7 @@ from statistics import median
 
 from gradwarden_server.diagnosis import links
 from gradwarden_server.diagnosis.case import Case, Points, Series
-from gradwarden_server.diagnosis.changes import BATCHES, LOOK_BACK, LR, lr_jump
+from gradwarden_server.diagnosis.changes import BATCHES, JUMP, LOOK_BACK, LR, lr_jump
 from gradwarden_server.diagnosis.coverage import concerns
 from gradwarden_server.diagnosis.incidents import Incident
 from gradwarden_server.diagnosis.patterns import Pattern
@@ -174,8 +174,13 @@ def _steadiness(
         left.append(Excluded(what, "it is not known: monitor.log(lr=lr)"))
     elif lr_jump(points) is None:
         low, high = min(v for _, v in points), max(v for _, v in points)
-        moved = f"{low:.3g}" if high <= low * 1.001 else f"between {low:.3g} and {high:.3g}"
-        out.append(Excluded(what, f"it was {moved} over steps {points[0][0]}-{points[-1][0]}"))
+        over = f"over steps {points[0][0]}-{points[-1][0]}"
+        if points[-1][1] > JUMP * points[0][1]:  # a climb excludes nothing
+            grew = f"from {points[0][1]:.3g} to {points[-1][1]:.3g}"
+            left.append(Excluded(what, f"it grew step by step, {grew} {over}"))
+        else:
+            moved = f"{low:.3g}" if high <= low * 1.001 else f"between {low:.3g} and {high:.3g}"
+            out.append(Excluded(what, f"it was {moved} {over}"))
     begun = [a for a in case.attempts if a.ordinal == one.attempt and a.ordinal > 1]
     if not any(first <= a.first_step <= step for a in begun):
         out.append(Excluded("a restart", f"no attempt began in steps {first}-{step}"))
