@@ -198,7 +198,7 @@ class DeadLayer(Detector):
         where = "all layers" if everywhere else f"layer {layer}"
         also = [n for n in names if n != layer][:_MOST_NAMES]
         return {
-            "summary": f"{where} dead: {share:.4g} of its gradient is exactly zero in "
+            "summary": f"{where} dead: {100 * share:.4g} % of its gradient is exactly zero in "
             f"{int(held.row[at])} steps, {since}",
             "step": str(step.step),
             "attempt": str(step.attempt),

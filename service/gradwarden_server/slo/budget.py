@@ -111,7 +111,7 @@ def _counted(objective: Objective, last: Events, unit: str) -> Budget:
     count = objective.count
     assert count is not None
     if last.total <= 0:
-        return Budget(None, None, last, 1, (), f"needs 1 {unit}, has 0")
+        return Budget(None, None, last, 1, (), f"no {unit} yet")
     left = 1 - last.bad / count.bad if count.bad else 0.0 - last.bad
     sentence = f"{last.bad:,.0f} bad of the last {last.total:,.0f} {unit}, {count.bad} allowed"
     if last.total < count.of:
