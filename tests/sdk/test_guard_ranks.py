@@ -104,13 +104,16 @@ seed, count = int(words[0]), int(words[1])
 chance = random.Random(seed)
 for trial in range(count):
     # Drawn alike on all ranks: what happens, to whom, and when.
-    policy = chance.choice(["halt", "rollback", "request", "skip_step"])
+    kinds = ["halt", "rollback", "request", "skip_step", "halt+request", "rollback+request"]
+    kind = chance.choice(kinds)
+    policy, asked, ill = kind.partition("+")[0], "request" in kind, kind != "request"
     sick, slow, at = chance.randrange(world), chance.randrange(world), chance.randrange(8, 20)
     parallel, pause = policy == "skip_step" or chance.random() < 0.5, chance.random() * 0.05
     model = mlp(trial)
     model = DistributedDataParallel(model) if parallel else model
     optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
-    given = {"on_nonfinite": None if policy == "request" else policy}
+    given = {"on_nonfinite": policy if ill else None}
+    ask_after = at * 0.004 * (chance.random() * 3 if ill else 1)
     if policy == "rollback":
         kept = Snapshot(model, optimizer, path=folder / f"trial-{trial}")
         given |= {"save": kept.save, "restore": kept.restore}
@@ -121,19 +124,19 @@ for trial in range(count):
     keeper._tell = lambda action, reason, step, aloud, **more: (
         acts.append((action, step, more.get("to_step"))), act(action, reason, step, aloud, **more)
     )
-    timer = threading.Timer(at * 0.004, keeper.request_halt, ["asked"])
-    if policy == "request" and rank == 0:
+    timer = threading.Timer(ask_after, keeper.request_halt, ["asked"])
+    if asked and rank == 0:
         timer.start()
     stopped = None
-    for step in range(400 if policy == "request" else 26):
+    for step in range(400 if asked else 26):
         if rank == slow:
             time.sleep(pause / 10)
         if step == at and rank == slow:
             time.sleep(pause * 6)
-        bad = step == at and rank == sick and policy != "request"
+        bad = ill and step == at and rank == sick
         backward(model, optimizer, batch(step, bad))
-        if policy == "request":
-            time.sleep(0.002)
+        if asked:
+            time.sleep(0.002)  # the request comes while a step is under way
         optimizer.step()
         if monitor.should_stop:
             stopped = step
@@ -144,7 +147,7 @@ for trial in range(count):
     alike = [list(a) for a in acts]
     seen = gathered((stopped, alike, finite, weights))
     if rank == 0:
-        say(trial=trial, policy=policy, at=at, parallel=parallel, seen=seen)
+        say(trial=trial, kind=kind, at=at, parallel=parallel, seen=seen)
 dist.barrier()
 dist.destroy_process_group()
 """
@@ -157,13 +160,19 @@ def check_trials(world: int, tmp_path: Path, seed: int, count: int, seconds: flo
         stopped, acts, finite, _ = trial["seen"][0]
         assert all(seen == trial["seen"][0] for seen in trial["seen"]), trial
         assert finite, trial
-        at, policy = trial["at"], trial["policy"]
-        if policy == "halt":
+        at, kind = trial["at"], trial["kind"]
+        if kind == "halt":
             assert (stopped, acts) == (at + 2, [["halt", at + 2, None]]), trial
-        elif policy == "request":
+        elif kind == "halt+request":  # whichever was first
+            assert stopped in range(at + 3), trial
+            assert acts == [["halt", stopped, None]], trial
+        elif kind == "rollback+request":
+            assert stopped is not None, trial
+            assert [act[0] for act in acts] in (["halt"], ["rollback", "halt"]), trial
+        elif kind == "request":
             assert stopped is not None, trial
             assert acts == [["halt", stopped, None]], trial
-        elif policy == "skip_step":
+        elif kind == "skip_step":
             assert (stopped, acts) == (None, [["skip_step", at, None]]), trial
         else:
             assert stopped is None, trial

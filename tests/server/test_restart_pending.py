@@ -119,7 +119,10 @@ class Trainer:
     def raised(self, sick: Sickness) -> list[int]:
         """The steps at which the alert was raised that the sickness deserves."""
         told = [a for a in self.alerts() if a[:2] == (sick.alert, sick.severity)]
-        return [int(words["step"]) for _, _, words, _ in told]
+        return [
+            next(step for step, state, _ in changes if state == "firing")
+            for _, _, _, changes in told
+        ]
 
     def _step_of(self, at: str) -> int:
         since = datetime.fromisoformat(at).timestamp() - self.began_ns / 1e9

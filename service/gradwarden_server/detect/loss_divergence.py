@@ -29,7 +29,9 @@ from gradwarden_server.model import Condition, Severity
 _HELD = 500
 """Losses that are looked back over for where it began."""
 _EDGE = 15
-"""Losses on each side of a step that must be where the levels are."""
+"""Losses on each side of a step that must be where the levels are ..."""
+_NEAR = 5
+"""... and those next to it too: what climbs, however fast, is on its way there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,12 +211,14 @@ class LossDivergence(Detector):
             if worth > best and i <= over:
                 at, best = i, worth
         before, after = losses[max(0, at - _EDGE) : at], losses[at : at + _EDGE]
-        sharp = (
-            len(before) == _EDGE == len(after)
-            and median(before) < low + 0.25 * (high - low)
-            and median(after) > low + 0.6 * (high - low)
+        if not len(before) == _EDGE == len(after):
+            return steps[at], False
+        lows, highs = (
+            (median(before), median(before[-_NEAR:])),
+            (median(after), median(after[:_NEAR])),
         )
-        return steps[at], sharp
+        still_low, high_enough = low + 0.25 * (high - low), low + 0.6 * (high - low)
+        return steps[at], max(lows) < still_low and min(highs) > high_enough
 
     def _culprit(self) -> bool:
         return self._changes.culprit(self._onset, self.params.cause_steps)
