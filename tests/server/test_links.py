@@ -99,6 +99,7 @@ def test_a_link_from_a_message_acknowledges_when_its_button_is_pressed(
     assert "<button>Acknowledge</button>" in shown.text
     assert "<script" not in shown.text
     assert "NonFiniteGradient" in shown.text
+    assert "name of " in shown.text, "a run is known by its name"
     assert shown.headers["referrer-policy"] == "no-referrer"
     assert shown.headers["cache-control"] == "no-store"
     done = visit(service, "POST", url)

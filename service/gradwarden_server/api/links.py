@@ -131,6 +131,8 @@ def _listed(alerts: Sequence[Alert]) -> str:
 
 def _line(alert: Alert) -> str:
     text = f"{alert.alertname}: {alert.annotations.get('summary', '')}".removesuffix(": ")
+    if run := alert.labels.get("run_name"):
+        text = f"{run}: {text}"
     return f"{text} (acknowledged by {alert.acked_by})" if alert.acked_by else text
 
 
