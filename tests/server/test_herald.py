@@ -37,6 +37,7 @@ from tests.server.pager import (
 T = TypeVar("T")
 DAY = 86_400 * SECOND
 RECEIVERS = [Receiver(name, "webhook", f"https://{name}.example") for name in ("pager", "boss")]
+RECEIVERS.append(Receiver("behind", "alertmanager", "https://behind.example"))
 AT_ONCE = Route("pager", group_wait_seconds=0.0, group_interval_seconds=0.0)
 
 
@@ -339,6 +340,17 @@ def test_a_storm_is_ten_pages_and_one_that_counts_the_rest(office: Office) -> No
     assert office.tell() == ["resolved -:resolved"], "looked at once a second"
     office.later(3600)
     assert office.tell() == []
+
+
+def test_an_alertmanager_hears_of_each_alert_of_a_large_group(database: Database) -> None:
+    wide = replace(AT_ONCE, receiver="behind", group_by=("alertname",))
+    office = Office(database, replace(wide, goes_on=True), replace(wide, receiver="pager"))
+    office.say_of_many([f"run-{number}" for number in range(60)], sick())
+    office.herald.round(office.now_ns)
+    (pushed,), (told,) = office.claim("behind"), office.claim("pager")
+    assert len(pushed.notification.payload["alerts"]) == 60
+    assert len(told.notification.payload["alerts"]) == 50
+    assert told.notification.payload["truncatedAlerts"] == 10
 
 
 def test_behind_a_storm_single_pages_ring_again(office: Office) -> None:

@@ -268,7 +268,14 @@ class _Flush:
             receiver=group.receiver,
             group_key=group.key,
             severity=step.severity,
-            payload=body(group.receiver, group.labels, step.alerts, self._url, group.key),
+            payload=body(
+                group.receiver,
+                group.labels,
+                step.alerts,
+                self._url,
+                group.key,
+                self._routing.most(group.receiver),
+            ),
         )
         where = self._project, self._connection
         row = enqueue(*where, message, self._now_ns, replaces=True)

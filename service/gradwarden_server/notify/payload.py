@@ -10,6 +10,8 @@ from typing import Any
 from gradwarden_server.model import Alert, Labels
 
 MAX_ALERTS = 50
+MAX_PUSHED = 5000
+"""Of an Alertmanager, which groups by itself: it must know each alert, not the worst of them."""
 NEVER = "0001-01-01T00:00:00Z"
 
 
@@ -21,14 +23,19 @@ def group_key(group: Labels, route: str = "") -> str:
 
 
 def body(
-    receiver: str, group: Labels, alerts: Sequence[Alert], external_url: str, key: str = ""
+    receiver: str,
+    group: Labels,
+    alerts: Sequence[Alert],
+    external_url: str,
+    key: str = "",
+    most: int = MAX_ALERTS,
 ) -> dict[str, Any]:
-    """The v4 body for one group: firing alerts first, the rest counted as truncated.
+    """The v4 body for one group: firing alerts first, those beyond ``most`` counted as truncated.
 
     ``key`` names the group where it is more than its labels.
     """
     ordered = sorted(alerts, key=lambda a: (a.state != "firing", a.alertname, a.fingerprint))
-    shown = ordered[:MAX_ALERTS]
+    shown = ordered[:most]
     return {
         "version": "4",
         "groupKey": key or group_key(group),

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from gradwarden_server.matchers import Matcher, all_match
 from gradwarden_server.model import Alert, Labels, Lane
-from gradwarden_server.notify.payload import group_key
+from gradwarden_server.notify.payload import MAX_ALERTS, MAX_PUSHED, group_key
 from gradwarden_server.notify.spec import Receiver
 
 NOBODY = "nobody"
@@ -107,6 +107,7 @@ class Routing:
     def __init__(self, receivers: Sequence[Receiver], routes: Sequence[Route] = ()) -> None:
         self.hearers = tuple(receivers)
         hears = [receiver for receiver in receivers if receiver.watchdog_seconds is None]
+        self._pushed = {receiver.name for receiver in hears if receiver.type == "alertmanager"}
         self._severities = {receiver.name: receiver.severities for receiver in hears}
         self._default = tuple(map(_whole, hears))
         self.adopt(routes)
@@ -147,6 +148,10 @@ class Routing:
     def receivers(self, labels: Labels) -> list[str]:
         """Who is told of alerts with these labels, each once."""
         return list(dict.fromkeys(route.receiver for route in self.of(labels)))
+
+    def most(self, receiver: str) -> int:
+        """How many alerts a message to this receiver may hold."""
+        return MAX_PUSHED if receiver in self._pushed else MAX_ALERTS
 
     def route(self, receiver: str, name: str) -> Route | None:
         """The route that told or escalated a group; None where the file has it no more."""

@@ -159,7 +159,7 @@ class Fleet:
             newest = (
                 select(t.sample_chunk.c.id)
                 .where(t.sample_chunk.c.series_id == t.series.c.id)
-                .order_by(t.sample_chunk.c.t0_ns.desc(), t.sample_chunk.c.id.desc())
+                .order_by(t.sample_chunk.c.t1_ns.desc(), t.sample_chunk.c.id.desc())
                 .limit(1)
                 .correlate(t.series)
                 .scalar_subquery()
@@ -182,16 +182,16 @@ class Fleet:
         """By run row: the newest ``points`` global gradient norms, oldest first."""
         # Chunks hold at least one point each, so as many chunks as points are enough.
         oldest = (
-            select(t.sample_chunk.c.t0_ns)
+            select(t.sample_chunk.c.t1_ns)
             .where(t.sample_chunk.c.series_id == t.series.c.id)
-            .order_by(t.sample_chunk.c.t0_ns.desc())
+            .order_by(t.sample_chunk.c.t1_ns.desc())
             .offset(points - 1)
             .limit(1)
             .correlate(t.series)
             .scalar_subquery()
         )
         chunk = t.sample_chunk.alias("recent_chunk")
-        recent = chunk.c.t0_ns >= func.coalesce(oldest, -(2**63))
+        recent = chunk.c.t1_ns >= func.coalesce(oldest, -(2**63))
         norm = _NAMES["grad_norm"]
         within = t.series.c.run_id.in_(run_rows)
         told = self._series(

@@ -123,7 +123,7 @@ def _tail(connection: Connection, series_id: int, points: int) -> list[Point]:
     bodies = connection.execute(
         select(t.sample_chunk.c.body)
         .where(t.sample_chunk.c.series_id == series_id)
-        .order_by(t.sample_chunk.c.t0_ns.desc(), t.sample_chunk.c.id.desc())
+        .order_by(t.sample_chunk.c.t1_ns.desc(), t.sample_chunk.c.id.desc())
         .limit(points)
     ).scalars()
     found: list[Point] = []
