@@ -40,9 +40,9 @@ from gradwarden_server.notify.registry import connect
 from gradwarden_server.notify.routes import Routing
 from gradwarden_server.notify.spec import Receiver
 from gradwarden_server.store import tables
+from gradwarden_server.store.alerts.ledger import AlertLedger
+from gradwarden_server.store.alerts.threads import ReceiverThreads
 from gradwarden_server.store.database import Database, Priority
-from gradwarden_server.store.ledger import AlertLedger
-from gradwarden_server.store.threads import ReceiverThreads
 
 PROJECT = "storm"
 TOGETHER = 50

@@ -27,19 +27,19 @@ from query_data import BIG, Size, layout_of, statistics_of_every_step
 from sqlalchemy import func, select
 
 from gradwarden import wire
-from gradwarden_server.store import clickhouse_schema as schema
 from gradwarden_server.store import tables as t
 from gradwarden_server.store.cache import Cache
-from gradwarden_server.store.clickhouse import ClickHouseShelf
-from gradwarden_server.store.clickhouse_engines import connect
-from gradwarden_server.store.compaction import Compaction
+from gradwarden_server.store.compacting.compaction import Compaction
 from gradwarden_server.store.database import Database
-from gradwarden_server.store.entries import LogReader
-from gradwarden_server.store.frames import FrameLog
+from gradwarden_server.store.log.entries import LogReader
+from gradwarden_server.store.log.frames import FrameLog
 from gradwarden_server.store.records import StartRequest
 from gradwarden_server.store.runs import RunStore
-from gradwarden_server.store.shelf import Shelves
-from gradwarden_server.store.shelf_tables import TableShelf
+from gradwarden_server.store.shelves import clickhouse_schema as schema
+from gradwarden_server.store.shelves.clickhouse import ClickHouseShelf
+from gradwarden_server.store.shelves.clickhouse_engines import connect
+from gradwarden_server.store.shelves.shelf import Shelves
+from gradwarden_server.store.shelves.shelf_tables import TableShelf
 
 PROJECT = "default"
 CALLS = 9

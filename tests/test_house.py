@@ -38,6 +38,14 @@ FLOORS = (
     ("api",),
     ("app", "house", "cli", "demo"),
 )
+# Packages of the store by floor, likewise; its own modules lie beside all of them.
+STORE_FLOORS = (
+    ("columns", "tables"),
+    ("shelves",),
+    ("log",),
+    ("compacting", "reading", "judging", "alerts"),
+    ("keeping",),
+)
 # Which of our packages may use which third-party package. Not listed: nobody may.
 THIRD_PARTY = {
     "torch": {"gradwarden", "demo"},
@@ -272,6 +280,28 @@ def test_rooms_import_only_the_floors_below() -> None:
                     yield f"{module.name} (floor {mine}) imports {other} (floor {theirs})"
 
     complaints(found())
+
+
+def test_packages_of_the_store_import_only_the_floors_below() -> None:
+    floor_of = {name: at for at, names in enumerate(STORE_FLOORS) for name in names}
+
+    def found() -> Iterator[str]:
+        for module in modules():
+            mine = _package_of_store(module.name)
+            for name in module.imports:
+                theirs = _package_of_store(name)
+                if None in (mine, theirs) or mine == theirs:
+                    continue
+                if floor_of[str(theirs)] >= floor_of[str(mine)]:
+                    yield f"{module.name} imports {name}, which is no floor below"
+
+    complaints(found())
+
+
+def _package_of_store(name: str) -> str | None:
+    parts = name.split(".")
+    inside = parts[:2] == ["gradwarden_server", "store"] and len(parts) > 2
+    return parts[2] if inside and any(parts[2] in names for names in STORE_FLOORS) else None
 
 
 def test_migrations_know_only_the_store() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
-from gradwarden_server.store.uncompact import give_back
+from gradwarden_server.store.compacting.uncompact import give_back
 
 revision = "0003"
 down_revision = "0002"

@@ -40,44 +40,44 @@ from gradwarden_server.notify.counted import Counted
 from gradwarden_server.notify.links import Informed, Link, seal
 from gradwarden_server.querying.storage import Sources
 from gradwarden_server.settings import Settings
-from gradwarden_server.store import clickhouse_engines
-from gradwarden_server.store.care import Care
-from gradwarden_server.store.casebook import Casebook
-from gradwarden_server.store.clickhouse import ClickHouseShelf
+from gradwarden_server.store.alerts.care import Care
+from gradwarden_server.store.alerts.casebook import Casebook
+from gradwarden_server.store.alerts.ledger import AlertLedger
+from gradwarden_server.store.alerts.links import LinkSecrets
+from gradwarden_server.store.alerts.silences import Silences
+from gradwarden_server.store.alerts.threads import ReceiverThreads
+from gradwarden_server.store.alerts.windows import MaintenanceWindows, Wishes
 from gradwarden_server.store.commands import CommandStore
-from gradwarden_server.store.compaction import Compaction
-from gradwarden_server.store.compactor import Compactor
-from gradwarden_server.store.compare import Comparison
+from gradwarden_server.store.compacting.compaction import Compaction
+from gradwarden_server.store.compacting.compactor import Compactor
+from gradwarden_server.store.compacting.workshop import Workshop
 from gradwarden_server.store.costs import Costs
 from gradwarden_server.store.database import Database
-from gradwarden_server.store.entries import LogReader
-from gradwarden_server.store.evaluation import EvaluationStore
 from gradwarden_server.store.fleet import Fleet
-from gradwarden_server.store.frames import FrameLog
-from gradwarden_server.store.history import History
-from gradwarden_server.store.ledger import AlertLedger
-from gradwarden_server.store.links import LinkSecrets
-from gradwarden_server.store.maintenance import Janitor
+from gradwarden_server.store.judging.evaluation import EvaluationStore
+from gradwarden_server.store.judging.promotions import Promotions
+from gradwarden_server.store.judging.rulings import Rulings
+from gradwarden_server.store.judging.watched import WatchedRuns
+from gradwarden_server.store.keeping.maintenance import Janitor
+from gradwarden_server.store.keeping.removal import RunRemoval
+from gradwarden_server.store.keeping.retention import RetentionStore
+from gradwarden_server.store.log.entries import LogReader
+from gradwarden_server.store.log.frames import FrameLog
+from gradwarden_server.store.log.recorded import RecordedSeries
 from gradwarden_server.store.notices import Listener, Topic
 from gradwarden_server.store.outcomes import Outcomes
 from gradwarden_server.store.overview import Overview, gauges
-from gradwarden_server.store.promotions import Promotions
-from gradwarden_server.store.recorded import RecordedSeries
-from gradwarden_server.store.removal import RunRemoval
-from gradwarden_server.store.retention import RetentionStore
-from gradwarden_server.store.rulings import Rulings
+from gradwarden_server.store.reading.compare import Comparison
+from gradwarden_server.store.reading.history import History
+from gradwarden_server.store.reading.sampled import Samples
+from gradwarden_server.store.reading.timespan import TimeSpans
 from gradwarden_server.store.runs import RunStore
-from gradwarden_server.store.sampled import Samples
-from gradwarden_server.store.shelf import Shelves
-from gradwarden_server.store.shelf_tables import TableShelf
-from gradwarden_server.store.silences import Silences
+from gradwarden_server.store.shelves import clickhouse_engines
+from gradwarden_server.store.shelves.clickhouse import ClickHouseShelf
+from gradwarden_server.store.shelves.shelf import Shelves
+from gradwarden_server.store.shelves.shelf_tables import TableShelf
 from gradwarden_server.store.standing import Standing
-from gradwarden_server.store.threads import ReceiverThreads
-from gradwarden_server.store.timespan import TimeSpans
 from gradwarden_server.store.tokens import TokenStore
-from gradwarden_server.store.watched import WatchedRuns
-from gradwarden_server.store.windows import MaintenanceWindows, Wishes
-from gradwarden_server.store.workshop import Workshop
 from gradwarden_server.telemetry import Snapshot, Telemetry
 
 log = logging.getLogger(__name__)

@@ -18,7 +18,7 @@ from sqlalchemy import Connection
 
 from dashboards.boards.__main__ import FOLDER, texts
 from gradwarden_server.store.database import Database
-from gradwarden_server.store.recorded import Derived, RecordedSeries
+from gradwarden_server.store.log.recorded import Derived, RecordedSeries
 from gradwarden_server.store.streams import ensure_project
 from tests.server.pager import eventually
 from tests.server.traffic import batch, begin, frame, send

@@ -18,7 +18,7 @@ from sqlalchemy import make_url
 
 from gradwarden_server.notify import spec
 from gradwarden_server.settings import Settings
-from gradwarden_server.store.clickhouse_engines import connect
+from gradwarden_server.store.shelves.clickhouse_engines import connect
 from tests.deploy.stack import ROOT, make_secrets
 
 COMPOSE = ROOT / "docker-compose.yml"

@@ -29,10 +29,10 @@ from gradwarden_server.notify.routes import Escalation, Route, Routing
 from gradwarden_server.notify.spec import Receiver
 from gradwarden_server.notify.webhook import Webhook
 from gradwarden_server.store import tables
+from gradwarden_server.store.alerts.groups import GroupStore
+from gradwarden_server.store.alerts.ledger import AlertLedger
+from gradwarden_server.store.alerts.outbox import Outbox
 from gradwarden_server.store.database import Database
-from gradwarden_server.store.groups import GroupStore
-from gradwarden_server.store.ledger import AlertLedger
-from gradwarden_server.store.outbox import Outbox
 from tests.server.pager import add_run, run_facts, sick, well
 
 FASTER = 20

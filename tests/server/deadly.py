@@ -8,9 +8,9 @@ import signal
 from functools import partial
 
 from gradwarden_server import cli, house
-from gradwarden_server.store.built import Built
-from gradwarden_server.store.claims import Claim
-from gradwarden_server.store.compaction import Compaction
+from gradwarden_server.store.compacting.claims import Claim
+from gradwarden_server.store.compacting.compaction import Compaction
+from gradwarden_server.store.shelves.built import Built
 from tests.server.hasty import FRAMES
 
 SEAL = 2

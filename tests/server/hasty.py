@@ -5,7 +5,8 @@ from __future__ import annotations
 from functools import partial
 
 from gradwarden_server import cli, house
-from gradwarden_server.store import compaction, shelf_tables
+from gradwarden_server.store.compacting import compaction
+from gradwarden_server.store.shelves import shelf_tables
 
 FRAMES = 32
 

@@ -22,9 +22,9 @@ from gradwarden_server.notify.message import Sender
 from gradwarden_server.notify.routes import Routing
 from gradwarden_server.notify.spec import Receiver
 from gradwarden_server.store import tables
+from gradwarden_server.store.alerts.groups import GroupStore
+from gradwarden_server.store.alerts.outbox import Outbox, enqueue
 from gradwarden_server.store.database import Database
-from gradwarden_server.store.groups import GroupStore
-from gradwarden_server.store.outbox import Outbox, enqueue
 
 T = TypeVar("T")
 SECOND = 1_000_000_000

@@ -15,9 +15,9 @@ import httpx
 
 from gradwarden import wire
 from gradwarden_server.store.database import Database
-from gradwarden_server.store.entries import LogReader
-from gradwarden_server.store.shelf import SeriesEngine, Shelves
-from gradwarden_server.store.shelf_tables import TableShelf
+from gradwarden_server.store.log.entries import LogReader
+from gradwarden_server.store.shelves.shelf import SeriesEngine, Shelves
+from gradwarden_server.store.shelves.shelf_tables import TableShelf
 from tests.server.pager import PATIENCE, LocalReceiver
 from tests.server.traffic import FRAMES, frame, start_body
 from tests.service import Service

@@ -14,7 +14,7 @@ import pytest
 from gradwarden_server.api.runbooks import parsed
 from gradwarden_server.api.tallies import tallied
 from gradwarden_server.assets import RUNBOOKS
-from gradwarden_server.store.casebook import Outcome
+from gradwarden_server.store.alerts.casebook import Outcome
 from tests.server.pager import LocalReceiver, eventually, firing, local_receiver
 from tests.server.test_diagnosis_api import checkpoint
 from tests.server.traffic import LAYOUT, batch, begin, frame, problem, send

@@ -14,14 +14,14 @@ from gradwarden_server.alerting.ruler import Ruler
 from gradwarden_server.alerting.shadow import OPEN
 from gradwarden_server.querying.storage import Sources
 from gradwarden_server.rules.spec import RuleSet
-from gradwarden_server.store.casebook import Casebook
+from gradwarden_server.store.alerts.casebook import Casebook
+from gradwarden_server.store.alerts.ledger import AlertLedger
 from gradwarden_server.store.costs import Costs
 from gradwarden_server.store.errors import Fenced, Unavailable
-from gradwarden_server.store.evaluation import EvaluationStore
-from gradwarden_server.store.ledger import AlertLedger
+from gradwarden_server.store.judging.evaluation import EvaluationStore
+from gradwarden_server.store.judging.rulings import Kept, Rulings
 from gradwarden_server.store.outcomes import Candidate, Outcomes, Settled
-from gradwarden_server.store.rulings import Kept, Rulings
-from gradwarden_server.store.sampled import Samples
+from gradwarden_server.store.reading.sampled import Samples
 from tests.server.test_store import NOW, PROJECT, Store, store
 
 __all__ = ["store"]

@@ -11,12 +11,12 @@ from sqlalchemy import Connection, insert, select, update
 from gradwarden_server.model import Alert, Change, Lane, Notification, Receipt
 from gradwarden_server.notify.payload import body, group_key
 from gradwarden_server.store import tables as t
-from gradwarden_server.store.care import Care
+from gradwarden_server.store.alerts.care import Care
+from gradwarden_server.store.alerts.ledger import AlertLedger
+from gradwarden_server.store.alerts.marking import group_row
+from gradwarden_server.store.alerts.outbox import Outbox, enqueue
+from gradwarden_server.store.alerts.storms import Storms
 from gradwarden_server.store.database import Database
-from gradwarden_server.store.ledger import AlertLedger
-from gradwarden_server.store.marking import group_row
-from gradwarden_server.store.outbox import Outbox, enqueue
-from gradwarden_server.store.storms import Storms
 from tests.server.pager import PATIENCE, SECOND, add_run, firing, open_database
 
 NOW = 100 * SECOND

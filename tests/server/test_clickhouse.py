@@ -14,22 +14,22 @@ import pytest
 from sqlalchemy import delete, func, select
 
 from gradwarden import wire
-from gradwarden_server.store import clickhouse_schema as schema
-from gradwarden_server.store import compaction as steps
 from gradwarden_server.store import tables as t
-from gradwarden_server.store.clickhouse import ClickHouseShelf
-from gradwarden_server.store.clickhouse_engines import Engine, connect
-from gradwarden_server.store.compaction import LostClaim
-from gradwarden_server.store.compactor import Compactor
-from gradwarden_server.store.entries import LogReader
+from gradwarden_server.store.compacting import compaction as steps
+from gradwarden_server.store.compacting.compaction import LostClaim
+from gradwarden_server.store.compacting.compactor import Compactor
 from gradwarden_server.store.errors import Damaged, Unavailable
-from gradwarden_server.store.filing import filed
-from gradwarden_server.store.history import History
-from gradwarden_server.store.maintenance import Janitor
-from gradwarden_server.store.removal import RunRemoval
-from gradwarden_server.store.retention import Policy, RetentionStore
-from gradwarden_server.store.shelf import Filed, Shelves
-from gradwarden_server.store.shelf_tables import TableShelf
+from gradwarden_server.store.keeping.maintenance import Janitor
+from gradwarden_server.store.keeping.removal import RunRemoval
+from gradwarden_server.store.keeping.retention import Policy, RetentionStore
+from gradwarden_server.store.log.entries import LogReader
+from gradwarden_server.store.reading.history import History
+from gradwarden_server.store.shelves import clickhouse_schema as schema
+from gradwarden_server.store.shelves.clickhouse import ClickHouseShelf
+from gradwarden_server.store.shelves.clickhouse_engines import Engine, connect
+from gradwarden_server.store.shelves.filing import filed
+from gradwarden_server.store.shelves.shelf import Filed, Shelves
+from gradwarden_server.store.shelves.shelf_tables import TableShelf
 from tests.needs import needs_package
 from tests.server.clickhouse_http import PASSWORD, USER, http_door
 from tests.server.test_compaction import (  # noqa: F401  (the same tests, over this store)

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from sqlalchemy import func, select
 
-from gradwarden_server.store import clickhouse_schema as schema
 from gradwarden_server.store import tables as t
-from gradwarden_server.store.clickhouse import ClickHouseShelf
-from gradwarden_server.store.clickhouse_engines import connect
 from gradwarden_server.store.database import Database
+from gradwarden_server.store.shelves import clickhouse_schema as schema
+from gradwarden_server.store.shelves.clickhouse import ClickHouseShelf
+from gradwarden_server.store.shelves.clickhouse_engines import connect
 from tests.needs import needs_package
 from tests.server.pager import PATIENCE
 from tests.server.siege import Trainer, announce, check_kept

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from gradwarden_server.store import codec
+from gradwarden_server.store.columns import codec
 
 _SHAPES = hnp.array_shapes(min_dims=2, max_dims=2, min_side=0, max_side=40)
 _BITS = st.one_of(

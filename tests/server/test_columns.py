@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from gradwarden import wire
-from gradwarden_server.store.pieces import READABLE
+from gradwarden_server.store.reading.pieces import READABLE
 from tests.server.test_store import NOW, PROJECT, Store
 from tests.server.traffic import FRAMES, start_body
 from tests.service import Service

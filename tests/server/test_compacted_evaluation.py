@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gradwarden_server.store.compaction import Compaction
+from gradwarden_server.store.compacting.compaction import Compaction
 from tests.server.test_compaction import compact_all
 from tests.server.test_evaluator import STEPS, Bench
 

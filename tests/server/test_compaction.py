@@ -19,16 +19,16 @@ from hypothesis import strategies as st
 from sqlalchemy import func, select, update
 
 from gradwarden import wire
-from gradwarden_server.store import rollup
 from gradwarden_server.store import tables as t
-from gradwarden_server.store.build import build
-from gradwarden_server.store.claims import Claim
-from gradwarden_server.store.compaction import Compaction, LostClaim
-from gradwarden_server.store.entries import LogEntry
+from gradwarden_server.store.columns import rollup
+from gradwarden_server.store.compacting.build import build
+from gradwarden_server.store.compacting.claims import Claim
+from gradwarden_server.store.compacting.compaction import Compaction, LostClaim
+from gradwarden_server.store.compacting.workshop import Workshop
 from gradwarden_server.store.errors import Damaged, Unavailable
-from gradwarden_server.store.pieces import READABLE
-from gradwarden_server.store.spine import unpack
-from gradwarden_server.store.workshop import Workshop
+from gradwarden_server.store.log.entries import LogEntry
+from gradwarden_server.store.reading.pieces import READABLE
+from gradwarden_server.store.shelves.spine import unpack
 from tests.server.test_store import LAYOUT, NOW, PROJECT, Store
 
 LAYERS = len(LAYOUT.parameters)
@@ -361,7 +361,7 @@ def test_a_process_that_dies_over_a_segment_costs_nothing(store: Store) -> None:
 
 _KILLED = """\
 import os, signal, sys
-from gradwarden_server.store.workshop import Workshop
+from gradwarden_server.store.compacting.workshop import Workshop
 
 if __name__ == "__main__":
     print(Workshop(sys.argv[1])._open().submit(os.getpid).result(), flush=True)

@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, event, func, select, update
 
-from gradwarden_server.store import compaction as steps
-from gradwarden_server.store import shelf_tables
 from gradwarden_server.store import tables as t
-from gradwarden_server.store.compaction import ABANDONED_NS, Compaction
+from gradwarden_server.store.compacting import compaction as steps
+from gradwarden_server.store.compacting.compaction import ABANDONED_NS, Compaction
 from gradwarden_server.store.database import Database
-from gradwarden_server.store.entries import LogReader
+from gradwarden_server.store.log.entries import LogReader
+from gradwarden_server.store.shelves import shelf_tables
 from tests.conftest import PostgresServer
 from tests.server.pager import PATIENCE
 from tests.server.test_compaction import DAY_NS, compact_all, counts, send, told

@@ -17,8 +17,8 @@ from sqlalchemy import create_engine, event, text
 
 from gradwarden_server.api.compare import compared
 from gradwarden_server.store import abandon
-from gradwarden_server.store.compare import Comparison, Told
-from gradwarden_server.store.timespan import TimeSpans
+from gradwarden_server.store.reading.compare import Comparison, Told
+from gradwarden_server.store.reading.timespan import TimeSpans
 from tests.server import test_compaction as compacting
 from tests.server.test_latest import store as both_stores
 from tests.server.test_store import LAYOUT as SMALL

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from gradwarden_server.store.compaction import Compaction
+from gradwarden_server.store.compacting.compaction import Compaction
 from gradwarden_server.store.database import Database
-from gradwarden_server.store.entries import LogReader
+from gradwarden_server.store.log.entries import LogReader
 from tests.server.siege import announce, check_kept, message, until
 from tests.server.traffic import FRAMES, problem
 from tests.service import Service, gradwarden

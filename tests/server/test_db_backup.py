@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from sqlalchemy import update
 
-from gradwarden_server.store import backup as backups
 from gradwarden_server.store import tables as t
 from gradwarden_server.store.database import Database
+from gradwarden_server.store.keeping import backup as backups
 from tests.server.populate import contents, fill
 from tests.server.traffic import batch, begin, frame, send
 from tests.service import Service, gradwarden

@@ -11,10 +11,10 @@ import pytest
 from sqlalchemy import Connection, insert, select, text, update
 
 from gradwarden_server.store import tables as t
-from gradwarden_server.store.check import Damage, damages
-from gradwarden_server.store.compaction import Compaction
-from gradwarden_server.store.recorded import RecordedSeries
-from gradwarden_server.store.stats import sizes
+from gradwarden_server.store.compacting.compaction import Compaction
+from gradwarden_server.store.keeping.check import Damage, damages
+from gradwarden_server.store.keeping.stats import sizes
+from gradwarden_server.store.log.recorded import RecordedSeries
 from tests.server.test_compaction import send
 from tests.server.test_store import LAYOUT, NOW, PROJECT, Store
 from tests.service import Service, gradwarden

@@ -15,8 +15,8 @@ import pytest
 from sqlalchemy import insert, select, text, update
 
 from gradwarden_server.store import tables as t
-from gradwarden_server.store import transfer
 from gradwarden_server.store.database import Database
+from gradwarden_server.store.keeping import transfer
 from tests.conftest import PostgresServer
 from tests.server.populate import contents, fill
 from tests.server.traffic import batch, begin, frame, send

@@ -23,11 +23,11 @@ from gradwarden_server.detect import registry
 from gradwarden_server.notify.routes import Routing
 from gradwarden_server.notify.spec import parse
 from gradwarden_server.rules.spec import load
+from gradwarden_server.store.alerts.groups import GroupStore
+from gradwarden_server.store.alerts.ledger import AlertLedger
+from gradwarden_server.store.alerts.outbox import Outbox
 from gradwarden_server.store.commands import CommandStore
-from gradwarden_server.store.groups import GroupStore
-from gradwarden_server.store.ledger import AlertLedger
-from gradwarden_server.store.outbox import Outbox
-from gradwarden_server.store.watched import WatchedRuns
+from gradwarden_server.store.judging.watched import WatchedRuns
 from tests.server.test_store import LAYOUT, NOW, PROJECT, Store, batch
 
 SECOND = 1_000_000_000

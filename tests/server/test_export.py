@@ -22,7 +22,7 @@ from sqlalchemy import delete
 
 from gradwarden import wire
 from gradwarden_server.store import tables as t
-from gradwarden_server.store.export import RunExport
+from gradwarden_server.store.reading.export import RunExport
 from gradwarden_server.transfer import formats
 from gradwarden_server.transfer.head import AttemptFacts, Head, RunFacts, StreamFacts
 from tests.conftest import free_port

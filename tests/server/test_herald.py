@@ -18,11 +18,11 @@ from gradwarden_server.notify.routefile import Paging
 from gradwarden_server.notify.routes import Escalation, Route, Routing, Storm
 from gradwarden_server.notify.spec import Receiver
 from gradwarden_server.store import tables
+from gradwarden_server.store.alerts.groups import GroupStore
+from gradwarden_server.store.alerts.ledger import AlertLedger
+from gradwarden_server.store.alerts.letters import Letters
+from gradwarden_server.store.alerts.outbox import Outbox
 from gradwarden_server.store.database import Database
-from gradwarden_server.store.groups import GroupStore
-from gradwarden_server.store.ledger import AlertLedger
-from gradwarden_server.store.letters import Letters
-from gradwarden_server.store.outbox import Outbox
 from tests.server.pager import (
     PATIENCE,
     SECOND,

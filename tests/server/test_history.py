@@ -14,10 +14,10 @@ import pytest
 
 from gradwarden import wire
 from gradwarden_server.store import runs as runs_module
-from gradwarden_server.store import telling
 from gradwarden_server.store.cache import Cache
-from gradwarden_server.store.entries import LogReader
-from gradwarden_server.store.history import History
+from gradwarden_server.store.log.entries import LogReader
+from gradwarden_server.store.reading import telling
+from gradwarden_server.store.reading.history import History
 from gradwarden_server.store.runs import RunStore
 from tests.server.test_store import LAYOUT, PROJECT, Store, batch, frame
 

@@ -17,10 +17,10 @@ from gradwarden_server.model import Condition, Notification, Queued, Receipt
 from gradwarden_server.notify.routes import Route, Routing
 from gradwarden_server.notify.spec import Receiver
 from gradwarden_server.store import tables
+from gradwarden_server.store.alerts.groups import GroupStore
+from gradwarden_server.store.alerts.ledger import AlertLedger, BadCursor
+from gradwarden_server.store.alerts.outbox import LEASE_NS, Outbox, enqueue
 from gradwarden_server.store.database import Database
-from gradwarden_server.store.groups import GroupStore
-from gradwarden_server.store.ledger import AlertLedger, BadCursor
-from gradwarden_server.store.outbox import LEASE_NS, Outbox, enqueue
 from tests.server.pager import (
     PATIENCE,
     SECOND,

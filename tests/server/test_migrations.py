@@ -13,7 +13,7 @@ from sqlalchemy import inspect, select, text
 
 from gradwarden import wire
 from gradwarden_server.store import tables as t
-from gradwarden_server.store.compaction import Compaction
+from gradwarden_server.store.compacting.compaction import Compaction
 from gradwarden_server.store.database import Database
 from tests.server.populate import contents, fill
 from tests.server.test_compaction import send

@@ -29,7 +29,7 @@ from gradwarden_server.notify.delivery import (
 from gradwarden_server.notify.message import Failed, Sender, Sent
 from gradwarden_server.notify.registry import connect
 from gradwarden_server.notify.spec import Receiver
-from gradwarden_server.store.outbox import LEASE_NS, enqueue
+from gradwarden_server.store.alerts.outbox import LEASE_NS, enqueue
 from tests.server.pager import (
     PATIENCE,
     SECOND,
@@ -278,7 +278,7 @@ from tests.server.pager import add_run, message, open_database, run_facts, sick
 from gradwarden_server.alerting.lifecycle import advance
 from gradwarden_server.notify.routes import Routing
 from gradwarden_server.notify.spec import Receiver
-from gradwarden_server.store.ledger import AlertLedger
+from gradwarden_server.store.alerts.ledger import AlertLedger
 
 database = open_database(sys.argv[1])
 routing = Routing([Receiver("pager", "webhook", "https://pager.example")])
@@ -298,7 +298,7 @@ from tests.server.pager import message, open_database
 from gradwarden_server.notify.delivery import Courier
 from gradwarden_server.notify.registry import connect
 from gradwarden_server.notify.spec import Receiver
-from gradwarden_server.store.outbox import Outbox, enqueue
+from gradwarden_server.store.alerts.outbox import Outbox, enqueue
 
 database = open_database(sys.argv[1])
 database.write(lambda conn: enqueue("default", conn, message(text="page"), 1)).result()

@@ -18,7 +18,7 @@ from gradwarden_server.notify.post import Poster
 from gradwarden_server.notify.slack import Options, Pace, SlackBot, SlackHook
 from gradwarden_server.notify.spec import ReceiversError, parse
 from gradwarden_server.notify.threads import HeldThreads, Threads
-from gradwarden_server.store.threads import ReceiverThreads
+from gradwarden_server.store.alerts.threads import ReceiverThreads
 from tests.server.fake_slack import CHANNEL, HOOK, TOKEN, FakeSlack, fake_slack
 from tests.server.pager import PATIENCE, SECOND, eventually, firing, open_database, sqlite_url
 from tests.server.test_silences import poison

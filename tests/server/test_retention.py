@@ -12,15 +12,15 @@ from typing import Any
 import pytest
 from sqlalchemy import func, insert, select
 
-from gradwarden_server.store import merging, removal
 from gradwarden_server.store import tables as t
 from gradwarden_server.store.database import Database
-from gradwarden_server.store.maintenance import Janitor
-from gradwarden_server.store.recorded import RecordedSeries, unpacked
+from gradwarden_server.store.keeping import merging, removal
+from gradwarden_server.store.keeping.maintenance import Janitor
+from gradwarden_server.store.keeping.retention import DAY_NS, Policy, RetentionStore
+from gradwarden_server.store.keeping.sweep import Broom, Stopped
+from gradwarden_server.store.log.recorded import RecordedSeries, unpacked
 from gradwarden_server.store.records import StartRequest
-from gradwarden_server.store.retention import DAY_NS, Policy, RetentionStore
 from gradwarden_server.store.runs import RunStore
-from gradwarden_server.store.sweep import Broom, Stopped
 from tests.server.pager import PATIENCE, LocalReceiver
 from tests.server.traffic import batch, beat, begin, frame, problem, send, start_body
 from tests.service import Service, gradwarden

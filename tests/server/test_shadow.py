@@ -16,7 +16,7 @@ from gradwarden_server.alerting import lifecycle
 from gradwarden_server.alerting.promotion import Shadows
 from gradwarden_server.alerting.shadow import OPEN, Shadow
 from gradwarden_server.model import DRILL, PROOF, SHADOW, Alert, Change, Condition
-from gradwarden_server.store.promotions import Promotions
+from gradwarden_server.store.judging.promotions import Promotions
 from tests.server.detection import RULES, engine, held, step
 from tests.server.pager import LocalReceiver, run_facts
 from tests.server.test_store import LAYOUT, NOW, PROJECT, Store

@@ -21,7 +21,7 @@ from gradwarden_server import joins
 from gradwarden_server.detect.assembler import WAIT_NS, Assembler
 from gradwarden_server.detect.engine import RunDetectors, Verdict
 from gradwarden_server.detect.steps import Step
-from gradwarden_server.store import gather
+from gradwarden_server.store.reading import gather
 from tests.server.detection import RULES
 from tests.server.test_store import NOW, PROJECT, Store
 

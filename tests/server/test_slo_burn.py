@@ -28,10 +28,10 @@ from gradwarden_server.querying.storage import ProjectStorage, Sources
 from gradwarden_server.slo import openslo
 from gradwarden_server.slo.compile import ALERT
 from gradwarden_server.slo.objective import Objective
+from gradwarden_server.store.judging.rulings import Rulings
 from gradwarden_server.store.outcomes import Outcomes
+from gradwarden_server.store.reading.sampled import Samples
 from gradwarden_server.store.records import Heartbeat
-from gradwarden_server.store.rulings import Rulings
-from gradwarden_server.store.sampled import Samples
 from tests.server.test_evaluator import Bench
 from tests.server.test_slo_rules import first_told
 from tests.server.test_store import PROJECT, batch

@@ -20,7 +20,6 @@ from hypothesis import strategies as st
 
 from gradwarden import wire
 from gradwarden_server.store.database import Database
-from gradwarden_server.store.entries import LogReader
 from gradwarden_server.store.errors import (
     DatabaseInUse,
     Fenced,
@@ -28,11 +27,12 @@ from gradwarden_server.store.errors import (
     UnknownLayout,
     UnknownStream,
 )
-from gradwarden_server.store.evaluation import Cursor, EvaluationStore, Snapshot
-from gradwarden_server.store.frames import FrameLog
-from gradwarden_server.store.history import History
-from gradwarden_server.store.placing import FUTURE_NS
-from gradwarden_server.store.recorded import RecordedSeries
+from gradwarden_server.store.judging.evaluation import Cursor, EvaluationStore, Snapshot
+from gradwarden_server.store.log.entries import LogReader
+from gradwarden_server.store.log.frames import FrameLog
+from gradwarden_server.store.log.placing import FUTURE_NS
+from gradwarden_server.store.log.recorded import RecordedSeries
+from gradwarden_server.store.reading.history import History
 from gradwarden_server.store.records import LIVE_NS, Ack, Heartbeat, StartRequest
 from gradwarden_server.store.runs import RunStore
 
@@ -359,7 +359,7 @@ def test_a_holder_that_slept_past_its_lease_can_commit_nothing(
         import sys
         from gradwarden_server.store.database import Database
         from gradwarden_server.store.errors import Fenced
-        from gradwarden_server.store.evaluation import Cursor, EvaluationStore
+        from gradwarden_server.store.judging.evaluation import Cursor, EvaluationStore
         database = Database({store.database.url!r})
         evaluation = EvaluationStore(database)
         lease = evaluation.acquire({PROJECT!r}, "run:r", "sleeper", 200_000_000)

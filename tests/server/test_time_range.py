@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from gradwarden_server.api.series import SeriesFace
-from gradwarden_server.store.timespan import TimeSpans
+from gradwarden_server.store.reading.timespan import TimeSpans
 from tests.server.test_api import heatmap
 from tests.server.test_latest import store as both_stores
 from tests.server.test_store import LAYOUT, NOW, PROJECT, Store, batch, frame

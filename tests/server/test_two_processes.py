@@ -12,7 +12,7 @@ from sqlalchemy import select
 
 from gradwarden_server.store import tables as t
 from gradwarden_server.store.database import Database
-from gradwarden_server.store.recorded import RecordedSeries
+from gradwarden_server.store.log.recorded import RecordedSeries
 from gradwarden_server.store.runs import RunStore
 from tests.server.pager import PATIENCE, LocalReceiver
 from tests.server.traffic import batch, begin, frame, send

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from gradwarden_server.store.database import Database
-from gradwarden_server.store.entries import LogReader
+from gradwarden_server.store.log.entries import LogReader
 from tests.server.pager import PATIENCE
 from tests.service import gradwarden
 from tests.walk.conftest import TRAINER, House

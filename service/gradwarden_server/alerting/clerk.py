@@ -16,11 +16,11 @@ from gradwarden_server.notify.weekly import Weekly, message
 from gradwarden_server.slo import outcome, report
 from gradwarden_server.slo.outcome import Ended
 from gradwarden_server.slo.report import Report
+from gradwarden_server.store.alerts.outbox import enqueue
 from gradwarden_server.store.costs import Costs
 from gradwarden_server.store.database import Database, Priority, Transaction
 from gradwarden_server.store.errors import StoreError
-from gradwarden_server.store.evaluation import EvaluationStore
-from gradwarden_server.store.outbox import enqueue
+from gradwarden_server.store.judging.evaluation import EvaluationStore
 from gradwarden_server.store.outcomes import Candidate, Outcomes, Settled
 from gradwarden_server.store.runs import RunStore
 

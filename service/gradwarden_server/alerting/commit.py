@@ -14,11 +14,11 @@ from itertools import groupby
 
 from gradwarden_server.detect.base import Request
 from gradwarden_server.model import Alert, Change
+from gradwarden_server.store.alerts.ledger import AlertLedger
 from gradwarden_server.store.commands import CommandStore
 from gradwarden_server.store.database import Database, Priority, Transaction
-from gradwarden_server.store.evaluation import Cursor, EvaluationStore, Move, Snapshot
-from gradwarden_server.store.ledger import AlertLedger
-from gradwarden_server.store.recorded import Derived, RecordedSeries
+from gradwarden_server.store.judging.evaluation import Cursor, EvaluationStore, Move, Snapshot
+from gradwarden_server.store.log.recorded import Derived, RecordedSeries
 
 Alerts = Mapping[str, Alert]
 

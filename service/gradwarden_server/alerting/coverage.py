@@ -12,7 +12,7 @@ from gradwarden_server.detect.base import Coverage
 from gradwarden_server.detect.state import unpack
 from gradwarden_server.diagnosis import coverage
 from gradwarden_server.rules.spec import RuleSet
-from gradwarden_server.store.evaluation import EvaluationStore
+from gradwarden_server.store.judging.evaluation import EvaluationStore
 from gradwarden_server.store.runs import RunStore
 
 ARMED, WATCHABLE = "gradwarden_detectors_armed", "gradwarden_detectors"

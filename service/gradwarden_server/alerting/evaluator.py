@@ -20,12 +20,12 @@ from gradwarden_server.model import Notification
 from gradwarden_server.notify.spec import Receiver
 from gradwarden_server.notify.watchdog import watchdog, watchdogs
 from gradwarden_server.rules.spec import RuleSet
+from gradwarden_server.store.alerts.outbox import Outbox
 from gradwarden_server.store.database import Priority, Transaction
-from gradwarden_server.store.entries import LogEntry
 from gradwarden_server.store.errors import Fenced, StoreError, Unavailable
-from gradwarden_server.store.evaluation import Lease
-from gradwarden_server.store.outbox import Outbox
-from gradwarden_server.store.watched import BATCHES, Due, Watched
+from gradwarden_server.store.judging.evaluation import Lease
+from gradwarden_server.store.judging.watched import BATCHES, Due, Watched
+from gradwarden_server.store.log.entries import LogEntry
 from gradwarden_server.telemetry import span
 
 log = logging.getLogger(__name__)

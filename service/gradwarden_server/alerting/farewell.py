@@ -7,7 +7,7 @@ from collections.abc import Callable
 from gradwarden_server.alerting import lifecycle
 from gradwarden_server.alerting.watch import Rooms
 from gradwarden_server.store.database import Priority, Transaction
-from gradwarden_server.store.evaluation import Lease
+from gradwarden_server.store.judging.evaluation import Lease
 
 REASON = "run_deleted"
 

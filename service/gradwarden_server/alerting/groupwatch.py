@@ -28,13 +28,13 @@ from gradwarden_server.querying.ruling import GroupState, Manner, RuleAlert, Rul
 from gradwarden_server.querying.storage import ProjectStorage, Sources
 from gradwarden_server.rules.groups import PromGroup
 from gradwarden_server.rules.spec import Inhibition
+from gradwarden_server.store.alerts.ledger import AlertLedger
 from gradwarden_server.store.database import Database, Priority, Transaction
 from gradwarden_server.store.errors import Damaged, Unavailable
-from gradwarden_server.store.evaluation import Lease
-from gradwarden_server.store.ledger import AlertLedger
-from gradwarden_server.store.recorded import Derived, RecordedSeries
+from gradwarden_server.store.judging.evaluation import Lease
+from gradwarden_server.store.judging.rulings import Kept, Rulings
+from gradwarden_server.store.log.recorded import Derived, RecordedSeries
 from gradwarden_server.store.records import RunRecord
-from gradwarden_server.store.rulings import Kept, Rulings
 from gradwarden_server.store.runs import RunStore
 from gradwarden_server.telemetry import span
 

@@ -16,11 +16,11 @@ from gradwarden_server.notify import groups as deciding
 from gradwarden_server.notify.groups import ESCALATED, FIRED, RESOLVED, Step
 from gradwarden_server.notify.payload import body, group_key
 from gradwarden_server.notify.routes import Route, Routing
+from gradwarden_server.store.alerts.groups import GroupStore
+from gradwarden_server.store.alerts.outbox import enqueue
+from gradwarden_server.store.alerts.storms import Storms
 from gradwarden_server.store.database import Database, Priority, Transaction
 from gradwarden_server.store.errors import StoreError
-from gradwarden_server.store.groups import GroupStore
-from gradwarden_server.store.outbox import enqueue
-from gradwarden_server.store.storms import Storms
 
 log = logging.getLogger(__name__)
 

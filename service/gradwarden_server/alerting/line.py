@@ -14,10 +14,10 @@ from gradwarden_server.notify.delivery import Courier
 from gradwarden_server.notify.message import Sender
 from gradwarden_server.notify.routefile import Paging
 from gradwarden_server.notify.routes import Routing
+from gradwarden_server.store.alerts.groups import GroupStore
+from gradwarden_server.store.alerts.letters import Letters
+from gradwarden_server.store.alerts.outbox import Outbox
 from gradwarden_server.store.database import Database, Priority
-from gradwarden_server.store.groups import GroupStore
-from gradwarden_server.store.letters import Letters
-from gradwarden_server.store.outbox import Outbox
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ from gradwarden_server.alerting.watch import Rooms
 from gradwarden_server.model import SHADOW, WOULD_HAVE_PAGED, Alert, Change
 from gradwarden_server.rules.spec import LossRule
 from gradwarden_server.store.database import Priority, Transaction
-from gradwarden_server.store.evaluation import Lease
+from gradwarden_server.store.judging.evaluation import Lease
 from gradwarden_server.store.records import RunRecord
 
 GROUP = "telemetry"

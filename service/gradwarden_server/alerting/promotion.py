@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from gradwarden_server.alerting.shadow import Progress, Shadow, progress
 from gradwarden_server.rules.spec import RuleSet
-from gradwarden_server.store.promotions import WHOLE, Promotion, Promotions
+from gradwarden_server.store.judging.promotions import WHOLE, Promotion, Promotions
 
 _FRESH_NS = 1_000_000_000
 _ACTOR = "gradwarden"

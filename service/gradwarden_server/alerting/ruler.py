@@ -20,7 +20,7 @@ from gradwarden_server.querying.ruling import GroupState
 from gradwarden_server.rules.groups import PromGroup
 from gradwarden_server.rules.spec import RuleSet
 from gradwarden_server.store.errors import Fenced, StoreError
-from gradwarden_server.store.evaluation import EvaluationStore, Lease
+from gradwarden_server.store.judging.evaluation import EvaluationStore, Lease
 
 log = logging.getLogger(__name__)
 

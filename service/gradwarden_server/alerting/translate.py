@@ -9,9 +9,9 @@ from dataclasses import replace
 from gradwarden_server.detect.base import RankLiveness
 from gradwarden_server.detect.engine import DerivedPoint
 from gradwarden_server.model import Condition, RunFacts, run_path
-from gradwarden_server.store.recorded import Derived
+from gradwarden_server.store.judging.watched import Sign
+from gradwarden_server.store.log.recorded import Derived
 from gradwarden_server.store.records import RunRecord
-from gradwarden_server.store.watched import Sign
 
 
 def facts(run: RunRecord, external_url: str) -> RunFacts:

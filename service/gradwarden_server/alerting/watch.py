@@ -26,15 +26,15 @@ from gradwarden_server.detect.steps import Step
 from gradwarden_server.model import Alert, Change, Quiet
 from gradwarden_server.rules.spec import RuleSet
 from gradwarden_server.slo.tally import NAMES, SECONDS, Tally
+from gradwarden_server.store.alerts.ledger import AlertLedger
 from gradwarden_server.store.database import Database
-from gradwarden_server.store.entries import LogEntry, LogReader
 from gradwarden_server.store.errors import Damaged
-from gradwarden_server.store.evaluation import Cursor, EvaluationStore, Lease, Snapshot
-from gradwarden_server.store.ledger import AlertLedger
-from gradwarden_server.store.recorded import Derived, RecordedSeries
+from gradwarden_server.store.judging.evaluation import Cursor, EvaluationStore, Lease, Snapshot
+from gradwarden_server.store.judging.watched import BATCHES, Watched, WatchedRuns
+from gradwarden_server.store.log.entries import LogEntry, LogReader
+from gradwarden_server.store.log.recorded import Derived, RecordedSeries
 from gradwarden_server.store.records import RunRecord
 from gradwarden_server.store.runs import RunStore
-from gradwarden_server.store.watched import BATCHES, Watched, WatchedRuns
 
 log = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from gradwarden_server.api.problems import Problem
 from gradwarden_server.api.runs import one_of
 from gradwarden_server.api.timelines import timeline
 from gradwarden_server.model import Quiet, Severity
-from gradwarden_server.store.ledger import AlertStory, BadCursor
+from gradwarden_server.store.alerts.ledger import AlertStory, BadCursor
 
 router = APIRouter(prefix="/v1", tags=["alerts"], dependencies=CREDENTIALS)
 

@@ -23,7 +23,7 @@ from gradwarden_server.api.faces import faces, stepped_ns
 from gradwarden_server.api.plain import plain, rfc3339
 from gradwarden_server.api.problems import Problem
 from gradwarden_server.model import Alert
-from gradwarden_server.store.casebook import Said
+from gradwarden_server.store.alerts.casebook import Said
 
 router = APIRouter(prefix="/v1/alerts", tags=["alerts"], dependencies=CREDENTIALS)
 

@@ -17,7 +17,7 @@ from gradwarden_server.api.problems import Problem
 from gradwarden_server.api.ranges import InTime, steps_asked
 from gradwarden_server.api.runs import known_run
 from gradwarden_server.detect import communication
-from gradwarden_server.store.history import RankValues
+from gradwarden_server.store.reading.history import RankValues
 
 router = APIRouter(
     prefix="/v1/runs/{run}", tags=["communication"], dependencies=[*CREDENTIALS, WHILE_WANTED]

@@ -17,7 +17,7 @@ from gradwarden_server.api.problems import Problem
 from gradwarden_server.api.ranges import InTime, steps_asked
 from gradwarden_server.api.runs import known_run
 from gradwarden_server.api.series import keys_of
-from gradwarden_server.store.compare import Told
+from gradwarden_server.store.reading.compare import Told
 
 router = APIRouter(
     prefix="/v1/runs/{run}", tags=["series"], dependencies=[*CREDENTIALS, WHILE_WANTED]

@@ -14,7 +14,7 @@ from gradwarden_server.api.deps import CREDENTIALS, Parts, PartsDep, Reader, Run
 from gradwarden_server.api.problems import Problem
 from gradwarden_server.api.ranges import First, Last
 from gradwarden_server.api.runs import known_run
-from gradwarden_server.store.export import RunExport
+from gradwarden_server.store.reading.export import RunExport
 from gradwarden_server.store.records import RunRecord
 from gradwarden_server.transfer import formats
 from gradwarden_server.transfer.faults import MissingExtra

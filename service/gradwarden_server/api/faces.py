@@ -21,8 +21,8 @@ from gradwarden_server.diagnosis.diagnose import diagnose
 from gradwarden_server.diagnosis.incidents import incidents
 from gradwarden_server.diagnosis.words import Diagnosis
 from gradwarden_server.model import Alert
-from gradwarden_server.store.casebook import Concerned
-from gradwarden_server.store.told import Delivery
+from gradwarden_server.store.alerts.casebook import Concerned
+from gradwarden_server.store.alerts.told import Delivery
 
 _OPEN = ("pending", "firing")
 

@@ -12,7 +12,7 @@ from gradwarden_server.api.deps import CREDENTIALS, Admin, PartsDep, Reader
 from gradwarden_server.api.plain import rfc3339
 from gradwarden_server.api.problems import Problem
 from gradwarden_server.api.runs import one_of
-from gradwarden_server.store.letters import Letter
+from gradwarden_server.store.alerts.letters import Letter
 
 router = APIRouter(prefix="/v1", tags=["alerts"], dependencies=CREDENTIALS)
 

@@ -27,7 +27,7 @@ from gradwarden_server.promql.parse import formatted, millis, parse, plain, sele
 from gradwarden_server.promql.vector import NAME, Labels
 from gradwarden_server.querying.series import LAYER, MEANINGS, SCALAR
 from gradwarden_server.querying.storage import ProjectStorage
-from gradwarden_server.store.pieces import READABLE
+from gradwarden_server.store.reading.pieces import READABLE
 
 router = APIRouter(prefix="/api/v1", tags=["prometheus"], dependencies=CREDENTIALS)
 

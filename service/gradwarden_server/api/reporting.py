@@ -15,7 +15,7 @@ from gradwarden_server.model import DRILL
 from gradwarden_server.slo import report, wasted
 from gradwarden_server.slo.report import ModelCost, Report, Spent, Times
 from gradwarden_server.slo.wasted import Attempt, Incident, Training, Waste
-from gradwarden_server.store.casebook import Outcome
+from gradwarden_server.store.alerts.casebook import Outcome
 from gradwarden_server.store.costs import ANY_GPU, HeldRun, Price
 
 _TOP = 10

@@ -11,8 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from gradwarden_server.api.deps import CREDENTIALS, Admin, PartsDep, Reader, RunId
 from gradwarden_server.api.problems import Problem
-from gradwarden_server.store.retention import Policy
-from gradwarden_server.store.vacuum import NotOnline
+from gradwarden_server.store.keeping.retention import Policy
+from gradwarden_server.store.keeping.vacuum import NotOnline
 
 router = APIRouter(prefix="/v1", tags=["retention"], dependencies=CREDENTIALS)
 

@@ -16,7 +16,7 @@ from gradwarden_server.promql.notation import span
 from gradwarden_server.querying.ruling import GroupState, identities
 from gradwarden_server.querying.templates import go_exponent
 from gradwarden_server.rules.groups import PromGroup, PromRule
-from gradwarden_server.store.rulings import Kept
+from gradwarden_server.store.judging.rulings import Kept
 
 router = APIRouter(prefix="/api/v1", tags=["prometheus"], dependencies=CREDENTIALS)
 

@@ -16,7 +16,7 @@ from gradwarden_server.api.plain import rfc3339
 from gradwarden_server.promql.notation import span
 from gradwarden_server.querying.ruling import GroupState, identities
 from gradwarden_server.rules.groups import PromGroup
-from gradwarden_server.store.ledger import OpenCount
+from gradwarden_server.store.alerts.ledger import OpenCount
 
 router = APIRouter(tags=["alerts"], dependencies=CREDENTIALS)
 

@@ -17,7 +17,7 @@ from gradwarden_server.api.problems import Problem
 from gradwarden_server.api.ranges import First, InTime, Last, steps_asked
 from gradwarden_server.api.runs import known_run
 from gradwarden_server.api.series import keys_of
-from gradwarden_server.store.curves import SeriesTable
+from gradwarden_server.store.reading.curves import SeriesTable
 
 log = logging.getLogger(__name__)
 

@@ -16,8 +16,8 @@ from gradwarden_server.api.leaving import WHILE_WANTED
 from gradwarden_server.api.problems import Problem
 from gradwarden_server.api.ranges import First, InTime, Last, steps_asked
 from gradwarden_server.api.runs import known_run
-from gradwarden_server.store.curves import SeriesTable, empty
-from gradwarden_server.store.pieces import READABLE
+from gradwarden_server.store.reading.curves import SeriesTable, empty
+from gradwarden_server.store.reading.pieces import READABLE
 
 router = APIRouter(
     prefix="/v1/runs/{run}", tags=["series"], dependencies=[*CREDENTIALS, WHILE_WANTED]

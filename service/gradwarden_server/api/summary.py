@@ -13,8 +13,8 @@ from gradwarden_server.alerting.coverage import ARMED, WATCHABLE
 from gradwarden_server.alerting.lifecycle import AT_THE_END
 from gradwarden_server.api.plain import kept_number, rfc3339
 from gradwarden_server.diagnosis.coverage import HEALTHY, PARTLY, partly
+from gradwarden_server.store.alerts.ledger import OPEN
 from gradwarden_server.store.fleet import Ailment, Fleet, ListedRun
-from gradwarden_server.store.ledger import OPEN
 
 Health = Literal["ok", "warn", "crit", "silent"]
 Spark = tuple[float | None, ...]

@@ -7,7 +7,7 @@ from itertools import groupby
 
 from gradwarden_server.api.alert_schemas import AlertStats, AlertStatsList, Spread
 from gradwarden_server.model import Alert
-from gradwarden_server.store.casebook import Outcome
+from gradwarden_server.store.alerts.casebook import Outcome
 
 FLAPS_NS = 3600 * 1_000_000_000
 """What fires again so soon after it was over flaps."""

@@ -9,8 +9,8 @@ from gradwarden_server.alerting.muting import MUTED, UNMUTED
 from gradwarden_server.api.alert_schemas import TimelineFace
 from gradwarden_server.api.plain import rfc3339
 from gradwarden_server.model import TOLD_LATE
-from gradwarden_server.store.ledger import ACKNOWLEDGED, NOTED, AlertStory, Transition
-from gradwarden_server.store.told import Delivery
+from gradwarden_server.store.alerts.ledger import ACKNOWLEDGED, NOTED, AlertStory, Transition
+from gradwarden_server.store.alerts.told import Delivery
 
 Kind = Literal["pending", "firing", "resolved"]
 _SAID = {ACKNOWLEDGED: "acknowledged", NOTED: "note"}

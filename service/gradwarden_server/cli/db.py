@@ -14,13 +14,13 @@ from gradwarden_server.cli.bars import Told, bars
 from gradwarden_server.cli.faults import DONE, NO, UNREACHABLE, USAGE, CommandError
 from gradwarden_server.cli.reading import Client, table
 from gradwarden_server.cli.serving import open_database, settings_from, why
-from gradwarden_server.store import backup as backups
-from gradwarden_server.store import check as checks
-from gradwarden_server.store import stats as weights
-from gradwarden_server.store import transfer, vacuum
 from gradwarden_server.store.database import Database
 from gradwarden_server.store.errors import DatabaseInUse, StoreError
-from gradwarden_server.store.maintenance import Janitor
+from gradwarden_server.store.keeping import backup as backups
+from gradwarden_server.store.keeping import check as checks
+from gradwarden_server.store.keeping import stats as weights
+from gradwarden_server.store.keeping import transfer, vacuum
+from gradwarden_server.store.keeping.maintenance import Janitor
 
 
 def copy(options: argparse.Namespace) -> int:

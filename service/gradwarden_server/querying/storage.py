@@ -15,10 +15,10 @@ from gradwarden_server.matchers import Matcher, all_match
 from gradwarden_server.promql.storage import STALE_BITS, Block
 from gradwarden_server.promql.vector import NAME, Floats, Key, Labels, Millis, key
 from gradwarden_server.querying.series import ALERTS, ALERTS_FOR_STATE, LAYER, RUN, SCALAR
-from gradwarden_server.store.ledger import AlertLedger, Span
-from gradwarden_server.store.pieces import READABLE
+from gradwarden_server.store.alerts.ledger import AlertLedger, Span
+from gradwarden_server.store.reading.pieces import READABLE
+from gradwarden_server.store.reading.sampled import LayerSamples, Samples
 from gradwarden_server.store.records import RunRecord
-from gradwarden_server.store.sampled import LayerSamples, Samples
 
 LIVE_NS = 600 * 1_000_000_000
 """A run heard of within this time, or that runs, is alive."""

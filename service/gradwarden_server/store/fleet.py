@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 from sqlalchemy import ColumnElement, Select, and_, func, or_, select
 
 from gradwarden_server.store import tables as t
+from gradwarden_server.store.alerts.ledger import OPEN
 from gradwarden_server.store.database import Database
-from gradwarden_server.store.ledger import OPEN
-from gradwarden_server.store.recorded import unpacked
+from gradwarden_server.store.log.recorded import unpacked
 
 _NAMES = {"loss": "gradwarden_loss", "grad_norm": "gradwarden_gradient_norm"}
 """Newest values by name, and the derived series that hold the same."""

@@ -11,7 +11,7 @@ from gradwarden_server.model import DRILL
 from gradwarden_server.store import audit
 from gradwarden_server.store import tables as t
 from gradwarden_server.store.database import Database, Priority
-from gradwarden_server.store.recorded import Derived, RecordedSeries
+from gradwarden_server.store.log.recorded import Derived, RecordedSeries
 
 ENDED = "gradwarden_run_ended_seconds"
 GOOD = "gradwarden_run_good"

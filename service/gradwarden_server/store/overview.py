@@ -10,8 +10,8 @@ from sqlalchemy import func, or_, select
 
 from gradwarden_server.model import DRILL
 from gradwarden_server.store import tables as t
+from gradwarden_server.store.alerts.ledger import OPEN
 from gradwarden_server.store.database import Database
-from gradwarden_server.store.ledger import OPEN
 from gradwarden_server.telemetry import RunGauges, Telemetry
 
 

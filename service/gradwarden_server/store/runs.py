@@ -10,10 +10,11 @@ from typing import Any
 from sqlalchemy import Connection, Row, bindparam, func, select
 
 from gradwarden import wire
-from gradwarden_server.store import arrivals, streams
+from gradwarden_server.store import streams
 from gradwarden_server.store import tables as t
-from gradwarden_server.store.arrivals import Arrival, Beat, Start
 from gradwarden_server.store.database import Database
+from gradwarden_server.store.log import arrivals
+from gradwarden_server.store.log.arrivals import Arrival, Beat, Start
 from gradwarden_server.store.records import (
     AttemptRecord,
     EventRecord,

@@ -7,8 +7,8 @@ from typing import NamedTuple
 from sqlalchemy import select
 
 from gradwarden_server.store import tables as t
+from gradwarden_server.store.alerts.ledger import OPEN
 from gradwarden_server.store.database import Database
-from gradwarden_server.store.ledger import OPEN
 
 MOST = 1000
 

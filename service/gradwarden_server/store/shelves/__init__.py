@@ -1,0 +1,1 @@
+"""Where the values of segments lie, and what a segment is."""
