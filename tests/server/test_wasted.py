@@ -9,11 +9,25 @@ from collections.abc import Sequence
 import pytest
 
 from gradwarden_server.slo import report, wasted
+from gradwarden_server.slo.budget import told_left
 from gradwarden_server.slo.outcome import Ended, judge
 from gradwarden_server.slo.wasted import REDONE, Attempt, Incident, Training
 
 HOUR = 3600 * 1_000_000_000
 MINUTE = HOUR // 60
+
+
+@pytest.mark.parametrize(
+    ("left", "words"),
+    [
+        (0.614, "61 %"),
+        (0.0, "0 %"),
+        (-0.4, "gone, spent 1.4 times"),
+        (-666.0, "gone, spent 667 times"),
+    ],
+)
+def test_a_budget_that_is_gone_says_how_often_it_was_spent(left: float, words: str) -> None:
+    assert told_left(left) == words
 
 
 def training(attempts: Sequence[Attempt], *incidents: Incident, gpus: int = 8) -> Training:

@@ -18,6 +18,7 @@ from gradwarden_server.promql.parse import parse
 from gradwarden_server.promql.shape import summed
 from gradwarden_server.slo import export as exporting
 from gradwarden_server.slo import openslo
+from gradwarden_server.slo.budget import told_left
 from gradwarden_server.slo.objective import Objective
 
 
@@ -46,7 +47,8 @@ def show(options: argparse.Namespace) -> int:
     print(face["error"] or face["sentence"])
     for part in face["parts"]:
         labels = ", ".join(f"{k}={v}" for k, v in sorted(part["labels"].items()))
-        print(f"\n{labels or 'all'}: {_percent(part['budget_left'])} left. {part['sentence']}")
+        left = _left(part["budget_left"]) or "-"
+        print(f"\n{labels or 'all'}: budget left: {left}. {part['sentence']}")
         rows = [
             {**burn, "windows": f"{burn['long_s'] // 60}/{burn['short_s'] // 60} min"}
             for burn in part["burn"]
@@ -105,11 +107,15 @@ def _line(face: dict[str, Any]) -> dict[str, Any]:
         "id": face["id"],
         "target": face["at_most"] or f"{face['target'] * 100:g} %",
         "now": None if face["current"] is None else f"{face['current'] * 100:.3g} %",
-        "left": _percent(face["budget_left"]),
+        "left": _left(face["budget_left"]),
         "burn": worst or ("Acceptable" if words else None),
         "alerts": len(face["alerts"]),
         "sentence": face["error"] or face["sentence"],
     }
+
+
+def _left(left: float | None) -> str | None:
+    return None if left is None else told_left(left)
 
 
 def _percent(share: float | None) -> str | None:

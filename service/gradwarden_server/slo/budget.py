@@ -52,6 +52,13 @@ class Burn:
         return words.get(over, "Acceptable") if self.enough else "Acceptable"
 
 
+def told_left(left: float) -> str:
+    """What is left in words; of a budget that is gone, how often it was spent."""
+    if left >= 0:
+        return f"{left * 100:.0f} %"
+    return f"gone, spent {1 - left:.3g} times"
+
+
 @dataclass(frozen=True, slots=True)
 class Budget:
     """An objective as it stands; ``current`` and ``left`` are None with too little data."""

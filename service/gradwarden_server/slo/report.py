@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
+from gradwarden_server.slo.budget import told_left
+
 
 @dataclass(frozen=True, slots=True)
 class Times:
@@ -208,7 +210,7 @@ def _tables(report: Report) -> Iterable[tuple[str, Line, list[Line]]]:
         yield "Models", columns, [_model(one, report.currency) for one in report.models]
     if report.objectives:
         lines = [
-            (o.name, "-" if o.left is None else f"{o.left * 100:.0f} %", o.sentence)
+            (o.name, "-" if o.left is None else told_left(o.left), o.sentence)
             for o in report.objectives
         ]
         yield "Objectives", ("objective", "budget left", "in words"), lines

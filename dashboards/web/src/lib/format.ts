@@ -39,6 +39,12 @@ export function moment(iso: string | null | undefined): string {
   return `${date.toISOString().replace("T", " ").slice(0, 19)} UTC (${date.toLocaleString()} local)`;
 }
 
+/** What is left of an error budget; of one that is gone, how often it was spent. */
+export function budget(left: number | null | undefined): string {
+  if (left === null || left === undefined) return "–";
+  return left >= 0 ? `${Math.round(left * 100)} %` : `gone, ${Number((1 - left).toPrecision(2))}× spent`;
+}
+
 export function count(n: number, noun: string): string {
   return `${grouped.format(n)} ${noun}${n === 1 ? "" : "s"}`;
 }

@@ -107,3 +107,11 @@ describe("flags", () => {
     expect(out.map((c) => [c.kind, c.more.length])).toEqual([["restart", 1], ["alert", 2], ["mark", 1]]);
   });
 });
+
+it("a budget that is gone says how often it was spent", () => {
+  expect(f.budget(0.614)).toBe("61 %");
+  expect(f.budget(0)).toBe("0 %");
+  expect(f.budget(-0.4)).toBe("gone, 1.4× spent");
+  expect(f.budget(-666.02)).toBe("gone, 670× spent");
+  expect(f.budget(null)).toBe("–");
+});
