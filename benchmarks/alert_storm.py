@@ -6,7 +6,9 @@ process of its own that counts. Ten pages are to arrive as such, and one storm t
 rest, told again at the interval of its group while it grows. Then all runs recover at once.
 
 Resident memory is that of this process: before the storm with all runs in the database, its
-highest value, and after everybody knows the end. The last line of stdout is one JSON object.
+highest value, and after everybody knows the end. While all of them fire, ``gradwarden serve`` shows
+a copy of the database: how long until a browser's on-call page shows its cards, and an answer of
+``/v1/alerts``. The last line of stdout is one JSON object.
 
     python benchmarks/alert_storm.py
     python benchmarks/alert_storm.py --alerts 200      # a smoke test
@@ -20,17 +22,20 @@ import json
 import multiprocessing
 import os
 import re
+import sqlite3
+import statistics
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from multiprocessing.connection import Connection as Pipe
 from pathlib import Path
 from typing import Any
 
+from query_data import Service
 from sqlalchemy import Connection, insert
 
 from gradwarden_server.alerting.lifecycle import advance
@@ -44,10 +49,15 @@ from gradwarden_server.store.alerts.ledger import AlertLedger
 from gradwarden_server.store.alerts.threads import ReceiverThreads
 from gradwarden_server.store.database import Database, Priority
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # for the browser that tests drive
+
+from tests.ui.browser import Page, find
+
 PROJECT = "storm"
 TOGETHER = 50
 NAMES = ("NonFiniteGradient", "LossDivergence", "RunFailed")
-GOALS = {"pages": 10, "grown_mib": 64.0}
+GOALS = {"pages": 10, "grown_mib": 64.0, "oncall_p50_ms": 1000.0}
+CALLS = 5
 PATIENCE_SECONDS = 600.0
 _COUNT = re.compile(r"(\d+) more pages")
 
@@ -62,6 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     met = (
         figures["page_messages"] <= GOALS["pages"]
         and figures["rss_peak_mib"] - figures["rss_before_mib"] <= GOALS["grown_mib"]
+        and figures["oncall_p50_ms"] <= GOALS["oncall_p50_ms"]
         and figures["told_of"] == options.alerts
         and figures["open_at_the_end"] == 0
     )
@@ -90,6 +101,7 @@ def measured(folder: Path, alerts: int, port: int, heard: Pipe) -> dict[str, Any
     ears = Ears(heard)
     ears.until(lambda: ears.told_of() >= alerts)
     told = time.monotonic() - began
+    shown = looked_at(folder)
     over_ns = time.monotonic()
     _say(database, ledger, line, rows, False)
     ears.until(lambda: not ears.open)
@@ -110,9 +122,48 @@ def measured(folder: Path, alerts: int, port: int, heard: Pipe) -> dict[str, Any
         "seconds_to_first_page": round((ears.first or began) - began, 2),
         "seconds_until_all_told": round(told, 2),
         "seconds_until_end_told": round(ended, 2),
+        **shown,
         "rss_before_mib": before,
         "rss_peak_mib": memory.stop(),
         "rss_after_mib": after,
+    }
+
+
+def looked_at(folder: Path) -> dict[str, float | int]:
+    """What a person who opens the dashboard in the midst of it waits for, in milliseconds."""
+    copy = folder / "shown"
+    copy.mkdir()
+    with (
+        closing(sqlite3.connect(folder / "gw.sqlite")) as source,
+        closing(sqlite3.connect(copy / "gradwarden.sqlite")) as target,
+    ):
+        source.backup(target)
+    executable = find()
+    if executable is None:
+        raise SystemExit("needs chromium: apt-get install -y --no-install-recommends chromium")
+    service = Service(copy, evaluate=False)
+    try:
+        answers = []
+        for _ in range(CALLS):
+            began = time.perf_counter()
+            service.get(f"/v1/alerts?project={PROJECT}&state=pending,firing&limit=500")
+            answers.append(1000 * (time.perf_counter() - began))
+        with Page(executable, folder / "profile") as page:
+            page.size(360, 780)
+            usable = []
+            for _ in range(CALLS):
+                page.go("about:blank")
+                began = time.perf_counter()
+                page.go(f"{service.url}/oncall?project={PROJECT}")
+                page.wait("document.querySelectorAll('[data-incident]').length > 0", limit=120)
+                usable.append(1000 * (time.perf_counter() - began))
+            cards = int(page.evaluate("document.querySelectorAll('[data-incident]').length"))
+    finally:
+        service.stop()
+    return {
+        "alerts_answer_p50_ms": round(statistics.median(answers), 1),
+        "oncall_p50_ms": round(statistics.median(usable), 1),
+        "oncall_cards": cards,
     }
 
 

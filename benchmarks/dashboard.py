@@ -127,8 +127,7 @@ def measure(layers: int, steps: int, more: int, rounds: int, folder: Path) -> di
         raise SystemExit("needs chromium: apt-get install -y --no-install-recommends chromium")
     began = time.perf_counter()
     service = Service(folder, evaluate=True)
-    host, port = service._connection.host, service._connection.port
-    url = f"http://{host}:{port}"
+    url = service.url
     try:
         begin(service, RUN, layout_of(layers))
         send(service, layers, range(steps))

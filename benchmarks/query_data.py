@@ -61,6 +61,7 @@ class Service:
         for line in self.process.stdout:
             if line.startswith(READY):
                 host, _, port = line.removeprefix(READY).strip().rpartition(":")
+                self.url = f"http://{host}:{port}"
                 self._connection = http.client.HTTPConnection(host, int(port), timeout=600)
                 return
         raise SystemExit(f"the service did not start: see {folder / 'service.log'}")
