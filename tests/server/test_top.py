@@ -27,7 +27,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """A run that is well and one with NaN in its third layer from step 19 on."""
     running = Service(tmp_path_factory.mktemp("top"))
     for run, bad in (("well", None), ("sick", 2)):
-        begin(running, run)
+        begin(running, run, name=f"digits-resnet-18-lr-0.1-{run}")
         frames = [frame(n, bad_row=bad if n >= 20 else None) for n in range(1, 24)]
         assert send(running, batch(run, frames)).status_code == 200
 
@@ -51,6 +51,18 @@ def test_the_fleet_shows_the_sick_run_first_and_what_fires(service: Service) -> 
     assert sick < well
     assert lines[sick].startswith("X")
     assert any("NonFiniteGradient" in line for line in lines)
+
+
+def test_a_narrow_terminal_shows_names_whole_and_a_head_of_one_line(service: Service) -> None:
+    done = gradwarden("top", "--url", service.url, env={"COLUMNS": "80"})
+    head, empty, *lines = done.stdout.splitlines()
+    assert "2 runs: 1 critical" in head
+    assert "firing 1 page" in head
+    assert not empty.strip()
+    for run in ("sick", "well"):
+        assert any(f"digits-resnet-18-lr-0.1-{run} " in line for line in lines)
+    assert "owner" not in done.stdout
+    assert max(map(len, lines)) <= 80
 
 
 def test_one_run_shows_its_layers_with_nan_where_they_are(service: Service) -> None:

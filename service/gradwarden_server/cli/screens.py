@@ -20,7 +20,9 @@ _MARKS = {
 }
 _SEVERITIES = {"page": "bold red", "ticket": "yellow"}
 _BARS = "▁▂▃▄▅▆▇█"
-_SPARK = 32
+_SPARK, _SHORT_SPARK = 32, 10
+_NARROW = 110
+_NAME = 28
 _LABELS = 28
 _AROUND_LIST = 8
 _AROUND_HEAT = 17
@@ -32,27 +34,36 @@ def worst_first(runs: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     return sorted(runs, key=lambda run: (order.index(run["health"]), run["status"] != "running"))
 
 
-def fleet(told: Mapping[str, Any], chosen: int, height: int, foot: Text) -> RenderableType:
-    """All runs, the worst first, and what fires."""
+def fleet(
+    told: Mapping[str, Any], chosen: int, width: int, height: int, foot: Text
+) -> RenderableType:
+    """All runs, the worst first, and what fires; a narrow terminal shows names, not owners."""
+    narrow = width < _NARROW
+    bars = _SHORT_SPARK if narrow else _SPARK
     runs, alerts = told["runs"], told["alerts"]
     counts = {health: sum(run["health"] == health for run in runs) for health in _MARKS}
     firing = [alert for alert in alerts if alert["state"] == "firing"]
     pages = sum(alert["severity"] == "page" for alert in firing)
     head = Text.assemble(
-        ("gradwarden", "bold"),
-        f"   {len(runs)} runs: ",
+        ("" if narrow else "gradwarden   ", "bold"),
+        f"{len(runs)} runs: ",
         (f"{counts['crit']} critical", "bold red" if counts["crit"] else "dim"),
-        f", {counts['warn']} at risk, {counts['silent']} silent, {counts['ok']} healthy   ",
-        "firing: ",
+        f", {counts['warn']} at risk, {counts['silent']} silent, {counts['ok']} healthy",
+        "; firing " if narrow else "   firing: ",
         (f"{pages} page" + "s" * (pages != 1), "bold red" if pages else "dim"),
         f", {len(firing) - pages} other",
+        no_wrap=True,
+        overflow="ellipsis",
     )
     grid = Table(box=None, pad_edge=False, expand=True, header_style="dim")
-    for name, ratio in (("", 0), ("run", 3), ("owner", 1)):
-        grid.add_column(name, ratio=ratio or None, no_wrap=True)
+    grid.add_column("", no_wrap=True)
+    longest = max((len(run["name"] or run["run"]) for run in runs), default=0)
+    grid.add_column("run", width=min(longest, max(_NAME, width // 4)) or None, no_wrap=True)
+    if not narrow:
+        grid.add_column("owner", ratio=1, no_wrap=True)
     grid.add_column("step", justify="right", no_wrap=True)
     grid.add_column("loss", justify="right", no_wrap=True)
-    grid.add_column("norm", no_wrap=True, min_width=_SPARK)
+    grid.add_column("norm", no_wrap=True, min_width=bars)
     grid.add_column("why", ratio=5, no_wrap=True)
     shown = max(1, height - _AROUND_LIST - min(len(firing), 5))
     first = max(0, min(chosen - shown + 1, len(runs) - shown))
@@ -61,10 +72,10 @@ def fleet(told: Mapping[str, Any], chosen: int, height: int, foot: Text) -> Rend
         grid.add_row(
             Text(mark, style),
             _text(run["name"] or run["run"]),
-            _text(run["owner"] or "-"),
+            *(() if narrow else (_text(run["owner"] or "-"),)),
             "-" if run["step"] is None else f"{run['step']:,}",
             number(run["loss"]),
-            spark(run["spark"][-_SPARK:]),
+            spark(run["spark"][-bars:]),
             _text(run["reason"] or run["status"]),
             style="reverse" if at == chosen else "",
         )

@@ -60,7 +60,7 @@ class Data:
 def top(options: argparse.Namespace) -> int:
     """Show until somebody leaves; once where nobody looks at a terminal."""
     client = Client(options)
-    view = View(run=options.run)
+    view = View(run=client.run(options.run) if options.run else None)
     if options.json:
         print(json.dumps(_asked(client, view, options.limit), indent=2, default=str))
         return DONE
@@ -68,7 +68,7 @@ def top(options: argparse.Namespace) -> int:
     if options.once or not console.is_terminal:
         data = Data()
         _store(data, view, _asked(client, view, options.limit))
-        console.print(_screen(view, data, console.height, time.time()))
+        console.print(_screen(view, data, console, time.time()))
         return DONE
     with _keys() as pressed, Live(console=console, screen=True, auto_refresh=False) as live:
         _follow(client, view, options, pressed, live)
@@ -94,7 +94,7 @@ def _follow(
                     raise
                 data.wrong = str(error)
             due = now + options.interval
-        live.update(_screen(view, data, live.console.height, now), refresh=True)
+        live.update(_screen(view, data, live.console, now), refresh=True)
 
 
 def _asked(client: Client, view: View, limit: int) -> dict[str, Any]:
@@ -130,11 +130,12 @@ def _store(data: Data, view: View, told: Mapping[str, Any]) -> None:
     data.at, data.wrong = time.time(), ""
 
 
-def _screen(view: View, data: Data, height: int, now: float) -> Any:
+def _screen(view: View, data: Data, console: Console, now: float) -> Any:
+    width, height = console.size
     foot = screens.footer(data.at, data.wrong, view.run is not None and view.from_list, now)
     if view.run is not None and view.run in data.of_run:
         return screens.one_run(data.of_run[view.run], height, foot)
-    return screens.fleet(data.fleet or {"runs": [], "alerts": []}, view.chosen, height, foot)
+    return screens.fleet(data.fleet or {"runs": [], "alerts": []}, view.chosen, width, height, foot)
 
 
 @contextmanager
