@@ -189,6 +189,7 @@ def test_the_commands_say_the_same(service: Service) -> None:
     priced = gradwarden("prices", "set", "*=3", "NVIDIA H100=4.5", *where)
     assert priced.returncode == 0, priced.stderr
     assert "NVIDIA H100" in gradwarden("prices", "list", *where).stdout
+    assert "NVIDIA H100" in gradwarden("prices", *where).stdout, "alone it lists"
     page = gradwarden("report", "--week", "--format", "html", *where)
     assert page.stdout.startswith("<!doctype html>")
     assert gradwarden("prices", "set", "three", *where).returncode == 2

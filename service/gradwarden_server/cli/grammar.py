@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
+from typing import Any
 
 from gradwarden_server.cli.faults import EXIT_CODES, USAGE
 
 DEFAULT_URL = "http://127.0.0.1:8321"
 _HANDLERS = "gradwarden_server.cli"
+_HELP = ("-h", "--help")
 
 
 def add(
@@ -39,7 +42,16 @@ def add_service(command: Parser, default: str | None, note: str = "") -> None:
 
 
 class Parser(argparse.ArgumentParser):
-    """Says where the help is when the words are wrong."""
+    """Says where the help is when the words are wrong; a group that can list does so by itself."""
+
+    actions: argparse._SubParsersAction[Parser] | None = None
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        words = list(sys.argv[1:] if args is None else args)
+        options_only = not words or (words[0].startswith("-") and words[0] not in _HELP)
+        if self.actions is not None and "list" in self.actions.choices and options_only:
+            words.insert(0, "list")
+        return super().parse_known_args(words, namespace)
 
     def error(self, message: str) -> None:  # type: ignore[override]
         self.exit(USAGE, f"gradwarden: {message}\nsee: {self.prog} --help\n")
@@ -50,4 +62,4 @@ class Group:
 
     def __init__(self, commands: argparse._SubParsersAction[Parser], name: str, does: str) -> None:
         parser = commands.add_parser(name, help=does, description=f"{does[0].upper()}{does[1:]}.")
-        self.actions = parser.add_subparsers(metavar="ACTION", required=True)
+        self.actions = parser.actions = parser.add_subparsers(metavar="ACTION", required=True)
