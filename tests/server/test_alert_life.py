@@ -320,7 +320,11 @@ def test_the_command_does_what_the_page_does(house: Service) -> None:
     assert [a["id"] for a in json.loads(listed.stdout)["items"]] == [alert]
     assert gradwarden("alerts", "ack", str(alert), "--note", "mine", *at).returncode == 0
     assert gradwarden("alerts", "note", str(alert), "a", "bad", "shard", *at).returncode == 0
+    assert "name of typed" in gradwarden("alerts", "--run", "name of typed", *at).stdout
     shown = gradwarden("alerts", str(alert), *at)
+    names = [line.split()[0] for line in shown.stdout.partition("\ntimeline")[0].splitlines()]
+    assert "runbook_url" in names
+    assert sorted(names) == sorted(set(names)), "each fact once"
     assert "acknowledged loopback: mine" in shown.stdout
     assert "note loopback: a bad shard" in shown.stdout
     told = json.loads(gradwarden("alerts", "show", str(alert), "--json", *at).stdout)
@@ -330,6 +334,23 @@ def test_the_command_does_what_the_page_does(house: Service) -> None:
     assert json.loads(gradwarden("alerts", "stats", "--json", *at).stdout)["days"] == 30
     for wrong in (("alerts", "ack"), ("alerts", "acks", "1"), ("alerts", "note", "x", "y")):
         assert gradwarden(*wrong, *at).returncode == 2
+
+
+def test_a_run_may_be_said_by_its_name_where_only_one_has_it(house: Service) -> None:
+    for run, name in (("n1", "only one"), ("n2", "only one more"), ("n3", "two"), ("n4", "two")):
+        begin(house, run, name=name)
+        send(house, batch(run, [frame(1)]))
+    at = ("--url", house.url)
+    assert json.loads(gradwarden("diagnose", "only one", "--json", *at).stdout)["run"] == "n1"
+    assert json.loads(gradwarden("runs", "only one", "--json", *at).stdout)["run"] == "n1"
+    assert "ranks of n1" in gradwarden("halt", "only one", *at).stdout.replace("rank 0", "ranks")
+    written = gradwarden("export", "only one", "-o", "-", "--format", "csv", *at)
+    assert written.returncode == 0, written.stderr
+    unclear = gradwarden("diagnose", "two", *at)
+    assert unclear.returncode == 2
+    assert "n3" in unclear.stderr
+    assert "n4" in unclear.stderr
+    assert "no run of that name" in gradwarden("diagnose", "three", *at).stderr
 
 
 def test_postgresql_tells_the_same(postgres_url: str, tmp_path: Path) -> None:

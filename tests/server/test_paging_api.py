@@ -105,6 +105,8 @@ def test_who_would_be_told_is_asked_of_the_service(house: Service) -> None:
     assert route["receiver"] == "pager"
     assert route["escalate"] == {"receiver": "lead", "after_seconds": 3600.0}
     assert len(command(house, "receivers", "routes")["items"]) == 3
+    shown = gradwarden("receivers", "routes", "--url", house.url)
+    assert "pages: run, alertname; tickets: run" in shown.stdout
     nobody = gradwarden("receivers", "routes", "severity=page", "--url", house.url)
     assert (nobody.returncode, "nobody is told of such alerts" in nobody.stdout) == (1, True)
     odd = problem(house.call("GET", "/v1/routes?label=severity"), 400, "malformed")

@@ -168,7 +168,7 @@ def _reading(commands: argparse._SubParsersAction[Parser]) -> None:
         "gradwarden runs --state running",
         "keeping:runs",
     )
-    runs.add_argument("run", nargs="?", help="show this run")
+    runs.add_argument("run", nargs="?", help="show this run, by its identifier or name")
     operating.add_deletion(runs)
     runs.add_argument("--state", default="", help="running, finished, failed, cancelled")
     runs.add_argument("--query", default="", help="part of run, name, job, model or owner")
@@ -189,7 +189,7 @@ def _reading(commands: argparse._SubParsersAction[Parser]) -> None:
         "gradwarden diagnose RUN\n  gradwarden diagnose --spool ~/.local/state/gradwarden/spool",
         "diagnosing:diagnose",
     )
-    diagnose.add_argument("run", nargs="?", help="the run's identifier")
+    diagnose.add_argument("run", nargs="?", help="the run's identifier, or its name")
     diagnose.add_argument(
         "--spool", type=Path, metavar="DIR", help="of a spool on disk, without a service"
     )
@@ -244,7 +244,7 @@ def _asking(commands: argparse._SubParsersAction[Parser]) -> None:
         "gradwarden halt RUN --reason 'node 7 flips bits'",
         "commanding:halt",
     )
-    halt.add_argument("run", help="the run's identifier")
+    halt.add_argument("run", help="the run's identifier, or its name")
     halt.add_argument("--rank", type=int, default=0, help="through this rank (0)")
     halt.add_argument("--reason", default="", help="said in the trainer's log and on the page")
     command = add(
@@ -254,7 +254,7 @@ def _asking(commands: argparse._SubParsersAction[Parser]) -> None:
         "gradwarden command RUN schedule every=10 preset=light",
         "commanding:command",
     )
-    command.add_argument("run", help="the run's identifier")
+    command.add_argument("run", help="the run's identifier, or its name")
     command.add_argument("kind", help="checksums, capture, speak, pause, resume, schedule or halt")
     command.add_argument("args", nargs="*", metavar="NAME=VALUE", help="such as steps=8")
     command.add_argument("--rank", type=int, help="of this rank alone (all that are alive)")
@@ -303,7 +303,7 @@ def _transfer(commands: argparse._SubParsersAction[Parser]) -> None:
         "  gradwarden export RUN --format csv --from 1000 --to 2000 | gzip > run.csv.gz",
         "exporting:export",
     )
-    export.add_argument("run", help="the run's identifier")
+    export.add_argument("run", help="the run's identifier, or its name")
     export.add_argument(
         "--format",
         choices=("jsonl", "csv", "parquet", "frames"),

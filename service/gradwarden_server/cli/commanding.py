@@ -27,6 +27,7 @@ def command(options: argparse.Namespace) -> int:
     """Ask one rank, or every rank of the newest attempt that has not ended."""
     args = dict(_argument(text) for text in options.args)
     client = Client(options)
+    options.run = client.run(options.run)
     if options.rank is not None:
         return _ask(client, options, [options.rank], options.kind, args)
     return _ask(client, options, _alive(client, options.run), options.kind, args)
@@ -36,6 +37,7 @@ def halt(options: argparse.Namespace) -> int:
     """Ask a run to end; one rank is enough, since its Guard tells the others."""
     args = {"reason": options.reason} if options.reason else {}
     client = Client(options)
+    options.run = client.run(options.run)
     alive = _alive(client, options.run)
     ranks = [options.rank] if options.rank in alive else alive[:1]
     return _ask(client, options, ranks, "halt", args)

@@ -22,7 +22,9 @@ def diagnose(options: argparse.Namespace) -> int:
         raise CommandError("name a run, or a spool with --spool DIR", USAGE)
     from gradwarden_server.cli.reading import Client  # a spool needs no HTTP client
 
-    told = Client(options).call("GET", f"/v1/runs/{quote(options.run, safe='')}/diagnosis")
+    client = Client(options)
+    run = client.run(options.run)
+    told = client.call("GET", f"/v1/runs/{quote(run, safe='')}/diagnosis")
     if options.json:
         print(json.dumps(told, indent=2))
     else:

@@ -30,6 +30,8 @@ _SUFFIXES = {
 
 def export(options: argparse.Namespace) -> int:
     """Write a run to a file or to standard output; a file appears when it is complete."""
+    client = Client(options)
+    options.run = client.run(options.run)
     form = options.format or _SUFFIXES.get(Path(options.output or "").suffix, "jsonl")
     target = _target(options, form)
     if target is None and options.json:
@@ -37,7 +39,7 @@ def export(options: argparse.Namespace) -> int:
     bounds = {"from": options.first, "to": options.last}
     params = {"format": form, **{n: v for n, v in bounds.items() if v is not None}}
     path = f"/v1/runs/{quote(options.run, safe='')}/export"
-    with Client(options).stream(path, params) as answer, _open(target) as file:
+    with client.stream(path, params) as answer, _open(target) as file:
         size = _copy(answer, file, options, target)
     if target is not None:
         told = {"run": options.run, "format": form, "file": str(target), "bytes": size}

@@ -62,19 +62,27 @@ def acknowledged(options: argparse.Namespace, alert: int, note: str) -> int:
 
 
 def _list(options: argparse.Namespace) -> int:
+    client = Client(options)
     query = {"state": options.state, "limit": str(options.limit)}
     for name in ("run", "severity", "alertname"):
         if getattr(options, name):
             query[name] = getattr(options, name)
-    page = Client(options).call("GET", "/v1/alerts", params=query)
+    if options.run:
+        query["run"] = client.run(options.run)
+    page = client.call("GET", "/v1/alerts", params=query)
     if options.json:
         print(json.dumps(page, indent=2))
         return DONE
     items = [
-        {**a, "run": a["labels"].get("run"), "summary": a["annotations"].get("summary")}
+        {
+            **a,
+            "run": a["labels"].get("run"),
+            "name": a["labels"].get("run_name"),
+            "summary": a["annotations"].get("summary"),
+        }
         for a in page["items"]
     ]
-    columns = ("id", "severity", "state", "alertname", "run", "active_at", "summary")
+    columns = ("id", "severity", "state", "alertname", "run", "name", "active_at", "summary")
     table(columns, items, f"no alerts in state {options.state}")
     return DONE
 
@@ -99,10 +107,11 @@ def _show(options: argparse.Namespace, alert: int) -> int:
 
 
 def _facts(found: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
-    for name, value in found.items():
-        if not isinstance(value, dict | list):
-            yield name, value
-    yield from found["annotations"].items()
+    said = {name: value for name, value in found.items() if not isinstance(value, dict | list)}
+    said |= found["annotations"]
+    if found["first_action"]:
+        said.pop("first_action", None)  # told below, with its command
+    yield from said.items()
     impact, saved, action = (found[n] for n in ("impact", "last_checkpoint", "first_action"))
     if impact:
         hours = f"{impact['gpu_hours']:.3g} {impact['devices']}-hours"

@@ -94,7 +94,7 @@ def _alerts(commands: argparse._SubParsersAction[Parser]) -> None:
         help="list (default), show ID, ack ID, note ID TEXT, or stats; a number shows that alert",
     )
     alerts.add_argument("--state", default="pending,firing", help="default: pending,firing")
-    alerts.add_argument("--run", help="of this run only")
+    alerts.add_argument("--run", help="of this run only, by its identifier or name")
     alerts.add_argument("--severity", choices=("page", "ticket", "note"), help="of this only")
     alerts.add_argument("--alertname", help="of this name only")
     alerts.add_argument("--limit", type=int, default=50, help="at most so many (50)")

@@ -16,9 +16,13 @@ from rich.table import Table
 from rich.text import Text
 
 from gradwarden_server.cli.faults import DONE, NO, REFUSED, UNREACHABLE, USAGE, CommandError
+from gradwarden_server.notify.routes import GROUP_BY
 
 _TIMEOUT_SECONDS = 30.0
 _WIDEST = 10_000
+_NO_SUCH = (400, 404)  # a name may be no identifier at all
+_LONGEST_QUERY = 200
+_NAMED = 10
 
 
 class Client:
@@ -45,15 +49,41 @@ class Client:
         raise _refusal(answer)
 
     def knows(self, run: str) -> bool:
-        """Whether there is a run of that name.
+        """Whether there is a run of that identifier.
 
         Raises:
             CommandError: nobody answers, or the answer is a refusal.
         """
         answer = self._answer("GET", f"/v1/runs/{quote(run, safe='')}")
-        if not answer.is_success and answer.status_code != 404:
+        if not answer.is_success and answer.status_code not in _NO_SUCH:
             raise _refusal(answer)
         return answer.is_success
+
+    def run(self, said: str) -> str:
+        """The identifier of the run that somebody means: by that, or by its name where one has it.
+
+        What nobody knows comes back as it was said, for the service to refuse.
+
+        Raises:
+            CommandError: several runs have the name; or nobody answers, or the answer is a refusal.
+        """
+        if self.knows(said):
+            return said
+        named: list[str] = []
+        query: dict[str, str] = {"q": said[:_LONGEST_QUERY], "limit": "1000"}
+        while True:
+            page = self.call("GET", "/v1/runs", params=query)
+            named += [run["run"] for run in page["items"] if run["name"] == said]
+            if page["next_cursor"] is None:
+                break
+            query["cursor"] = page["next_cursor"]
+        if len(named) > 1:
+            raise CommandError(
+                f"{len(named)} runs are called {said!r}; name one by its identifier: "
+                f"{', '.join(named[:_NAMED])}{', ...' if len(named) > _NAMED else ''}",
+                USAGE,
+            )
+        return named[0] if named else said
 
     @contextmanager
     def stream(self, path: str, params: Mapping[str, Any]) -> Iterator[httpx.Response]:
@@ -100,7 +130,8 @@ def runs(options: argparse.Namespace) -> int:
     """List runs, or show one."""
     client = Client(options)
     if options.run:
-        return _show(client.call("GET", f"/v1/runs/{options.run}"), options.json)
+        path = f"/v1/runs/{quote(client.run(options.run), safe='')}"
+        return _show(client.call("GET", path), options.json)
     query = {"state": options.state, "q": options.query, "limit": str(options.limit)}
     page = client.call("GET", "/v1/runs", params=query)
     if options.json:
@@ -145,7 +176,7 @@ def routes(options: argparse.Namespace) -> int:
         {
             "receiver": route["receiver"],
             "matchers": ", ".join(route["matchers"]) or "everything",
-            "group_by": ", ".join(route["group_by"] or ()) or "by severity",
+            "group_by": _grouped(route["group_by"]),
             "escalates_to": (route["escalate"] or {}).get("receiver"),
             "goes_on": "yes" if route["goes_on"] else "no",
         }
@@ -154,6 +185,13 @@ def routes(options: argparse.Namespace) -> int:
     columns = ("receiver", "matchers", "group_by", "escalates_to", "goes_on")
     table(columns, items, "nobody is told of such alerts")
     return DONE if items else NO
+
+
+def _grouped(by: Sequence[str] | None) -> str:
+    """By which labels a route groups; without a word of its own, by the severity's."""
+    if by is not None:
+        return ", ".join(by) or "nothing but the project"
+    return "; ".join(f"{severity}s: {', '.join(names)}" for severity, names in GROUP_BY.items())
 
 
 def dead_letters(options: argparse.Namespace) -> int:

@@ -23,7 +23,8 @@ ESCALATE_SECONDS = 15 * 60.0
 _WAIT_SECONDS = {"page": 0.0, "ticket": 30.0}
 _INTERVAL_SECONDS = {"page": 30.0, "ticket": 300.0}
 # A second, different page of the same run is another incident; its tickets are one.
-_GROUP_BY = {"page": ("run", "alertname"), "ticket": ("run",)}
+GROUP_BY = {"page": ("run", "alertname"), "ticket": ("run",)}
+"""What alerts of a severity share to be one group, where their route does not say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +93,7 @@ class Route:
     def lane(self, alert: Alert) -> Lane:
         """The group of this route that an alert belongs to."""
         labels = alert.labels
-        names = list(_GROUP_BY[alert.severity] if self.group_by is None else self.group_by)
+        names = list(GROUP_BY[alert.severity] if self.group_by is None else self.group_by)
         if self.group_by is None and "run" not in labels and "alertname" not in names:
             names.append("alertname")
         # The project is part of every group: two teams may give their runs the same name.
