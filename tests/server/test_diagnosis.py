@@ -480,6 +480,19 @@ def test_what_was_watched_and_silent_is_ruled_out_and_what_was_blind_is_not() ->
     assert finding.confidence == "high"
 
 
+def test_what_follows_from_a_cause_is_not_told_as_another_cause_of_it() -> None:
+    behind = alert("NonFiniteGradient", 1000, bracket="between the loss or the input and head")
+    both = (alert("NonFiniteLoss", 1000), behind)
+    found = told(case(*both, coverage=armed("NonFiniteGradient")))
+    (chain,) = chains(found)
+    assert chain == ["NonFiniteLoss", "NonFiniteGradient"]
+    root = found.finding(found.stories[0].root)
+    assert "NonFiniteGradient" not in {i.what for i in (*root.ruled_out, *root.not_ruled_out)}
+    apart = told(case(alert("NonFiniteLoss", 1000), alert("ExplodingGradient", 100, until=200)))
+    loss = next(f for f in apart.findings if f.name == "NonFiniteLoss")
+    assert "ExplodingGradient" in {i.what for i in loss.not_ruled_out}
+
+
 def test_a_rate_that_climbed_step_by_step_is_not_ruled_out() -> None:
     series = Stored({"lr": {s: 1e-3 * 1.05 ** max(0, s - 900) for s in range(1001)}})
     (finding,) = told(case(SICK), series).findings

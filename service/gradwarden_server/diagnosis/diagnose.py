@@ -107,7 +107,7 @@ class _Writer:
         else:
             one = silent.told(self._case, one)
             words = _cause(one, pattern)
-            out, left = evidence.rivals(self._case, self._series, one, pattern, self._found)
+            out, left = evidence.rivals(self._case, self._series, one, pattern, story, self._found)
             confidence, why = _sure(pattern, out, left)
             acts = self._acts(one, pattern, story)
         rank = one.rank

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from statistics import median
 
 from gradwarden_server.diagnosis import links
@@ -128,12 +128,21 @@ def _apart(one: float, other: float) -> float:
 
 
 def rivals(
-    case: Case, series: Series, one: Incident, pattern: Pattern, found: list[Incident]
+    case: Case,
+    series: Series,
+    one: Incident,
+    pattern: Pattern,
+    story: Sequence[Incident],
+    found: list[Incident],
 ) -> tuple[tuple[Excluded, ...], tuple[Excluded, ...]]:
-    """Other causes: those that something speaks against, and those that nothing does."""
+    """Other causes: those that something speaks against, and those that nothing does.
+
+    What follows in the story that ``one`` begins is told there, and is no other cause.
+    """
+    follows = {other.name for other in story if other.id != one.id}
     out: list[Excluded] = []
     left: list[Excluded] = []
-    for alert in pattern.rivals:
+    for alert in (name for name in pattern.rivals if name not in follows):
         known = next((i for i in found if i.name == alert and i.order <= one.order), None)
         watch = case.watch(alert)
         if known is not None:
