@@ -228,6 +228,7 @@ def test_earlier_alerts_of_the_same_layer_come_first_with_how_they_ended(house: 
 def test_what_is_noisy_stands_first_in_the_statistics(house: Service) -> None:
     sicken(house, "counted")
     alert = alert_of(house, "counted")["id"]
+    notified(house, alert)
     house.call("POST", f"/v1/alerts/{alert}/ack")
     told = house.get("/v1/alerts/stats", params={"days": "1"})
     (of_name,) = (one for one in told["items"] if one["alertname"] == "NonFiniteGradient")
@@ -240,12 +241,12 @@ def test_what_is_noisy_stands_first_in_the_statistics(house: Service) -> None:
 
 
 def incident(name: str, fired: int, over: int | None, **more: Any) -> Outcome:
-    noted = more.pop("noted", False)
+    noted, told = more.pop("noted", False), more.pop("told", True)
     base = firing(name=name, severity=more.pop("severity", "page"))
     ended = None if over is None else over * SECOND
     state = "firing" if over is None else "resolved"
     times = {"active_ns": fired * SECOND, "fired_ns": fired * SECOND, "resolved_ns": ended}
-    return Outcome(replace(base, **{"told": True, "state": state, **times, **more}), noted)
+    return Outcome(replace(base, **{"told": True, "state": state, **times, **more}), noted, told)
 
 
 def test_statistics_count_what_was_told_acted_on_and_flapping() -> None:

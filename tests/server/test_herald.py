@@ -18,6 +18,7 @@ from gradwarden_server.notify.routefile import Paging
 from gradwarden_server.notify.routes import Escalation, Route, Routing, Storm
 from gradwarden_server.notify.spec import Receiver
 from gradwarden_server.store import tables
+from gradwarden_server.store.alerts.casebook import Casebook
 from gradwarden_server.store.alerts.groups import GroupStore
 from gradwarden_server.store.alerts.ledger import AlertLedger
 from gradwarden_server.store.alerts.letters import Letters
@@ -190,6 +191,18 @@ def test_what_ended_before_it_was_tried_is_not_sent_at_all(office: Office) -> No
     office.say("r1", well())
     assert office.tell() == []
     assert office.outbox.counts() == {"superseded": 1}
+
+
+def test_what_was_over_before_a_message_left_was_told_to_nobody(database: Database) -> None:
+    office = Office(database, replace(AT_ONCE, group_wait_seconds=30.0))
+    office.say("brief", sick())
+    office.later(5)
+    office.say("brief", well())
+    office.say("lasting", sick())
+    office.later(60)
+    assert office.tell() == ["firing lasting:firing"]
+    outcomes = Casebook(database).outcomes("default", 0)
+    assert {one.alert.run: one.told for one in outcomes} == {"brief": False, "lasting": True}
 
 
 def test_an_end_waits_behind_a_beginning_that_is_on_its_way(office: Office) -> None:

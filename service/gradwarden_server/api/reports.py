@@ -112,7 +112,7 @@ def fleet_summary(who: Reader, parts: PartsDep) -> FleetFace:
     told = [
         one
         for one in parts.casebook.outcomes(who.project, now_ns - 30 * _DAY_NS)
-        if one.alert.told and one.alert.severity in ("page", "ticket")
+        if one.told and one.alert.severity in ("page", "ticket")
     ]
     acted = sum(one.noted or one.alert.acked_ns is not None for one in told)
     current = parts.silences.current(who.project, now_ns)

@@ -49,7 +49,7 @@ def _of(
     timed: set[int],
     stepped_ns: Callable[[Alert], int | None],
 ) -> AlertStats:
-    told = [one for one in held if one.alert.told and one.alert.severity in _TOLD]
+    told = [one for one in held if one.told and one.alert.severity in _TOLD]
     acted = sum(one.noted or one.alert.acked_ns is not None for one in told)
     detect, acknowledge, resolve = [], [], []
     for one in held:

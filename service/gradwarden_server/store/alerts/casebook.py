@@ -36,10 +36,11 @@ class Concerned:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How one incident went; ``noted`` whether anybody wrote of it."""
+    """How one incident went: whether anybody wrote of it, and whether a message of it arrived."""
 
     alert: Alert
     noted: bool
+    told: bool
 
 
 class Casebook:
@@ -111,15 +112,21 @@ class Casebook:
         """Every incident that fired since a moment, oldest first."""
         line = t.alert_transition
         noted = exists().where(line.c.alert_id == t.alert.c.id, line.c.reason == NOTED)
+        # A firing that was let through may have been over before its group's message left.
+        spoken = exists().where(
+            t.telling.c.alert_id == t.alert.c.id,
+            t.outbox.c.id == t.telling.c.outbox_id,
+            t.outbox.c.state == "sent",
+        )
         query = (
             of_project(project)
-            .add_columns(noted.label("noted"))
+            .add_columns(noted.label("noted"), spoken.label("spoken"))
             .where(t.alert.c.fired_ns >= since_ns, t.run.c.deleted_ns.is_(None))
             .order_by(t.alert.c.fired_ns, t.alert.c.id)
         )
         with self._database.read() as connection:
             rows: Sequence[Row[Any]] = connection.execute(query).all()
-        return [Outcome(as_alert(row), bool(row.noted)) for row in rows]
+        return [Outcome(as_alert(row), bool(row.noted), bool(row.spoken)) for row in rows]
 
     def firing_since(self, project: str, since_ns: int) -> list[Mapping[str, str]]:
         """The labels of every alert that fired at any time since a moment."""
