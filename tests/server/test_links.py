@@ -107,10 +107,22 @@ def test_a_link_from_a_message_acknowledges_when_its_button_is_pressed(
     assert "Acknowledged" in done.text
     assert service.get(f"/v1/alerts/{number}")["acknowledged_by"] == "link in linked"
     assert audited(service, "alert.acknowledge") == [("link in linked", str(number))]
-    visit(service, "POST", url)
+    for method in ("GET", "POST"):
+        again = visit(service, method, url)
+        assert "Already acknowledged by link in linked at 20" in again.text
+        assert "<button>" not in again.text
     assert len(audited(service, "alert.acknowledge")) == 1
     token = url.rpartition("/")[2]
     assert token not in service.log_text()
+
+
+def test_a_link_says_who_without_a_token_took_care(
+    service: Service, receiver: LocalReceiver
+) -> None:
+    poison(service, "theirs")
+    url = annotations_of(receiver, "theirs")["ack_url"]
+    service.call("POST", f"/v1/alerts/{alert_of(service, 'theirs')['id']}/ack")
+    assert "Already acknowledged by someone on this machine at" in visit(service, "GET", url).text
 
 
 def test_a_receiver_that_asked_for_none_gets_no_links(

@@ -22,6 +22,8 @@ from gradwarden_server.model import DEFAULT_PROJECT
 from gradwarden_server.settings import Settings
 from gradwarden_server.store.tokens import Scope, TokenRecord, TokenStore, digest
 
+ANONYMOUS = "loopback"
+"""The actor where no token exists: anybody on this machine."""
 COOKIE = "gradwarden_session"
 PROJECT_HEADER = "Gradwarden-Project"
 Need = Literal["ingest", "read", "admin", "any"]
@@ -131,7 +133,7 @@ class Doorman:
             return None
         _refuse_foreign_page(request)
         project = _asked_project(request) or DEFAULT_PROJECT
-        return Principal(project, "admin", "loopback", None)
+        return Principal(project, "admin", ANONYMOUS, None)
 
     async def _authenticate(self, secret: str) -> TokenRecord | None:
         key, now, now_ns = digest(secret), time.monotonic(), time.time_ns()

@@ -15,6 +15,7 @@ from fastapi import APIRouter, Path
 from fastapi.responses import HTMLResponse
 from starlette.concurrency import run_in_threadpool
 
+from gradwarden_server.api.access import ANONYMOUS
 from gradwarden_server.api.deps import CREDENTIALS, Admin, Parts, PartsDep
 from gradwarden_server.api.pages import page
 from gradwarden_server.api.plain import rfc3339
@@ -48,6 +49,8 @@ async def ask(token: Token, parts: PartsDep) -> HTMLResponse:
     alerts = await run_in_threadpool(_meant, link, parts)
     if not alerts:
         return _over(link)
+    if _cared_for(link, alerts):
+        return _already(link, alerts)
     does = _DOES[link.action]
     button = f'<form method="post"><button>{does}</button></form>'
     return _answer(f"{does}?", f"{_said(link)}{_listed(alerts)}{button}")
@@ -62,6 +65,8 @@ async def act(token: Token, parts: PartsDep) -> HTMLResponse:
     alerts = await run_in_threadpool(_meant, link, parts)
     if not alerts:
         return _over(link)
+    if _cared_for(link, alerts):
+        return _already(link, alerts)
     actor = f"link in {link.receiver}"
     if link.action == "ack":
         numbers = [alert.id for alert in alerts if alert.id is not None]
@@ -118,6 +123,23 @@ def _over(link: Link) -> HTMLResponse:
     return _answer("Nothing to do", f"<p>Nothing of this fires any more.</p>{_said(link)}")
 
 
+def _cared_for(link: Link, alerts: Sequence[Alert]) -> bool:
+    """Whether there is nothing left to acknowledge."""
+    return link.action == "ack" and all(alert.acked_ns is not None for alert in alerts)
+
+
+def _already(link: Link, alerts: Sequence[Alert]) -> HTMLResponse:
+    last = max(alerts, key=lambda alert: alert.acked_ns or 0)
+    words = f"<p>Already {html.escape(_acknowledged(last))}.</p>"
+    return _answer("Already acknowledged", f"{words}{_said(link)}{_listed(alerts)}")
+
+
+def _acknowledged(alert: Alert) -> str:
+    who = "someone on this machine" if alert.acked_by == ANONYMOUS else alert.acked_by
+    at = rfc3339(alert.acked_ns) or ""
+    return f"acknowledged by {who} at {at[:16].replace('T', ' ')} UTC"
+
+
 def _said(link: Link) -> str:
     rows = (f"<li>{html.escape(k)}: {html.escape(v)}</li>" for k, v in sorted(link.labels.items()))
     return f"<ul>{''.join(rows)}</ul>"
@@ -133,7 +155,7 @@ def _line(alert: Alert) -> str:
     text = f"{alert.alertname}: {alert.annotations.get('summary', '')}".removesuffix(": ")
     if run := alert.labels.get("run_name"):
         text = f"{run}: {text}"
-    return f"{text} (acknowledged by {alert.acked_by})" if alert.acked_by else text
+    return f"{text} ({_acknowledged(alert)})" if alert.acked_by else text
 
 
 def _answer(title: str, body: str, status: int = 200) -> HTMLResponse:
