@@ -235,6 +235,11 @@ def test_the_dashboard_is_served_under_its_routes_and_never_over_the_api(service
         assert b"dependencies" not in answer.content
         assert answer.status_code in (200, 404)
     problem(service.call("DELETE", "/v1/runs"), 405, "method-not-allowed")
+    for path in ("/", "/runs/some-run", "/docs", "/runbooks/Watchdog", "/-/healthy"):
+        asked, looked = service.call("GET", path), service.call("HEAD", path)
+        assert (looked.status_code, looked.content) == (asked.status_code, b"")
+        assert looked.headers["content-type"] == asked.headers["content-type"]
+    assert service.call("HEAD", "/v1/runs").status_code == 405
 
 
 def test_runbooks_are_pages_and_their_text_is_never_markup(service: Service) -> None:

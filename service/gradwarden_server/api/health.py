@@ -20,6 +20,7 @@ class Healthy(BaseModel):
     status: str = "ok"
 
 
+@router.head("/-/healthy", include_in_schema=False)
 @router.get("/-/healthy", summary="The process answers")
 async def healthy() -> Healthy:
     """A probe that fails here should restart the process."""

@@ -35,16 +35,17 @@ _NOT_BUILT = (
     '<a href="/docs">see its pages</a>.</p>'
 )
 _MARKDOWN = MarkdownIt("commonmark", {"html": False})
+_LOOKED_AT = ["GET", "HEAD"]  # the server leaves the body of an answer to HEAD out
 _OURS = ("v1/", "l/", "api/", "-/", "assets/", "runbooks/", "metrics")
 
 
-@router.get("/-/page.css")
+@router.api_route("/-/page.css", methods=_LOOKED_AT)
 async def style() -> Response:
     """The style of the pages below; a file of its own because inline styles are refused."""
     return Response(_STYLE, media_type="text/css", headers={"Cache-Control": "max-age=3600"})
 
 
-@router.get("/docs")
+@router.api_route("/docs", methods=_LOOKED_AT)
 async def docs(request: Request) -> HTMLResponse:
     """Every operation of the API, from its OpenAPI document."""
     document = request.app.openapi()
@@ -59,7 +60,7 @@ async def docs(request: Request) -> HTMLResponse:
     return page("API of gradwarden", link + "".join(rows))
 
 
-@router.get("/runbooks/{slug}")
+@router.api_route("/runbooks/{slug}", methods=_LOOKED_AT)
 async def runbook(slug: Annotated[str, Path(max_length=100)], request: Request) -> Response:
     """A runbook to read at three in the morning; its source for ``Accept: text/markdown``."""
     slug = slug.removesuffix(".md")  # as runbooks link to each other
@@ -72,7 +73,7 @@ async def runbook(slug: Annotated[str, Path(max_length=100)], request: Request) 
     return page(slug, _MARKDOWN.render(text.removeprefix(f"# {slug}\n")))
 
 
-@router.get("/assets/{name:path}")
+@router.api_route("/assets/{name:path}", methods=_LOOKED_AT)
 async def asset(name: str) -> Response:
     """A file of the dashboard; where its name holds its hash it may be kept for ever."""
     file = _inside(assets.WEB / "assets", name)
@@ -82,10 +83,12 @@ async def asset(name: str) -> Response:
     return FileResponse(file, headers={"Cache-Control": keep})
 
 
-@router.get("/{path:path}")
-async def dashboard(path: str, parts: PartsDep) -> Response:
+@router.api_route("/{path:path}", methods=_LOOKED_AT)
+async def dashboard(path: str, request: Request, parts: PartsDep) -> Response:
     """The single page app under every path of its own; files of its root beside it."""
     if path.startswith(_OURS):
+        if request.method == "HEAD":  # this route takes it before one that only knows GET
+            raise Problem("method-not-allowed", "HEAD: ask with GET")
         raise Problem("not-found", f"path: {'/' + path[:200]!r}; see /docs for what there is")
     file = _inside(assets.WEB, path) if path and "/" not in path else None
     index = assets.WEB / "index.html"
