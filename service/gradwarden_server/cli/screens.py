@@ -79,10 +79,9 @@ def fleet(
             _text(run["reason"] or run["status"]),
             style="reverse" if at == chosen else "",
         )
-    if not runs:
-        grid.add_row("", _text("no runs yet; call gradwarden.watch(model, optimizer) in one"))
+    none = Text("no runs yet; call gradwarden.watch(model, optimizer) in one")
     below = [_alert(alert) for alert in firing[:5]]
-    return Group(head, Text(), grid, Text(), *below, foot)
+    return Group(head, Text(), grid if runs else none, Text(), *below, foot)
 
 
 def one_run(told: Mapping[str, Any], height: int, foot: Text) -> RenderableType:
