@@ -5,7 +5,8 @@ endpoint of a real ``gradwarden serve``. At random moments one of them has a NaN
 from the moment that its frame names until a receiver on this machine is told. Beside it the same
 incidents go through Prometheus and Alertmanager, once by their usual intervals (scrape 15 s,
 evaluation 15 s, group_wait 30 s) and once as fast as they can be told to look (1 s, 1 s, 0 s).
-The last line of stdout is one JSON object.
+Storms are not folded here: each incident is to be told by itself, on all sides. The last line of
+stdout is one JSON object.
 
     python benchmarks/alert_latency.py
     python benchmarks/alert_latency.py --incidents 20 --ranks 40 --peer-incidents 0
@@ -173,7 +174,7 @@ def _serve(folder: Path, pager: Pager) -> tuple[subprocess.Popen[str], int]:
     receivers = folder / "receivers.yaml"
     receivers.write_text(
         f"receivers:\n  - name: pager\n    type: webhook\n    url: {pager.url}\n"
-        "    allow_private: true\n"
+        "    allow_private: true\nroutes:\n  - receiver: pager\n    storm: false\n"
     )
     words = ["serve", "--port", "0", "--db", f"sqlite:///{folder / 'gw.sqlite'}"]
     process = subprocess.Popen(
