@@ -27,6 +27,11 @@ from gradwarden_server.store.alerts.outbox import Outbox, enqueue
 from gradwarden_server.store.database import Database
 
 T = TypeVar("T")
+# Each page and ticket by itself and at once: these tests count what arrives.
+EACH_AT_ONCE = (
+    "routes:\n  - receiver: pager\n    group_wait_seconds: 0\n"
+    "    group_interval_seconds: 0\n    storm: false\n"
+)
 SECOND = 1_000_000_000
 PATIENCE = 60.0  # how long a test waits before it calls a thing hung; never a thing it measures
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import psycopg
 
 from tests.conftest import PostgresServer
-from tests.server.pager import PATIENCE, local_receiver
+from tests.server.pager import EACH_AT_ONCE, PATIENCE, local_receiver
 from tests.server.siege import SICK_EVERY, Trainer, announce, check_kept, check_told, until
 from tests.server.traffic import batch, begin, frame, problem, send
 from tests.service import Service
@@ -54,7 +54,7 @@ def test_postgres_restarts_in_the_middle_of_writing(
     with local_receiver() as pager:
         receivers = (
             f"receivers:\n  - name: pager\n    type: webhook\n    url: {pager.url}\n"
-            "    allow_private: true\n"
+            f"    allow_private: true\n{EACH_AT_ONCE}"
         )
         service = Service(tmp_path, db=db, receivers=receivers)
         runs = ["sick-0", "well-1"]

@@ -12,7 +12,7 @@ from sqlalchemy import func, select
 from gradwarden_server.store import tables as t
 from gradwarden_server.store.database import Database
 from tests.server.hasty import FRAMES
-from tests.server.pager import local_receiver
+from tests.server.pager import EACH_AT_ONCE, local_receiver
 from tests.server.siege import Trainer, announce, check_kept, check_told, until
 from tests.service import Service
 
@@ -112,4 +112,5 @@ def settled(url: str) -> None:
 def _pages(url: str) -> str:
     return (
         f"receivers:\n  - name: pager\n    type: webhook\n    url: {url}\n    allow_private: true\n"
+        + EACH_AT_ONCE
     )

@@ -83,7 +83,12 @@ def test_tries_to_tell_a_receiver_are_counted(tmp_path: Path) -> None:
         outcome = service.call("POST", "/v1/receivers/hook/test").json()
         assert outcome["ok"], outcome
         assert service.get("/v1/receivers")["items"] == [
-            {"name": "hook", "type": "webhook", "severities": ["page", "ticket"]}
+            {
+                "name": "hook",
+                "type": "webhook",
+                "severities": ["page", "ticket"],
+                "links": False,
+            }
         ]
         told = ("gradwarden_deliveries_total", (("receiver", "hook"), ("result", "ok")))
         assert metrics(service)[told] == len(receiver.requests) == 2, "firing, then resolved"

@@ -50,7 +50,7 @@ def service(
     receivers = "receivers:\n" + "".join(
         f"  - {{name: {name}, type: webhook, url: '{pager}/{path}', allow_private: true,"
         " severities: [page, ticket]}\n"
-        for name, path in (("ops", "takes"), ("nobody", "refuses"))
+        for name, path in (("ops", "takes"), ("desk", "refuses"))
     )
     running = Service(tmp_path_factory.mktemp("service"), receivers=receivers)
     yield running
@@ -92,7 +92,7 @@ def test_a_phone_shows_one_card_for_a_run_and_its_cause(
     assert "Do first:" in text
     assert re.search(r"process-minute", text), "what it costs"
     assert "told: ops" in text
-    assert "not told: nobody" in text
+    assert "not told: desk" in text
     assert tab.evaluate("document.querySelectorAll('[data-incident]').length") == 3
     assert "3 firing" in tab.says("telemetry")
     assert tab.evaluate(SMALL) == 0, "a target for a thumb has 44 pixels"
@@ -164,7 +164,7 @@ def test_an_alert_tells_its_story_and_keeps_what_people_did(
     for part in ("Mitigate, safest first", "gradient norm of 1.mix", "same cause, layer"):
         text = tab.says(part)  # each panel comes when it has its data
     assert "told ops" in text
-    assert "nobody was not told" in text
+    assert "desk was not told" in text
     assert "pending → firing" in text
     assert "values before" in text
     assert re.search(r"gradient norm of 1\.mix.*NaN or Inf in \d+ steps", text, re.DOTALL)
@@ -269,12 +269,12 @@ def test_a_receiver_is_tested_and_what_never_arrived_is_sent_again(
     tab.go(f"{service.url}/settings?tab=receivers")
     tab.click("Send a test to ops")
     tab.says("took it in")
-    tab.click("Send a test to nobody")
+    tab.click("Send a test to desk")
     tab.says("did not take it: HTTP 400")
     tab.says("HTTP 400", "[aria-labelledby=dead] tbody")
     tab.picture(pictures / "settings-receivers.png")
     tried = service.get("/v1/deliveries?state=dead")["items"][0]["last_try_at"]
-    tab.click("Send again to nobody")
+    tab.click("Send again to desk")
     tab.evaluate(LEAVE)
     dead = "/v1/deliveries?state=dead,waiting,sent"
     until(lambda: tried not in [one["last_try_at"] for one in service.get(dead)["items"][:1]])

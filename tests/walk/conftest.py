@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.server.pager import PATIENCE, LocalReceiver
+from tests.server.pager import EACH_AT_ONCE, PATIENCE, LocalReceiver
 from tests.service import Service, clean_environment
 
 TRAINER = [sys.executable, "-m", "tests.walk.trainer"]
@@ -28,7 +28,7 @@ class House:
         self.pager = LocalReceiver()
         receivers = (
             f"receivers:\n  - name: pager\n    type: webhook\n    url: {self.pager.url}\n"
-            "    allow_private: true\n"
+            f"    allow_private: true\n{EACH_AT_ONCE}"
         )
         self.service = Service(folder, receivers=receivers, env=settings)
 

@@ -81,6 +81,11 @@ class Clerk:
         self._stopping.set()
         if self._thread.is_alive():
             self._thread.join()
+        try:
+            for project in self._runs.projects():
+                self._leases.release(project, self._holder)
+        except StoreError as error:
+            log.warning("leases of the books are not given back, they run out: %s", error)
 
     def round(self, now_ns: int) -> None:
         """Do what is due in every project; what goes wrong in one is its own."""
