@@ -1,16 +1,15 @@
 """Every shipped objective burned by real frames, minute by minute, by a clock in the test's hand.
 
-Frames go through the store, the evaluator and the rules as in the service; what is told when is
-computed here from the windows of the objective alone.
+Frames go through the store, the evaluator and the rules as in the service. Who must be told when is
+computed beside them by ``burn_forecast``, and every evaluation must tell just that.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -27,13 +26,13 @@ from gradwarden_server.querying.objectives import groups_of
 from gradwarden_server.querying.storage import ProjectStorage, Sources
 from gradwarden_server.slo import openslo
 from gradwarden_server.slo.compile import ALERT
-from gradwarden_server.slo.objective import Objective
 from gradwarden_server.store.judging.rulings import Rulings
+from gradwarden_server.store.log.recorded import Derived
 from gradwarden_server.store.outcomes import Outcomes
 from gradwarden_server.store.reading.sampled import Samples
 from gradwarden_server.store.records import Heartbeat
+from tests.server.burn_forecast import Forecast
 from tests.server.test_evaluator import Bench
-from tests.server.test_slo_rules import first_told
 from tests.server.test_store import PROJECT, batch
 
 SECOND = 1_000_000_000
@@ -75,6 +74,35 @@ class Burning(Bench):
         )
         self.minutes = 0
         self._seqs: dict[str, int] = {}
+
+    def trained(self, forecast: Forecast, events: int) -> None:
+        """A day of good events lies behind, as it was recorded, and behind the forecast too."""
+        every_s, day_s = 300, 86_400
+        labels = {
+            "sloth_id": self.objective.id,
+            "sloth_service": self.objective.service,
+            "sloth_slo": self.objective.name,
+            "project": PROJECT,
+            "environment": "prod",
+        }
+        times = range(self.now // SECOND - day_s, self.now // SECOND, every_s)
+        # A minute apart they would count for one minute each, of five.
+        held = 5 * events / len(times)
+        told = [
+            Derived(
+                None,
+                f"slo:sli_{kind}:increase5m",
+                labels,
+                [(at_s * SECOND, value) for at_s in times],
+                ruled=True,
+            )
+            for kind, value in (("total", held), ("bad", 0.0))
+        ]
+        self.store.database.write(
+            lambda connection: self.store.recorded.append_all(PROJECT, connection, told)
+        ).result()
+        for at_s in times:
+            forecast.recorded(at_s, 0.0, held)
 
     def start(self, run: str, ago_minutes: float = 0) -> None:
         self.store.start(run, at=self.now - round(ago_minutes * MINUTE), environment="prod")
@@ -119,15 +147,6 @@ class Burning(Bench):
         page = self.ledger.list(PROJECT, ("firing",), limit=1000)
         return [alert for alert in page.items if alert.alertname == ALERT]
 
-    def until_told(self, severity: str, most: int, step: Any) -> int:
-        """Minutes of burning until an alert of that severity fires."""
-        for burnt in range(1, most + 1):
-            step(burnt)
-            self.minute()
-            if any(alert.severity == severity for alert in self.burning()):
-                return burnt
-        raise AssertionError(f"nothing was told within {most} minutes")
-
     def left(self) -> float | None:
         storage = ProjectStorage(self.sources, PROJECT, self.now)
         return Budgets(storage, self.now // SECOND).shares(self.objective)[0].budget.left
@@ -137,115 +156,157 @@ class Burning(Bench):
         self.store.send(replace(sent, stream=replace(sent.stream, run=run)), at=self.now)
 
 
-def page_minutes(objective: Objective, share: float, a_minute: float) -> tuple[int, int]:
-    """The minute of the burn in which a page is due: by all pairs of windows, and by those that
-    are read from the counters, for the others end with a tile of five minutes."""
-    raw = replace(objective, pairs=tuple(p for p in objective.pairs if p.long_s < 6 * 3600))
-    every = first_told(objective, share, a_minute)["page"]
-    return every, min(every + 5, first_told(raw, share, a_minute)["page"])
-
-
 @pytest.fixture
-def burning(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Burning]:
-    made = Burning(tmp_path, request.param)
-    yield made
-    made.store.database.close()
+def burn(tmp_path: Path, store_url: str) -> Iterator[Callable[[str], Burning]]:
+    """Makes the bench of an objective."""
+    made: list[Burning] = []
+
+    def make(name: str) -> Burning:
+        made.append(Burning(tmp_path, name, store_url))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.store.database.close()
 
 
-@pytest.mark.parametrize("burning", ["finite-steps"], indirect=True)
-def test_bad_steps_page_at_the_computed_minute(burning: Burning) -> None:
-    """A step a second; one in ten is bad after half an hour of good ones."""
+on_both = pytest.mark.parametrize(
+    "store_url",
+    ["sqlite", pytest.param("postgresql", marks=pytest.mark.full)],
+    indirect=True,
+)
+"""Every objective on SQLite in the core tier; on PostgreSQL too in the full one."""
+
+
+def test_bad_steps_are_told_in_the_computed_evaluations(burn: Callable[[str], Burning]) -> None:
+    """A fleet that trained for a day; then one step in ten is bad."""
+    burning = burn("finite-steps")
+    forecast = Forecast(allowed=0.001, min_events=1000, least=100_000)
+    burning.trained(forecast, 120_000)
     burning.start("r")
-    for _ in range(30):
-        burning.frames("r", [False] * 60)
+    judged = [0, 0]
+
+    def minute(bad: int) -> set[str]:
+        burning.frames("r", [n < bad for n in range(190)])
+        judged[:] = judged[0] + bad, judged[1] + 190
+        forecast.count("bad", "r", burning.now / SECOND, judged[0])
+        forecast.count("total", "r", burning.now / SECOND, judged[1])
+        due = forecast.minute(burning.now / SECOND)
         burning.minute()
-    assert burning.burning() == []
-    assert burning.left() == pytest.approx(1.0)
-    soonest, latest = page_minutes(burning.objective, 0.1, 60)
-    told = burning.until_told(
-        "page", 30, lambda _: burning.frames("r", [n % 10 == 9 for n in range(60)])
-    )
-    assert soonest - 1 <= told <= latest + 1
+        return due
+
+    for _ in range(3):
+        assert minute(bad=0) == set()
+        assert burning.burning() == []
+    for burnt in range(1, 30):
+        due = minute(bad=19)
+        assert {alert.severity for alert in burning.burning()} == due, burnt
+        if due == {"page", "ticket"}:
+            break
+    else:
+        raise AssertionError("nothing was due within half an hour")
+    assert burnt > 5, "the ticket's windows are full of good steps, so it comes behind the page"
     [page] = [alert for alert in burning.burning() if alert.severity == "page"]
     assert page.labels["slo"] == "finite-steps"
     assert page.labels["environment"] == "prod"
     assert page.annotations["runbook_url"] == "http://gw.example/runbooks/SloBudgetBurn"
-    share = 0.1 * told / (30 + told)
-    assert burning.left() == pytest.approx(1 - share / 0.001, rel=0.1)
+    assert burning.left() == pytest.approx(1 - forecast.month(burning.now / SECOND) / 0.001)
 
 
-@pytest.mark.parametrize("burning", ["telemetry-freshness"], indirect=True)
-def test_silent_runs_page_at_the_computed_minute(burning: Burning) -> None:
-    """Eight runs, half of which fall silent after half an hour."""
-    runs = [f"r{n}" for n in range(8)]
+@on_both
+def test_one_sick_run_on_a_new_install_burns_no_budget(burn: Callable[[str], Burning]) -> None:
+    """Its own page speaks of it; a budget of next to nothing is not worth a ticket."""
+    burning = burn("finite-steps")
+    burning.start("r")
+    for minute in range(7):
+        burning.frames("r", [minute >= 4] * 190)
+        burning.minute()
+    left = burning.left()
+    assert left is not None
+    assert left < 0
+    assert burning.burning() == []
+    pages = burning.ledger.list(PROJECT, ("firing",), limit=1000).items
+    assert [a.alertname for a in pages if a.severity == "page"] == ["NonFiniteGradient"]
+
+
+@on_both
+def test_silent_runs_are_told_in_the_computed_evaluations(burn: Callable[[str], Burning]) -> None:
+    """Thirty-two runs, half of which fall silent."""
+    burning = burn("telemetry-freshness")
+    forecast = Forecast(allowed=0.005, min_events=200, least=4000)
+    burning.trained(forecast, 4800)
+    runs = [f"r{n}" for n in range(32)]
     for run in runs:
         burning.start(run)
-    for _ in range(30):
-        for run in runs:
-            burning.beat(run)
+    lived = dict.fromkeys(runs, 0)
+    silent = dict.fromkeys(runs, 0)
+    told = []
+    for minute in range(14):
+        for at, run in enumerate(runs):
+            quiet = max(0, minute - 4) if at < 16 else 0
+            if not quiet:
+                burning.beat(run)
+            if minute:  # time is counted from the first look at a run
+                # Silent is what was not heard for more than a minute, up to ten minutes.
+                lived[run] += quiet <= 10
+                silent[run] += 1 < quiet <= 10
+                forecast.count("total", run, burning.now / SECOND, lived[run])
+                forecast.count("bad", run, burning.now / SECOND, silent[run])
+        due = forecast.minute(burning.now / SECOND)
+        burning.minute()
+        assert {alert.severity for alert in burning.burning()} == due, minute
+        told.append(due)
+    assert told[5] == set()
+    assert {"page", "ticket"} in told
+
+
+@on_both
+def test_late_detections_are_told_in_the_computed_evaluation(
+    burn: Callable[[str], Burning],
+) -> None:
+    """NaN in four runs a minute, found half a minute late, once there are twenty detections."""
+    burning = burn("detection-delay")
+    forecast = Forecast(allowed=0.05, min_events=20)
+    told = []
+    for minute in range(6):
+        late = minute > 0
+        for number in range(4 if late else 5):
+            run = f"r{minute}-{number}"
+            burning.start(run)
+            burning.frames(run, [False, True], late_s=30 * late)
+            forecast.count("total", run, burning.now / SECOND, 1)
+            forecast.count("good", run, burning.now / SECOND, 0 if late else 1)
+        due = forecast.minute(burning.now / SECOND)
+        burning.minute()
+        assert {alert.severity for alert in burning.burning()} == due, minute
+        told.append(due)
+    assert told[3] == set()
+    assert "page" in told[-1]
+
+
+def test_a_second_failed_run_is_a_ticket_when_its_grace_is_over(
+    burn: Callable[[str], Burning],
+) -> None:
+    """Ten minutes after its end nobody can resume it unnoticed; and never a page."""
+    burning = burn("training-success")
+    for name, status in (("a", "finished"), ("b", "failed")):
+        burning.start(name, ago_minutes=30)
+        burning.frames(name, [False] * 3)
+        burning.finish(name, status)
+    for _ in range(12):
         burning.minute()
     assert burning.burning() == []
-    soonest, latest = page_minutes(burning.objective, 0.5, 8)
-
-    def silence(_: int) -> None:
-        for run in runs[:4]:
-            burning.beat(run)
-
-    told = burning.until_told("page", 12, silence)
-    # A run is silent once it was not heard for more than a minute, which is one minute later.
-    assert soonest <= told <= latest + 2
-
-
-@pytest.mark.parametrize("burning", ["detection-delay"], indirect=True)
-def test_late_detections_page_once_there_are_enough(burning: Burning) -> None:
-    """NaN in four runs a minute, found half a minute late, until the guard has its number."""
-    least = round(burning.objective.min_events)
-    assert least == 20
-    for number in range(5):
-        burning.start(f"early{number}")
-        burning.frames(f"early{number}", [False, True])
+    assert burning.left() == 0
+    burning.start("c", ago_minutes=30)
+    burning.frames("c", [False] * 3)
+    burning.finish("c", "failed")
+    for _ in range(10):
+        burning.minute()
+        assert burning.burning() == []
     burning.minute()
-    told_at = first_told(burning.objective, 1.0, 4)["page"]
-
-    def late(minute: int) -> None:
-        for number in range(4):
-            run = f"late{minute}-{number}"
-            burning.start(run)
-            burning.frames(run, [False, True], late_s=30)
-
-    told = burning.until_told("page", 20, late)
-    # Five good ones, and four late ones a minute: so many minutes until late ones are 72 % of at
-    # least twenty, which is 14.4 times the 5 % that are allowed.
-    enough = next(n for n in range(1, 20) if 4 * n + 5 >= least and 4 * n / (4 * n + 5) > 0.72)
-    assert told == pytest.approx(min(enough, told_at), abs=1)
-
-
-@pytest.fixture
-def counted(tmp_path: Path, store_url: str) -> Iterator[Burning]:
-    made = Burning(tmp_path, "training-success", store_url)
-    yield made
-    made.store.database.close()
-
-
-def test_a_second_failed_run_is_a_ticket_after_its_grace(counted: Burning) -> None:
-    """Ten minutes after its end nobody can resume it unnoticed; and never a page."""
-    for name, status in (("a", "finished"), ("b", "failed")):
-        counted.start(name, ago_minutes=30)
-        counted.frames(name, [False] * 3)
-        counted.finish(name, status)
-    for _ in range(15):
-        counted.minute()
-    assert counted.burning() == []
-    assert counted.left() == 0
-    counted.start("c", ago_minutes=30)
-    counted.frames("c", [False] * 3)
-    counted.finish("c", "failed")
-    told = counted.until_told("ticket", 20, lambda _: None)
-    # It ended at the first of these minutes, and ten more are its grace.
-    assert told == pytest.approx(11, abs=1)
-    [ticket] = counted.burning()
-    assert ticket.labels["burn"] == "count"
-    assert counted.left() == -1
-    counted.outcomes.mark(PROJECT, "c", True, "a test", counted.now, "mei").result()
-    counted.minute()
-    assert counted.burning() == []
+    [ticket] = burning.burning()
+    assert (ticket.severity, ticket.labels["burn"]) == ("ticket", "count")
+    assert burning.left() == -1
+    burning.outcomes.mark(PROJECT, "c", True, "a test", burning.now, "mei").result()
+    burning.minute()
+    assert burning.burning() == []

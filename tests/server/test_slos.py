@@ -74,7 +74,8 @@ def test_steps_are_counted_as_they_are_judged(service: Service) -> None:
     assert face["budget_left"] == pytest.approx(1 - 0.02 / 0.001, rel=0.1)
     assert face["sentence"] == "The 30-day budget is gone."
     pages = [burn for burn in face["burn"] if burn["severity"] == "page"]
-    assert {burn["word"] for burn in pages} == {"Critical"}
+    # Of a month that has hardly begun, one sick run spends all: nobody is told of that.
+    assert {burn["word"] for burn in pages} == {"Acceptable"}
     assert pages[0]["long"] == pytest.approx(20, rel=0.1)
 
 

@@ -21,7 +21,6 @@ from gradwarden_server.slo import windows
 from gradwarden_server.slo.budget import Budget, Events
 from gradwarden_server.slo.objective import WINDOW, Objective
 
-_TILED_FROM_S = 6 * windows.HOUR
 _OWN = (NAME, "sloth_id", "sloth_service", "sloth_slo", "sloth_window")
 _SPENDERS = ("run", "run_name", "owner")
 _Key = tuple[tuple[str, str], ...]
@@ -140,7 +139,7 @@ class Budgets:
             yield Share(dict(key), budgets.of(objective, events, mine))
 
     def _events(self, objective: Objective, window_s: int, tiled: bool) -> dict[_Key, Events]:
-        if tiled and window_s >= _TILED_FROM_S:
+        if tiled and window_s >= compiling.TILED_FROM_S:
             queries = [compiling.tiled(objective, kind, window_s) for kind in ("bad", "total")]
         elif objective.slice_s:
             queries = list(_sliced(objective, window_s))

@@ -11,7 +11,16 @@ from gradwarden_server.slo.objective import Count, Period
 
 PREFIX = "gradwarden.dev/"
 
-_KNOWN = ("windows", "count", "min-events", "page-environment", "interval", "on", "unit")
+_KNOWN = (
+    "windows",
+    "count",
+    "min-events",
+    "min-budget",
+    "page-environment",
+    "interval",
+    "on",
+    "unit",
+)
 _COUNT = re.compile(r"(\d{1,4}) of (\d{1,5})\Z")
 
 
@@ -45,6 +54,13 @@ def annotated(document: Document, period: Period | None, target: float) -> dict[
         told["min_events"] = (
             float(least) if least is not None else float(round(1 / (1 - target), 6))
         )
+    budget = held.get("min-budget", "0")
+    if not budget.isdecimal():
+        document.wrong(where + "min-budget", f"is {budget!r}; a whole number, 0 for none")
+    elif count is not None and "min-budget" in held:
+        document.wrong(where + "min-budget", "what is counted has no burn rate; leave it out")
+    else:
+        told["min_budget"] = float(budget)
     if "interval" in held:
         try:
             told["interval_s"] = windows.seconds(held["interval"])

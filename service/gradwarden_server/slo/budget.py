@@ -98,7 +98,8 @@ def of(
             pair,
             burn_rate(objective, windows.get(pair.long_s)),
             burn_rate(objective, windows.get(pair.short_s)),
-            _total(windows.get(pair.long_s)) >= objective.min_events,
+            _total(windows.get(pair.long_s)) >= objective.min_events
+            and period.total >= objective.least,
         )
         for pair in objective.pairs
     )

@@ -4,8 +4,9 @@ What comes out is the content of a rule file, so that the service, promtool and 
 read the same. Recorded names and labels are Sloth's (``slo:sli_error:ratio_rate5m``), so that its
 dashboards find them.
 
-Windows below six hours are read from the counters themselves. Longer ones add up tiles of five
-minutes that were recorded before: a month of a thousand runs is then a few thousand points.
+Windows below six hours are read from the counters themselves. Longer ones add up what was recorded
+each minute of the last five: a month of a thousand runs is then one series, and every event counts
+five times, so that none between two counters' points is left out and a window ends with the minute.
 """
 
 from __future__ import annotations
@@ -18,11 +19,12 @@ from gradwarden_server.slo.objective import WINDOW, Objective
 
 ALERT = "SloBudgetBurn"
 TILE_S = 300
-_TILED_FROM_S = 6 * windows.HOUR
+TILED_FROM_S = 6 * windows.HOUR
+_TILE_EVERY_S = 60
 # What an alert reads must be younger than the look-back of five minutes; the period's own numbers
-# are for dashboards, and cost the most.
-_TILE_EVERY = _LONG_EVERY = "2m"
+# move slowly, and cost the most.
 _PERIOD_EVERY = "4m"
+_PERIOD_EVENTS = "slo:period_events:total"
 _OF_A_RUN = "project, environment"
 
 Group = dict[str, Any]
@@ -41,22 +43,20 @@ def groups(objective: Objective, url: str = "") -> list[Group]:
             _group(objective, "count", f"{objective.interval_s}s", [_count_alert(objective, url)])
         ]
     held = windows.all_windows(objective.pairs)
-    short = [w for w in held if w < _TILED_FROM_S]
-    long = [w for w in held if w >= _TILED_FROM_S]
+    short = [rule for w in held if w < TILED_FROM_S for rule in _window(objective, w)]
+    long = [rule for w in held if w >= TILED_FROM_S for rule in _window(objective, w)]
     alerts = list(_burn_alerts(objective, url))
     made = []
     if objective.slice_s:
         made.append(
             _group(objective, "slices", windows.words(objective.slice_s), _slices(objective))
         )
-    made.append(_group(objective, "tiles", _TILE_EVERY, _tiles(objective)))
+    tiles = [*_tiles(objective), *long]
+    if not short:
+        tiles += alerts
+    made.append(_group(objective, "tiles", windows.words(_TILE_EVERY_S), tiles))
     if short:
-        rules = [rule for w in short for rule in _window(objective, w)]
-        made.append(_group(objective, "short", f"{objective.interval_s}s", [*rules, *alerts]))
-    if long:
-        rules = [rule for w in long for rule in _window(objective, w)]
-        rules += [] if short else alerts
-        made.append(_group(objective, "long", _LONG_EVERY, rules))
+        made.append(_group(objective, "short", f"{objective.interval_s}s", [*short, *alerts]))
     made.append(_group(objective, "period", _PERIOD_EVERY, list(_period(objective))))
     return made
 
@@ -112,9 +112,9 @@ def bad_in(objective: Objective, window: str) -> str:
 
 
 def tiled(objective: Objective, kind: str, window_s: int) -> str:
-    """``total`` or ``bad`` within a window, from recorded tiles."""
+    """``total`` or ``bad`` within a window, from recorded tiles, which lie a minute apart."""
     selector = _selector(f"slo:sli_{kind}:increase5m", objective)
-    return f"sum_over_time({selector}[{windows.words(window_s)}:5m])"
+    return f"sum_over_time({selector}[{windows.words(window_s)}]) / {TILE_S // _TILE_EVERY_S}"
 
 
 def ratio_name(window_s: int) -> str:
@@ -171,7 +171,7 @@ def _slices(objective: Objective) -> list[Rule]:
 
 def _window(objective: Objective, window_s: int) -> Iterator[Rule]:
     window = {"sloth_window": windows.words(window_s)}
-    if window_s >= _TILED_FROM_S:
+    if window_s >= TILED_FROM_S:
         events, spoilt = tiled(objective, "total", window_s), tiled(objective, "bad", window_s)
     else:
         events, spoilt = total(objective, window_s), bad(objective, window_s)
@@ -188,6 +188,7 @@ def _period(objective: Objective) -> Iterator[Rule]:
     spoilt, events = tiled(objective, "bad", period_s), tiled(objective, "total", period_s)
     share = f"({spoilt}) / (({events}) > 0)"
     yield _record(objective, ratio_name(period_s), share, window)
+    yield _record(objective, _PERIOD_EVENTS, events)
     yield _record(objective, "slo:objective:ratio", f"vector({_number(objective.target)})")
     yield _record(objective, "slo:error_budget:ratio", f"vector({_number(objective.allowed)})")
     yield _record(objective, "slo:time_period:days", f"vector({objective.period.days:g})")
@@ -233,7 +234,11 @@ def _burning(objective: Objective, urgency: str, where: str = "") -> str:
             events = _series(total_name(pair.long_s), objective, where)
             held.append(f"{events} >= {_number(objective.min_events)}")
         parts.append(" and ".join(f"max without (sloth_window) ({one})" for one in held))
-    return " or ".join(f"({part})" for part in parts)
+    told = " or ".join(f"({part})" for part in parts)
+    if told and objective.min_budget > 0:
+        least = f"{_series(_PERIOD_EVENTS, objective, where)} >= {_number(objective.least)}"
+        told = f"({told}) and {least}"
+    return told
 
 
 def _burn_alert(objective: Objective, urgency: str, expression: str, speed: str, url: str) -> Rule:

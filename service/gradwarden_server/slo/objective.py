@@ -68,6 +68,8 @@ class Objective:
         slice_s: Length of a time slice in seconds; 0 where events are counted.
         slice_target: Share of good events above which a slice is good.
         min_events: Events in the long window below which nobody is told of a burn.
+        min_budget: Bad events that the budget of the period must allow so far before anybody is
+            told of a burn: of a budget of next to nothing, one sick run spends all.
         page_environment: Where its pages are pages; elsewhere they are tickets. Empty: everywhere.
         interval_s: How often its short windows are looked at.
         on: False for an example that somebody has yet to switch on.
@@ -87,6 +89,7 @@ class Objective:
     slice_target: float = 0.0
     pairs: tuple[Pair, ...] = ()
     min_events: float = 0.0
+    min_budget: float = 0.0
     count: Count | None = None
     unit: str = "events"
     page_environment: str = ""
@@ -99,3 +102,8 @@ class Objective:
     def allowed(self) -> float:
         """Share of bad events that the target allows."""
         return round(1 - self.target, 12)
+
+    @property
+    def least(self) -> float:
+        """Events in the period below which nobody is told of a burn."""
+        return round(self.min_budget / self.allowed, 6)
