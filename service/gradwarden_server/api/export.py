@@ -10,13 +10,14 @@ from starlette.concurrency import iterate_in_threadpool
 from starlette.responses import StreamingResponse
 
 from gradwarden import wire
+from gradwarden_server.api import snapshot
 from gradwarden_server.api.deps import CREDENTIALS, Parts, PartsDep, Reader, RunId
 from gradwarden_server.api.problems import Problem
 from gradwarden_server.api.ranges import First, Last
 from gradwarden_server.api.runs import known_run
 from gradwarden_server.store.reading.export import RunExport
 from gradwarden_server.store.records import RunRecord
-from gradwarden_server.transfer import formats
+from gradwarden_server.transfer import formats, page
 from gradwarden_server.transfer.faults import MissingExtra
 from gradwarden_server.transfer.head import AttemptFacts, Head, RunFacts, StreamFacts
 
@@ -38,6 +39,7 @@ router = APIRouter(prefix="/v1/runs/{run}", tags=["export"], dependencies=CREDEN
                 "application/vnd.gradwarden.frames-file": {
                     "schema": {"type": "string", "format": "binary"}
                 },
+                "text/html": {"schema": {"type": "string"}},
             }
         }
     },
@@ -46,24 +48,29 @@ def export(
     run: RunId,
     who: Reader,
     parts: PartsDep,
-    form: Annotated[formats.FormatName, Query(alias="format")] = "jsonl",
+    form: Annotated[formats.ExportName, Query(alias="format")] = "jsonl",
     first: First = None,
     last: Last = None,
 ) -> StreamingResponse:
-    """Everything that ``gradwarden import`` needs to bring the run back.
+    """Everything that ``gradwarden import`` needs to bring the run back; or, as html, a page that
+    opens without a network.
 
     What arrives after the request is left out. A file that ends early breaks the connection.
     """
     record = known_run(parts, who.project, run)
-    try:
-        module = formats.load(form)
-    except MissingExtra as error:
-        raise Problem("not-installed", f"format: {form}; {error}, or ask for csv") from None
-    head = _head(parts, who.project, record)
-    pieces = module.write(head, _counted(parts, who.project, record, first, last))
+    if form == "html":
+        media_type, pieces = page.MEDIA_TYPE, snapshot.write(parts, who, record, first, last)
+    else:
+        try:
+            module = formats.load(form)
+        except MissingExtra as error:
+            raise Problem("not-installed", f"format: {form}; {error}, or ask for csv") from None
+        frames = _counted(parts, who.project, record, first, last)
+        media_type = module.MEDIA_TYPE
+        pieces = module.write(_head(parts, who.project, record), frames)
     return StreamingResponse(
         _told(parts, form, pieces),
-        media_type=module.MEDIA_TYPE,
+        media_type=media_type,
         headers={"Content-Disposition": f'attachment; filename="{run}.{form}"'},
     )
 

@@ -300,14 +300,15 @@ def _transfer(commands: argparse._SubParsersAction[Parser]) -> None:
         "export",
         "write a run to one file",
         "gradwarden export RUN --format parquet -o run.parquet\n"
+        "  gradwarden export RUN --format html -o run.html\n"
         "  gradwarden export RUN --format csv --from 1000 --to 2000 | gzip > run.csv.gz",
         "exporting:export",
     )
     export.add_argument("run", help="the run's identifier, or its name")
     export.add_argument(
         "--format",
-        choices=("jsonl", "csv", "parquet", "frames"),
-        help="default: as FILE ends, else jsonl",
+        choices=("jsonl", "csv", "parquet", "frames", "html"),
+        help="html is a page that opens without a network; default: as FILE ends, else jsonl",
     )
     export.add_argument(
         "-o", "--output", metavar="FILE", help="- is standard output; default: that, into a pipe"

@@ -25,6 +25,7 @@ _SUFFIXES = {
     ".csv": "csv",
     ".parquet": "parquet",
     ".frames": "frames",
+    ".html": "html",
 }
 
 
@@ -53,7 +54,7 @@ def _target(options: argparse.Namespace, form: str) -> Path | None:
         return None
     if options.output is not None:
         return Path(options.output)
-    if form in ("parquet", "frames") or sys.stdout.isatty() or options.json:
+    if form in ("parquet", "frames", "html") or sys.stdout.isatty() or options.json:
         return Path(f"{options.run.replace(':', '-')}.{form}")
     return None
 

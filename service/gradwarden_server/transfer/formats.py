@@ -12,6 +12,8 @@ from gradwarden_server.transfer.faults import Unreadable
 from gradwarden_server.transfer.head import Head
 
 FormatName = Literal["jsonl", "csv", "parquet", "frames"]
+ExportName = Literal[FormatName, "html"]
+"""What a run can be written as; a page for the browser is not read back."""
 FORMATS: tuple[FormatName, ...] = get_args(FormatName)
 _MODULES = {"jsonl": "jsonl", "csv": "commas", "parquet": "parquet", "frames": "framed"}
 _SIGNS = (("parquet", b"PAR1"), ("frames", b"GWFR"), ("csv", b"# {"), ("jsonl", b"{"))

@@ -2,6 +2,7 @@
 
 import { live } from "./live.svelte";
 import type { RunFace, SeriesColumns } from "./schema";
+import { ask } from "./transport";
 
 export type Health = RunFace["health"];
 /** JSON has no NaN: the service writes non-finite numbers as words. */
@@ -22,7 +23,7 @@ export class ApiError extends Error {
 async function call(path: string, init: RequestInit): Promise<Response> {
   let response: Response;
   try {
-    response = await fetch(path, { credentials: "same-origin", ...init });
+    response = await ask(path, init);
   } catch (cause) {
     if (init.signal?.aborted) throw cause;
     live.lost = true;

@@ -27,7 +27,7 @@ export class View {
 
   /** A choice that Back undoes. */
   choose(patch: Partial<RunView>): void {
-    router.query(writeRunView(location.search, { ...this.url, ...patch }), true);
+    router.query(writeRunView(router.search, { ...this.url, ...patch }), true);
   }
 
   /** Show `range`; the URL follows when the hand rests. */
@@ -37,7 +37,7 @@ export class View {
     this.#timer = window.setTimeout(() => {
       const whole =
         this.bounds && range[0] <= this.bounds[0] && range[1] >= this.bounds[1] ? null : range;
-      router.query(writeRunView(location.search, { ...this.url, range: whole }), false);
+      router.query(writeRunView(router.search, { ...this.url, range: whole }), false);
       this.#moving = null;
     }, 250);
   }
