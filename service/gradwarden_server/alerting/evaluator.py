@@ -1,4 +1,4 @@
-"""The thread that evaluates: which runs are due, under whose lease, and the Watchdog's beat."""
+"""The thread that evaluates: which runs are due, in which order, and under whose lease."""
 
 from __future__ import annotations
 
@@ -7,34 +7,33 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
+from gradwarden_server.alerting.beats import SYSTEM, Beats
 from gradwarden_server.alerting.commit import Alerts
 from gradwarden_server.alerting.coverage import Recalled
+from gradwarden_server.alerting.failing import Failing
 from gradwarden_server.alerting.farewell import close_alerts
+from gradwarden_server.alerting.hurry import Hurry, Key
 from gradwarden_server.alerting.losses import Losses
+from gradwarden_server.alerting.turns import SECOND_NS, TICK_NS, Held, Turn, turn_of
 from gradwarden_server.alerting.watch import Rooms, RunWatch
 from gradwarden_server.detect.base import Coverage
-from gradwarden_server.model import Notification
 from gradwarden_server.notify.spec import Receiver
-from gradwarden_server.notify.watchdog import watchdog, watchdogs
 from gradwarden_server.rules.spec import RuleSet
 from gradwarden_server.store.alerts.outbox import Outbox
-from gradwarden_server.store.database import Priority, Transaction
+from gradwarden_server.store.database import Priority
 from gradwarden_server.store.errors import Fenced, StoreError, Unavailable
 from gradwarden_server.store.judging.evaluation import Lease
 from gradwarden_server.store.judging.watched import BATCHES, Due, Watched
 from gradwarden_server.store.log.entries import LogEntry
+from gradwarden_server.store.records import RunRecord
 from gradwarden_server.telemetry import span
 
 log = logging.getLogger(__name__)
 
-SECOND_NS = 1_000_000_000
 LEASE_NS = 15 * SECOND_NS
-TICK_NS = 1 * SECOND_NS
-_LATE_NS = SECOND_NS // 4
-"""How much later than its pace what is sent each second may come."""
 # Appends wake it, here and in other processes, so time alone makes it look around.
 _POLL_SECONDS = 1.0
 _PAUSE_SECONDS = 0.05
@@ -47,36 +46,8 @@ _FORSAKEN_NS = 24 * 3600 * SECOND_NS
 _RETRY_MOST_SECONDS = 60
 # A database that was away or full is back at once, and pages wait for the next try.
 _RETRY_AWAY_SECONDS = 2
-_SYSTEM = "gradwarden"
-
-_Key = tuple[str, str]
-"""A run by its project and identifier."""
-
-
-@dataclass(slots=True)
-class _Held:
-    watch: RunWatch
-    renew_ns: int
-    tick_ns: int = 0
-    fed_ns: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class _Turn:
-    """A run in this round, how many batches it is behind, and whether to ask what time tells."""
-
-    due: Due
-    held: _Held
-    behind: int
-    tick: bool
-
-
-@dataclass(slots=True)
-class _Failing:
-    """A run whose evaluation raises: tried again after 1, 2, 4, ... seconds."""
-
-    times: int = 0
-    retry_ns: int = 0
+_UnderWay = tuple[Turn, Future[Alerts] | None]
+"""A run that was judged, and what is being written of it."""
 
 
 class Evaluator:
@@ -95,15 +66,15 @@ class Evaluator:
         self._rooms = rooms
         self._recalled = Recalled(rooms.rules, rooms.runs, rooms.evaluation)
         self._outbox = outbox
-        self._dogs = watchdogs(receivers)
+        self._beats = Beats(rooms, outbox, receivers, holder)
         self._losses = Losses(rooms, holder)
         self._holder = holder
         self._adopted: RuleSet | None = None
         self._clock = clock
+        self._hurry = Hurry(clock)
         self._changed = changed
-        self._held: dict[_Key, _Held] = {}
-        self._failing: dict[_Key, _Failing] = {}
-        self._beats: dict[str, int] = {}
+        self._held: dict[Key, Held] = {}
+        self._failing = Failing()
         self._parted_ns = 0
         self._wake = threading.Event()
         self._stopped = threading.Event()
@@ -115,7 +86,7 @@ class Evaluator:
 
     def inherit(self) -> None:
         """Take over at once from a process that died; only where no other can be alive."""
-        for project in (*self._rooms.runs.projects(), _SYSTEM):
+        for project in (*self._rooms.runs.projects(), SYSTEM):
             self._rooms.evaluation.release(project, None)
         self._rooms.database.write(self._outbox.void_claims, Priority.ALERT).result()
 
@@ -133,6 +104,11 @@ class Evaluator:
         """Something was appended."""
         self._wake.set()
 
+    def hurry(self, project: str, run: str) -> None:
+        """A run sent something not finite: it is judged before those that wait their turn."""
+        if self._hurry.tell(project, run):
+            self._wake.set()
+
     def stop(self) -> None:
         """Finish the round under way and give the leases back."""
         self._stopped.set()
@@ -140,7 +116,7 @@ class Evaluator:
         if self._thread.is_alive():
             self._thread.join()
         try:
-            for project in {_SYSTEM, *(project for project, _ in self._held)}:
+            for project in {SYSTEM, *(project for project, _ in self._held)}:
                 self._rooms.evaluation.release(project, self._holder)
         except Unavailable as error:
             log.warning("leases are not given back, they run out: %s", error)
@@ -175,7 +151,7 @@ class Evaluator:
             except Exception:
                 self.errors += 1
                 log.exception("evaluation round failed; the log is kept and read again")
-            self._stopped.wait(_GATHER_SECONDS)
+            self._hurry.wait(_GATHER_SECONDS)
 
     def _patience(self) -> float:
         """Seconds until something may be due by time alone."""
@@ -189,24 +165,28 @@ class Evaluator:
     def round(self, now_ns: int) -> None:
         """Evaluate every due run once."""
         self._take_over()
+        self._let_past()
         lag = 0.0
-        due_now: set[_Key] = set()
-        listening_ns = now_ns - self._rooms.service_started_ns
-        forsaken_ns = now_ns - _FORSAKEN_NS if listening_ns > _FORSAKEN_NS else 0
+        due_now: set[Key] = set()
         projects = self._rooms.runs.projects()
         if now_ns - self._parted_ns >= TICK_NS:
             self._part(projects, now_ns)
         for project in projects:
-            due = self._rooms.watched.due(project, now_ns - _ACTIVE_NS, forsaken_ns)
+            due = self._due(project, now_ns)
             due_now |= {(project, one.run) for one in due}
             lag = max(lag, self._project(project, due, now_ns))
         for key in [key for key in self._held if key not in due_now]:
             self._drop(key)
-        self._failing = {key: held for key, held in self._failing.items() if key in due_now}
-        self._beat(now_ns)
+        self._failing.keep(due_now)
+        self._beats.round(now_ns)
         self.lag_seconds = lag
         self.last_round_ns = now_ns
         self._changed()
+
+    def _due(self, project: str, now_ns: int) -> list[Due]:
+        listening_ns = now_ns - self._rooms.service_started_ns
+        forsaken_ns = now_ns - _FORSAKEN_NS if listening_ns > _FORSAKEN_NS else 0
+        return self._rooms.watched.due(project, now_ns - _ACTIVE_NS, forsaken_ns)
 
     def _take_over(self) -> None:
         with self._lock:
@@ -232,16 +212,31 @@ class Evaluator:
 
     def _project(self, project: str, due: Sequence[Due], now_ns: int) -> float:
         """Evaluate the due runs of a project; how old the oldest batch was when judged."""
-        healthy = []
-        for one in due:
-            failing = self._failing.get((project, one.run))
-            if failing is None or now_ns >= failing.retry_ns:
-                healthy.append(one)
-        self._lease_all(project, healthy, now_ns)
+        healthy = [one for one in due if not self._failing.waits((project, one.run), now_ns)]
+        for run, lease in self._lease_all(project, healthy, now_ns):
+            self._let_past()
+            self._take_up(project, run, lease, now_ns)
+        return self._sweep(project, healthy, now_ns)
+
+    def _let_past(self) -> None:
+        """Judge who hurries, wherever the round has got to."""
+        for project, runs in self._hurry.take().items():
+            now_ns = self._clock()
+            due = [
+                one
+                for one in self._due(project, now_ns)
+                if one.run in runs and not self._failing.waits((project, one.run), now_ns)
+            ]
+            for run, lease in self._lease_all(project, due, now_ns):
+                self._take_up(project, run, lease, now_ns)
+            self._sweep(project, due, now_ns, hurried=True)
+
+    def _sweep(self, project: str, due: Sequence[Due], now_ns: int, hurried: bool = False) -> float:
+        """Evaluate some due runs of a project; how old the oldest batch was when judged."""
         turns = {}
-        for one in healthy:
+        for one in due:
             held = self._held.get((project, one.run))
-            turn = None if held is None else self._turn(one, held, now_ns)
+            turn = None if held is None else turn_of(one, held, now_ns)
             if turn is not None:
                 turns[one.row] = turn
         if not turns:
@@ -250,13 +245,23 @@ class Evaluator:
         watched = self._rooms.watched.runs(project, turns, ticking)
         behind = {row: turn.behind for row, turn in turns.items() if turn.behind > 0}
         fresh = self._rooms.watched.fresh(project, behind)
-        under_way = []
+        under_way: list[_UnderWay] = []
+        lag = 0.0
         for row, turn in turns.items():
-            if row in watched:
-                with self._guarded((project, turn.due.run), now_ns):
-                    entries = self._entries(project, turn, fresh.pop(row, []))
-                    future = self._evaluate(turn, watched[row], entries, now_ns)
-                    under_way.append((turn, future))
+            key = project, turn.due.run
+            if self._hurry.waiting and not hurried:
+                lag = max(lag, self._settle(project, under_way, now_ns))
+                under_way = []
+                self._let_past()
+            if row not in watched or self._held.get(key) is not turn.held:
+                continue
+            with self._guarded(key, now_ns):
+                entries = self._entries(project, turn, fresh.pop(row, []))
+                under_way.append((turn, self._evaluate(turn, watched[row], entries, now_ns)))
+        return max(lag, self._settle(project, under_way, now_ns))
+
+    def _settle(self, project: str, under_way: Iterable[_UnderWay], now_ns: int) -> float:
+        """Wait until what was judged is durable; how old the oldest batch was by then."""
         lag = 0.0
         latest: dict[int, Mapping[str, object]] = {}
         for turn, future in under_way:
@@ -266,29 +271,12 @@ class Evaluator:
                     watch.settle(future.result())
                     lag = max(lag, watch.lag_seconds(self._clock()))
                     latest[turn.due.row] = watch.latest
-                self._failing.pop((project, turn.due.run), None)
+                self._failing.recovered((project, turn.due.run))
         if latest:
             self._rooms.registrar.latest(project, latest).add_done_callback(_complain)
         return lag
 
-    def _turn(self, due: Due, held: _Held, now_ns: int) -> _Turn | None:
-        """What is to be done of a run, if anything."""
-        behind = due.position - held.watch.position
-        waiting = held.watch.deadline_ns
-        overdue = waiting is not None and waiting <= now_ns
-        # What sends each second is asked together with what it sent, not in between as well.
-        flowing = now_ns - held.fed_ns < TICK_NS + _LATE_NS
-        since_ns = now_ns - held.tick_ns
-        tick = since_ns >= TICK_NS - _LATE_NS if behind > 0 else not flowing and since_ns >= TICK_NS
-        if not (tick or overdue or behind > 0):
-            return None
-        if tick:
-            held.tick_ns = now_ns
-        if behind > 0:
-            held.fed_ns = now_ns
-        return _Turn(due, held, behind, tick)
-
-    def _entries(self, project: str, turn: _Turn, fresh: list[LogEntry]) -> list[LogEntry]:
+    def _entries(self, project: str, turn: Turn, fresh: list[LogEntry]) -> list[LogEntry]:
         """The next batches of a run; where the log has gaps, segments hold what is missing."""
         if turn.behind <= 0:
             return []
@@ -299,7 +287,7 @@ class Evaluator:
         return self._rooms.log.after(project, turn.due.run, position, BATCHES)
 
     def _evaluate(
-        self, turn: _Turn, watched: Watched, entries: list[LogEntry], now_ns: int
+        self, turn: Turn, watched: Watched, entries: list[LogEntry], now_ns: int
     ) -> Future[Alerts] | None:
         traced = span("evaluate", run=turn.due.run, batches=len(entries))
         with traced if entries else nullcontext():
@@ -312,7 +300,7 @@ class Evaluator:
         return future
 
     @contextmanager
-    def _guarded(self, key: _Key, now_ns: int) -> Iterator[None]:
+    def _guarded(self, key: Key, now_ns: int) -> Iterator[None]:
         """What goes wrong with one run is its own; its memory is rebuilt from the last commit."""
         try:
             yield
@@ -323,22 +311,28 @@ class Evaluator:
             self.errors += 1
             log.error("run %s: evaluation is tried again: %s", key[1], error)
             self._drop(key)
-            self._put_off(key, now_ns, _RETRY_AWAY_SECONDS)
+            self._failing.put_off(key, now_ns, _RETRY_AWAY_SECONDS)
         except Exception:
             self.errors += 1
             log.exception("run %s: evaluation failed and is tried again", key[1])
             self._drop(key)
-            self._put_off(key, now_ns, _RETRY_MOST_SECONDS)
+            self._failing.put_off(key, now_ns, _RETRY_MOST_SECONDS)
 
-    def _lease_all(self, project: str, due: Sequence[Due], now_ns: int) -> None:
-        """Take what is free, renew what is held, let go of what another process took."""
+    def _lease_all(
+        self, project: str, due: Sequence[Due], now_ns: int
+    ) -> list[tuple[RunRecord, Lease]]:
+        """Take what is free, renew what is held, let go of what another process took.
+
+        Returns:
+            What was taken and is to be taken up.
+        """
         wanted = {}
         for one in due:
             held = self._held.get((project, one.run))
             if held is None or now_ns >= held.renew_ns:
                 wanted[f"run:{one.run}"] = one
         if not wanted:
-            return
+            return []
         leases = self._rooms.evaluation.acquire_all(project, wanted, self._holder, LEASE_NS)
         lacking = []
         for scope, one in wanted.items():
@@ -352,44 +346,23 @@ class Evaluator:
             elif lease is not None:
                 lacking.append((one, lease))
         if not lacking:
-            return
+            return []
         runs = self._rooms.watched.runs(project, [one.row for one, _ in lacking], ())
-        for one, lease in lacking:
-            if one.row in runs:
-                with self._guarded((project, one.run), now_ns):
-                    watch = RunWatch(self._rooms, project, runs[one.row].run, lease, now_ns)
-                    with self._lock:
-                        self._held[project, one.run] = _Held(watch, now_ns + LEASE_NS // 2)
+        return [(runs[one.row].run, lease) for one, lease in lacking if one.row in runs]
 
-    def _drop(self, key: _Key) -> None:
+    def _take_up(self, project: str, run: RunRecord, lease: Lease, now_ns: int) -> None:
+        """Begin to watch a run, from where it was left."""
+        key = project, run.run
+        if key in self._held:
+            return  # it hurried, and was taken up meanwhile
+        with self._guarded(key, now_ns):
+            watch = RunWatch(self._rooms, project, run, lease, now_ns)
+            with self._lock:
+                self._held[key] = Held(watch, now_ns + LEASE_NS // 2)
+
+    def _drop(self, key: Key) -> None:
         with self._lock:
             self._held.pop(key, None)
-
-    def _put_off(self, key: _Key, now_ns: int, most_seconds: int) -> None:
-        failing = self._failing.setdefault(key, _Failing())
-        failing.retry_ns = now_ns + min(2**failing.times, most_seconds) * SECOND_NS
-        failing.times = min(failing.times + 1, 10)
-
-    def _beat(self, now_ns: int) -> None:
-        """Let the Watchdog speak: only a process whose evaluator runs gets here."""
-        for dog in self._dogs:
-            interval_ns = (dog.watchdog_seconds or 0) * SECOND_NS
-            if now_ns - self._beats.get(dog.name, 0) < interval_ns:
-                continue
-            lease = self._rooms.evaluation.acquire(
-                _SYSTEM, f"watchdog:{dog.name}", self._holder, max(2 * interval_ns, LEASE_NS)
-            )
-            self._beats[dog.name] = now_ns
-            if lease is None:
-                continue
-            since_ns = self._rooms.service_started_ns
-            message = watchdog(dog, _SYSTEM, since_ns, self._rooms.external_url)
-            self._rooms.database.write(
-                partial(self._enqueue, message=message, now_ns=now_ns), Priority.ALERT
-            ).result()
-
-    def _enqueue(self, connection: Transaction, message: Notification, now_ns: int) -> None:
-        self._outbox.beat(_SYSTEM, connection, message, now_ns)
 
 
 def _complain(told: Future[None]) -> None:

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import logging
 import threading
-import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
 from gradwarden_server.alerting.groupwatch import GroupWatch, Outcome, RuleRooms
+from gradwarden_server.alerting.rhythm import last_due_ms
 from gradwarden_server.alerting.rulings import MS_NS
 from gradwarden_server.querying.ruling import GroupState
 from gradwarden_server.rules.groups import PromGroup
@@ -140,7 +140,7 @@ class Ruler:
         self._close_lost(projects, now_ns)
         soonest = now_ns + int(_POLL_SECONDS * SECOND_NS)
         for (project, name), turn in self._turns.items():
-            slot_ms = _slot(project, name, turn.interval_ms, now_ns // MS_NS)
+            slot_ms = last_due_ms(f"{project}/{name}", turn.interval_ms, now_ns // MS_NS)
             soonest = min(soonest, (slot_ms + turn.interval_ms) * MS_NS)
             if turn.lease is not None and slot_ms > turn.slot_ms:
                 self._begin((project, name), turn, slot_ms)
@@ -253,9 +253,3 @@ def _turn(group: PromGroup) -> _Turn:
 
 def _scope(name: str) -> str:
     return f"rules:{name}"
-
-
-def _slot(project: str, name: str, interval_ms: int, now_ms: int) -> int:
-    """The last moment at which a group was to be evaluated."""
-    offset_ms = zlib.crc32(f"{project}/{name}".encode()) % interval_ms
-    return (now_ms - offset_ms) // interval_ms * interval_ms + offset_ms

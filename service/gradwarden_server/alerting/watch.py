@@ -18,6 +18,7 @@ from gradwarden_server.alerting import translate
 from gradwarden_server.alerting.commit import Alerts, Judgement, Registrar
 from gradwarden_server.alerting.coverage import shares
 from gradwarden_server.alerting.judging import BACKFILL_NS, Judging, Outcome
+from gradwarden_server.alerting.rhythm import last_due_ms
 from gradwarden_server.alerting.shadow import OPEN, Shadow
 from gradwarden_server.detect.base import Liveness, Request
 from gradwarden_server.detect.engine import DerivedPoint, RunDetectors
@@ -39,8 +40,9 @@ from gradwarden_server.store.runs import RunStore
 log = logging.getLogger(__name__)
 
 _SNAPSHOT_STEPS = 256
-_SNAPSHOT_NS = 30 * 1_000_000_000
-_POINTS_NS = 10 * 1_000_000_000
+_MS_NS = 1_000_000
+_SNAPSHOT_MS = 30_000
+_POINTS_MS = 10_000
 _COUNT_NS = 5 * 1_000_000_000
 _POINTS = 512  # of all series of a run together
 _LATEST = 64
@@ -112,7 +114,8 @@ class RunWatch:
                 # Of another version, or damaged; BadState is a ValueError.
                 log.warning("run %s: snapshot refused (%s); replaying its log", run.run, error)
                 self._judging.forget()
-        self._snapshot_ns = 0
+        # What was kept already is kept again in its turn: all runs begin at once after a restart.
+        self._snapshot_ns = 0 if snapshot is None else now_ns
         self._steps_since = 0
         self._late_outcomes: list[Outcome] = []
         self._points: list[DerivedPoint] = []
@@ -332,8 +335,13 @@ class RunWatch:
             return True
         if not self._points:
             return False
-        late = now_ns - self._points_ns >= _POINTS_NS or len(self._points) >= _POINTS
+        late = self._in_turn(_POINTS_MS, self._points_ns, now_ns) or len(self._points) >= _POINTS
         return late or self._run.status != "running"
+
+    def _in_turn(self, interval_ms: int, done_ns: int, now_ns: int) -> bool:
+        """Whether what is done once in an interval is due: not of all runs at one moment."""
+        name = f"{self._project}/{self._run.run}"
+        return last_due_ms(name, interval_ms, now_ns // _MS_NS) * _MS_NS > done_ns
 
     def _derived(self, now_ns: int) -> list[Derived]:
         """What is stored beside the log: points of steps, and now and then the counters."""
@@ -356,7 +364,8 @@ class RunWatch:
                     self._tally.fired(change.alert.alertname, ordinal, int(step), now_ns)
 
     def _snapshot(self, position: int, now_ns: int) -> Snapshot | None:
-        over = now_ns - self._snapshot_ns > _SNAPSHOT_NS or self._run.status != "running"
+        late = self._in_turn(_SNAPSHOT_MS, self._snapshot_ns, now_ns)
+        over = late or self._run.status != "running"
         due = self._steps_since >= _SNAPSHOT_STEPS or (self._steps_since and over)
         if not due:
             return None

@@ -110,6 +110,8 @@ async def take_in(request: Request, who: Principal, parts: Parts) -> schemas.Ing
         parts.telemetry.ingest_commit_seconds.time(),
     ):
         append = parts.frames.append(who.project, header, message.data, time.time_ns())
+        if nonfinite or _lost(header):
+            append.add_done_callback(lambda _: parts.judge.hurry(who.project, key.run))
         ack = await parts.written(append)
     parts.telemetry.ingest_frames.inc(ack.stored)
     if ack.stored:
@@ -229,6 +231,11 @@ def _nonfinite(message: wire.Message) -> int:
             counts = np.ascontiguousarray(planes.T).view("<f4")
             count += int(counts[np.isfinite(counts) & (counts > 0)].sum(dtype=np.float64))
     return count
+
+
+def _lost(header: wire.Header) -> bool:
+    """Whether a loss is not finite, which the header says in words."""
+    return any(isinstance(loss, str) for loss in header.scalars.get("loss", ()))
 
 
 def _limits(parts: Parts) -> wire.Limits:
