@@ -27,6 +27,7 @@ from gradwarden_server.store.errors import DatabaseInUse, StoreError, Unavailabl
 READY = "gradwarden: listening on "
 _GRACE_SECONDS = 10
 _KEEP_ALIVE_SECONDS = 75  # trainers beat every ten seconds over one connection
+_COLLECT = 20_000, 20, 20
 _OPTIONS = ("host", "port", "db", "receivers", "rules", "external_url", "log_format")
 
 
@@ -51,6 +52,9 @@ def serve(options: argparse.Namespace) -> int:
         signal.signal(number, lambda *_: None)
     signal.signal(signal.SIGHUP, lambda *_: app.state.house.rulebook.ask())
     gc.freeze()  # what was made by now lives as long as the process
+    # A round of the evaluator makes many things that live to its end. Collected as often as
+    # small scripts are, they would grow old by it, and all that is old is looked through.
+    gc.set_threshold(*_COLLECT)
     server.run(sockets=[listener])
     return DONE if server.started else NO
 
