@@ -10,6 +10,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import httpx
 
@@ -116,44 +117,53 @@ def until(done: Callable[[], bool], why: str, patience: float = PATIENCE) -> Non
         time.sleep(0.02)
 
 
-def told(pager: LocalReceiver) -> Counter[str]:
-    """How many incidents of each fingerprint the pager was told of."""
-    incidents = {
-        (alert["fingerprint"], alert["startsAt"])
-        for request in list(pager.requests)
-        for alert in json.loads(request.body)["alerts"]
-        if alert["status"] == "firing"
-    }
-    return Counter(fingerprint for fingerprint, _ in incidents)
+def told(pager: LocalReceiver) -> dict[str, list[tuple[str, str]]]:
+    """What the pager was told of each fingerprint: the incident's start and its state, in order."""
+    heard: dict[str, list[tuple[str, str]]] = {}
+    for request in list(pager.requests):
+        for alert in json.loads(request.body)["alerts"]:
+            said = alert["startsAt"], alert["status"]
+            heard.setdefault(alert["fingerprint"], []).append(said)
+    return heard
 
 
 def check_told(service: Service, pager: LocalReceiver, runs: Iterable[str]) -> None:
-    """All is judged, what fires is told, and no incident is told that was none, or twice.
+    """All is judged, and all that fired is told, to its end; none that was none, and none anew.
 
-    One that is over before it could be told, as where hours are replayed in seconds, never is.
+    Of incidents of one name that were over before they could be told, the last is named for all.
     """
     runs = list(runs)
     until(
         lambda: not any(service.get(f"/v1/runs/{run}")["unjudged"] for run in runs),
         "it is not judged to its end",
     )
-    fired: Counter[str] = Counter()
-    standing: set[str] = set()
-    for run in runs:
-        alerts = service.get("/v1/alerts", params={"run": run, "limit": "500"})["items"]
-        fired.update(
-            a["fingerprint"]
-            for a in alerts
-            if a["fired_at"] and a["severity"] in ("page", "ticket")
-        )
-        standing |= {
-            a["fingerprint"]
-            for a in alerts
-            if a["state"] == "firing" and a["severity"] in ("page", "ticket") and not a["muted"]
-        }
-    assert fired, "nobody fell ill"
-    until(lambda: standing <= told(pager).keys(), f"told {told(pager)} of {standing}")
-    assert told(pager) <= fired
+
+    def fired() -> list[dict[str, Any]]:
+        return [
+            alert
+            for run in runs
+            for alert in service.get("/v1/alerts", params={"run": run, "limit": "500"})["items"]
+            if alert["fired_at"] and alert["severity"] in ("page", "ticket") and not alert["muted"]
+        ]
+
+    def unsaid() -> dict[str, str]:
+        """Incidents of whose state the pager's last word is not."""
+        states = {one["fingerprint"]: one["state"] for one in sorted(fired(), key=_start)}
+        heard = {name: said[-1][1] for name, said in told(pager).items()}
+        return {name: state for name, state in states.items() if heard.get(name) != state}
+
+    assert fired(), "nobody fell ill"
+    until(lambda: not unsaid(), f"the pager does not know of {unsaid()}")
+    assert not [alert for alert in fired() if not alert["notified"]], "nobody was told of it"
+    counts = Counter(one["fingerprint"] for one in fired())
+    for name, said in told(pager).items():
+        assert len({start for start, _ in said}) <= counts[name], "told of what was none"
+        # "firing" sorts before "resolved": no beginning behind its end, or behind a later one.
+        assert said == sorted(said), f"out of order: {said}"
+
+
+def _start(alert: dict[str, Any]) -> str:
+    return str(alert["active_at"])
 
 
 def check_kept(url: str, acked: dict[str, int], series: SeriesEngine | None = None) -> None:

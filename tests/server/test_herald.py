@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import Connection, delete, select, update
 
 from gradwarden_server.alerting.herald import Herald
-from gradwarden_server.alerting.lifecycle import advance, resolve_all
+from gradwarden_server.alerting.lifecycle import advance, resolve_all, settle
 from gradwarden_server.alerting.line import Line
 from gradwarden_server.model import Alert, Condition, Queued, Receipt
 from gradwarden_server.notify.routefile import Paging
@@ -184,13 +184,64 @@ def test_a_receiver_that_was_down_hears_once_what_is_so(office: Office) -> None:
     assert office.outbox.counts() == {"sent": 2, "superseded": 3}
 
 
-def test_what_ended_before_it_was_tried_is_not_sent_at_all(office: Office) -> None:
+def test_what_ended_before_it_was_tried_is_told_once_as_over(office: Office) -> None:
     office.say("r1", sick())
     office.herald.round(office.now_ns)
     assert office.outbox.counts() == {"waiting": 1}
     office.say("r1", well())
+    assert office.tell() == ["resolved r1:resolved"]
+    assert office.outbox.counts() == {"sent": 1, "superseded": 1}
+
+
+def test_a_page_that_was_over_before_anybody_looked_is_told_once_as_over(office: Office) -> None:
+    for _ in range(2):
+        office.say("r1", sick())
+        office.later(1)
+        office.say("r1", well())
+    assert office.tell() == ["resolved r1:resolved"]
+    for alert in office.alerts():
+        assert office.whys(alert) == [("pager", "resolved")]
+    office.later(1)
+    office.say("r1", sick("DeadLayer", "note"))
     assert office.tell() == []
-    assert office.outbox.counts() == {"superseded": 1}
+
+
+def test_a_page_that_begins_and_ends_in_one_transaction_is_told(office: Office) -> None:
+    office.runs["r1"] = office.write(lambda conn: add_run(conn, "r1"))
+    facts = run_facts("r1", office.runs["r1"])
+    began = advance({}, facts, [sick()], office.now_ns)
+    ended = advance(settle({}, began), facts, [well()], office.now_ns + SECOND)
+    both = [*began, *ended]
+    office.write(lambda conn: office.ledger.apply("default", conn, facts.row, both, office.now_ns))
+    assert office.tell() == ["resolved r1:resolved"]
+
+
+def test_a_storm_of_pages_that_are_over_tells_no_more_than_ten(office: Office) -> None:
+    runs = [f"r{number}" for number in range(30)]
+    office.say_of_many(runs, sick())
+    office.say_of_many(runs, well())
+    assert len(office.tell()) == 10
+    office.later(60)
+    assert office.tell() == []
+    office.say("r29", sick())
+    office.later(10 * 60)
+    assert office.tell() == ["firing r29:firing"], "none of them was folded away for good"
+
+
+def test_an_end_that_did_not_arrive_is_in_the_message_that_takes_its_place(
+    database: Database,
+) -> None:
+    office = Office(database, replace(AT_ONCE, group_by=("alertname",)))
+    office.say_of_many(["r1", "r2"], sick())
+    assert office.tell() == ["firing r1:firing r2:firing"]
+    office.say("r1", well())
+    office.herald.round(office.now_ns)
+    (lost,) = office.claim()
+    office.fail(lost)
+    office.say("r3", sick())
+    assert office.tell() == ["firing r1:resolved r2:firing r3:firing"]
+    (first,) = [alert for alert in office.alerts() if alert.run == "r1"]
+    assert office.whys(first)[-2:] == [("pager", "changed"), ("pager", "changed")]
 
 
 def test_what_was_over_before_a_message_left_was_told_to_nobody(database: Database) -> None:
@@ -449,7 +500,8 @@ def test_a_change_that_commits_during_a_flush_of_another_process_is_told(postgre
         told += office.tell()
     finally:
         database.close()
-    assert told in ([], ["firing r1:firing", "resolved r1:resolved"]), "no incident stays open"
+    ends = ["resolved r1:resolved"]
+    assert told in (ends, ["firing r1:firing", *ends]), "no incident stays open"
 
 
 def test_a_group_that_cannot_be_told_keeps_nobody_else_waiting(database: Database) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 
 from gradwarden_server.model import Folded, Group, Lane, Notification
 from gradwarden_server.notify import groups as deciding
@@ -187,7 +186,11 @@ class _Flush:
 
     def groups(self, receiver: str, groups: Sequence[Group]) -> None:
         steps = [(deciding.decide(g, self._route(g), self._now_ns), g) for g in groups]
-        opening = [s for s, _ in steps if s.say == FIRED and s.severity == "page"]
+        opening = [
+            step
+            for step, before in steps
+            if step.say in (FIRED, RESOLVED) and step.severity == "page" and not before.open
+        ]
         folded = self._folding(receiver, opening)
         for step, before in steps:
             storm = folded.get(before.id)
@@ -245,8 +248,6 @@ class _Flush:
 
     def _settle(self, step: Step, before: Group) -> None:
         where = self._project, self._connection
-        if step.say == RESOLVED and not self._store.reached(*where, before):
-            step = replace(step, say="")
         if step.say:
             self._say(step)
         severity = step.severity if step.say and step.say != RESOLVED else ""
@@ -263,6 +264,9 @@ class _Flush:
 
     def _say(self, step: Step) -> None:
         group = step.group
+        if not group.storm:
+            held = self._store.unsaid(self._project, self._connection, group)
+            step = deciding.with_unsaid(step, held)
         message = Notification(
             project=self._project,
             receiver=group.receiver,

@@ -1,13 +1,15 @@
 """When a group of alerts is told, and of what. Pure: what is so and the time are arguments.
 
 A message is made from the alerts as they are at its moment, so what changed back meanwhile is
-never told: an alert that fired and resolved in between sends nothing. An addition waits for the
-group's interval; the end of all of it is told at once, so that nobody works on what is over.
+not told: what is over within its group's wait sends nothing. Where there is no wait, as for pages,
+one that was over before it could be told, as where the service was dead meanwhile, is told once, as
+over. An addition waits for the group's interval; the end of all of it is told at once, so that
+nobody works on what is over.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from gradwarden_server.model import SEVERITIES, Alert, Folded, Group, Member, Severity
@@ -59,16 +61,18 @@ def decide(group: Group, route: Route, now_ns: int) -> Step:
     """What to do about a group whose members are as they are now."""
     firing = [m for m in group.members if m.alert.state == "firing"]
     over = [m for m in group.members if m.alert.state == "resolved"]
-    gone = tuple(m.row for m in over if not m.told)
     if group.folded_into is not None:
         return _folded(group, [m for m in firing if not m.alert.muted], over)
     ended = [m for m in over if m.told]
+    missed = [m for m in over if not m.told and _was_owed(m.alert, group, route)]
+    gone = tuple(m.row for m in over if m not in ended and m not in missed)
     known = [m for m in firing if m.told]
     new = [m for m in firing if not m.told and not m.alert.muted]
-    timing = route.timing(urgent([m.alert for m in (*known, *new)]))
+    timing = route.timing(urgent([m.alert for m in (*known, *new) or missed]))
     if not group.open:
-        step = _unopened(group, new, timing, gone, now_ns)
-        return _watched(step, route, timing, new, now_ns) if step.say else step
+        step = _unopened(group, new, missed, timing, gone, now_ns)
+        return _watched(step, route, timing, new, now_ns) if step.group.open else step
+    ended += missed
     if not known and not new:
         return _ended(group, ended, gone, now_ns)
     quiet_until_ns = (group.told_ns or 0) + timing.interval_ns
@@ -141,9 +145,19 @@ def storm_alert(group: Group, folded: Folded, project: str, began_ns: int) -> Al
 
 
 def fold(step: Step, storm: int) -> Step:
-    """A page that begins in a storm: the storm speaks for it."""
+    """A page that begins in a storm: the storm speaks for it, and nobody of one that is over."""
+    if step.say == RESOLVED:
+        return Step(step.group, gone=step.gone)
     group = replace(step.group, folded_into=storm, open=False, told_ns=None)
     return Step(group, gone=step.gone, news=step.news)
+
+
+def with_unsaid(step: Step, over: Mapping[int, Alert]) -> Step:
+    """A message that also holds what is over, by row, and that an earlier one was to tell of."""
+    said = {alert.fingerprint for alert in step.alerts}
+    left = {row: alert for row, alert in over.items() if alert.fingerprint not in said}
+    alerts = _latest([*step.alerts, *left.values()])
+    return replace(step, alerts=alerts, news=(*step.news, *left))
 
 
 def _folded(group: Group, firing: Sequence[Member], over: Sequence[Member]) -> Step:
@@ -154,21 +168,38 @@ def _folded(group: Group, firing: Sequence[Member], over: Sequence[Member]) -> S
     return Step(alone, gone=gone)
 
 
+def _was_owed(alert: Alert, group: Group, route: Route) -> bool:
+    """Whether an alert that is over should have been told the moment it fired."""
+    at_once = route.timing(urgent([alert])).wait_ns == 0
+    return at_once and not alert.muted and group.source is None
+
+
 def _unopened(
-    group: Group, new: Sequence[Member], timing: Timing, gone: tuple[int, ...], now_ns: int
+    group: Group,
+    new: Sequence[Member],
+    missed: Sequence[Member],
+    timing: Timing,
+    gone: tuple[int, ...],
+    now_ns: int,
 ) -> Step:
-    if not new:
-        return Step(replace(group, began_ns=None, failing=""), gone=gone)
+    over = (*gone, *(m.row for m in missed))
     began_ns = group.began_ns or now_ns
     due_ns = began_ns + (0 if group.source is not None else timing.wait_ns)
+    held = False
     if group.told_ns is not None:
         # What comes back soon is told if it stays: an incident that flaps rings once a while.
         due_ns = max(due_ns, group.told_ns + max(timing.interval_ns, timing.cool_down_ns))
+        held = now_ns < due_ns or group.began_ns is not None
+    if not new:
+        group = replace(group, began_ns=None, failing="")
+        if held or not missed:
+            return Step(group, gone=over)
+        return _ended(_opened(group, now_ns), missed, gone, now_ns)
     group = replace(group, began_ns=began_ns)
     if now_ns < due_ns:
-        return Step(group, due_ns=due_ns, gone=gone)
+        return Step(group, due_ns=due_ns, gone=over)
     step = Step(_opened(group, now_ns), gone=gone)
-    return _spoken(step, ESCALATED if group.source else FIRED, new, new, [], now_ns)
+    return _spoken(step, ESCALATED if group.source else FIRED, new, new, missed, now_ns)
 
 
 def _ended(group: Group, ended: Sequence[Member], gone: tuple[int, ...], now_ns: int) -> Step:

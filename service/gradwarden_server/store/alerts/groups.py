@@ -26,7 +26,7 @@ from sqlalchemy import (
     update,
 )
 
-from gradwarden_server.model import Group, Lane, Member
+from gradwarden_server.model import Alert, Group, Lane, Member
 from gradwarden_server.store.alerts.ledger import as_alert, of_project
 from gradwarden_server.store.alerts.marking import Lanes, group_row, mark, touch
 from gradwarden_server.store.streams import insert_or_ignore
@@ -145,21 +145,20 @@ class GroupStore:
             )
             touch(project, conn, groups.c.id == row, now_ns)
 
-    def reached(self, project: str, conn: Connection, group: Group) -> bool:
-        """Whether the receiver may know of something that it was not told the end of.
+    def unsaid(self, project: str, conn: Connection, group: Group) -> dict[int, Alert]:
+        """What is over and stands in messages of a group that may never arrive, by row.
 
-        Messages that were not tried yet are taken back first, so that none leaves meanwhile.
+        The next message takes their place, so it must say of these too.
         """
-        told = (
+        told = select(telling.c.alert_id).join(outbox, outbox.c.id == telling.c.outbox_id)
+        waiting = told.where(
             outbox.c.project == project,
             outbox.c.receiver == group.receiver,
             outbox.c.group_key == group.key,
+            outbox.c.state == "waiting",
         )
-        untried = (outbox.c.state == "waiting", outbox.c.attempts == 0)
-        conn.execute(update(outbox).where(*told, *untried).values(state="superseded"))
-        tried = select(outbox.c.state, outbox.c.payload).where(*told, outbox.c.attempts > 0)
-        last = conn.execute(tried.order_by(outbox.c.seq.desc()).limit(1)).one_or_none()
-        return last is not None and (last.state, last.payload["status"]) != ("sent", "resolved")
+        query = of_project(project).where(alert.c.id.in_(waiting), alert.c.state == "resolved")
+        return {row.id: as_alert(row) for row in conn.execute(query.order_by(alert.c.id))}
 
     def adopt(self, project: str, conn: Connection, lanes: Lanes, now_ns: int) -> int:
         """Mark the groups of alerts that fire and are in none that their lanes lead to.
@@ -181,7 +180,7 @@ class GroupStore:
             wanted = {(lane.receiver, lane.key) for lane in lanes(one)}
             if wanted - held.get(row.id, set()):
                 lost[row.id] = one
-        mark(project, conn, lost, lanes, now_ns)
+        mark(project, conn, lost, lost.keys(), lanes, now_ns)
         return len(lost)
 
     def sweep(self, conn: Connection, now_ns: int) -> None:

@@ -137,6 +137,7 @@ class AlertLedger:
         touched: dict[str, Alert] = {}
         announce(conn, Topic.ALERTS)
         rows: dict[int, Alert] = {}
+        begun: set[int] = set()
         for change in changes:
             known = touched.get(change.alert.fingerprint)
             row_id = change.alert.id
@@ -146,6 +147,8 @@ class AlertLedger:
             touched[change.alert.fingerprint] = replace(change.alert, id=row_id)
             if change.alert.fired_ns is not None:
                 rows[row_id] = change.alert
+            if change.alert.state == "firing":
+                begun.add(row_id)
             conn.execute(
                 insert(alert_transition).values(
                     alert_id=row_id,
@@ -157,7 +160,7 @@ class AlertLedger:
                 )
             )
         if rows:
-            mark(project, conn, rows, self._lanes, now_ns)
+            mark(project, conn, rows, begun, self._lanes, now_ns)
         return touched
 
     def list(

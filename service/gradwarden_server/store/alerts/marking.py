@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, and_, or_, select, update
@@ -24,15 +24,19 @@ def mark(
     project: str,
     conn: Connection,
     alerts: Mapping[int, Alert],
+    begun: Collection[int],
     lanes: Lanes,
     now_ns: int,
 ) -> None:
-    """Let the groups that alerts belong to be looked at: those they are in, and new ones."""
+    """Let the groups that alerts belong to be looked at: those they are in, and new ones.
+
+    New are those of ``begun``, which fire or fired just now, though they may be over by now.
+    """
     theirs = select(group_member.c.group_id).where(group_member.c.alert_id.in_(alerts))
     touch(project, conn, groups.c.id.in_(theirs), now_ns)
     wanted: dict[tuple[str, str], tuple[Lane, str, list[int]]] = {}
     for row, one in alerts.items():
-        for lane in lanes(one) if one.state == "firing" else ():
+        for lane in lanes(one) if row in begun else ():
             at = wanted.setdefault((lane.receiver, lane.key), (lane, one.severity, []))
             at[2].append(row)
     for _, (lane, severity, rows) in sorted(wanted.items()):
