@@ -52,7 +52,7 @@ class Two:
     def projects(self) -> list[str]:
         return ["ill", "well"]
 
-    def candidates(self, project: str, silent_since_ns: int) -> list[Candidate]:
+    def candidates(self, project: str, *where: int) -> list[Candidate]:
         if project == "ill":
             raise Unavailable("the table of runs is damaged")
         self.seen.append(project)

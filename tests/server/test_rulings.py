@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from gradwarden_server.alerting import rulings
 from gradwarden_server.alerting.lifecycle import settle
@@ -19,6 +23,7 @@ from gradwarden_server.querying.grammar import Grammar
 from gradwarden_server.querying.ruling import GroupState, Manner, RuleAlert, RuleState
 from gradwarden_server.rules.groups import PromGroup, PromRule
 from gradwarden_server.store.records import RunRecord
+from tests.needs import needs
 
 SECOND = 1_000_000_000
 RUN = RunRecord(
@@ -72,6 +77,7 @@ class Group:
             held = [*self.state.alerts.values()]
             self.changes = rulings.changes(self.standing, held, setting, second * SECOND)
             self.standing = settle(self.standing, self.changes)
+            self.standing |= rulings.reworded(self.standing, held, setting)
         return [(change.to_state, change.reason) for change in self.changes]
 
     def _of(self, labels: Mapping[str, str]) -> RunRecord | None:
@@ -81,7 +87,7 @@ class Group:
         return rulings.dressed("default", labels, self._of(labels))
 
 
-def rule(**more: str) -> PromRule:
+def rule(**more: Any) -> PromRule:
     severity = more.pop("severity", "page")
     labels = {"severity": severity} if severity else {}
     return PromRule("High", "", "x > 1", labels=labels, **more)
@@ -99,6 +105,47 @@ def test_an_alert_fires_after_its_hold_and_resolves_when_the_expression_does() -
     assert group.at(17, r1=0.0) == [("resolved", "condition")]
     assert group.at(18, r1=2.0) == [("pending", "condition")]
     assert group.at(19, r1=0.0) == [("resolved", "condition")]
+
+
+def test_an_alert_that_lasts_is_described_anew_as_promtool_has_it(tmp_path: Path) -> None:
+    """What is kept behind its condition has the words of its last value."""
+    values = [2, 3, 3, 5, 0, 0]
+    high = rule(hold="1m", keep="1m", annotations={"summary": "x is {{ $value }}"}, severity="")
+    group = Group(high)
+    words = []
+    for minute, value in enumerate(values):
+        group.at(60 * minute, r1=float(value))
+        words.append([a.annotations["summary"] for a in group.standing.values()])
+    assert words == [["x is 2"], ["x is 3"], ["x is 3"], ["x is 5"], ["x is 5"], []]
+    told = {
+        "alert": high.alert,
+        "expr": high.expr,
+        "for": high.hold,
+        "keep_firing_for": high.keep,
+        "annotations": dict(high.annotations),
+    }
+    (tmp_path / "rules.yaml").write_text(
+        yaml.safe_dump({"groups": [{"name": "g", "rules": [told]}]})
+    )
+    firing = [[], *words[1:]]  # promtool asks for those that fire
+    asked = [
+        {
+            "eval_time": f"{minute}m",
+            "alertname": high.alert,
+            "exp_alerts": [
+                {"exp_labels": {"run": "r1"}, "exp_annotations": {"summary": text}} for text in held
+            ],
+        }
+        for minute, held in enumerate(firing)
+    ]
+    series = {"series": 'x{run="r1"}', "values": " ".join(map(str, values))}
+    test = {"interval": "1m", "input_series": [series], "alert_rule_test": asked}
+    document = {"rule_files": ["rules.yaml"], "evaluation_interval": "1m", "tests": [test]}
+    (tmp_path / "test.yaml").write_text(yaml.safe_dump(document))
+    done = subprocess.run(
+        [needs("promtool"), "test", "rules", tmp_path / "test.yaml"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize(

@@ -198,8 +198,10 @@ def test_bad_steps_are_told_in_the_computed_evaluations(burn: Callable[[str], Bu
     for _ in range(3):
         assert minute(bad=0) == set()
         assert burning.burning() == []
+    described = []
     for burnt in range(1, 30):
         due = minute(bad=19)
+        described += [a.annotations["description"] for a in burning.burning()]
         assert {alert.severity for alert in burning.burning()} == due, burnt
         if due == {"page", "ticket"}:
             break
@@ -210,6 +212,9 @@ def test_bad_steps_are_told_in_the_computed_evaluations(burn: Callable[[str], Bu
     assert page.labels["slo"] == "finite-steps"
     assert page.labels["environment"] == "prod"
     assert page.annotations["runbook_url"] == "http://gw.example/runbooks/SloBudgetBurn"
+    assert len(set(described)) > 5, "an alert that lasts is described anew, in the ledger too"
+    stories = [burning.ledger.get(PROJECT, alert.id or 0) for alert in burning.burning()]
+    assert all(story is not None and len(story.timeline) == 2 for story in stories)
     assert burning.left() == pytest.approx(1 - forecast.month(burning.now / SECOND) / 0.001)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -87,6 +88,21 @@ def test_a_budget_has_spenders_and_a_history(service: Service) -> None:
     assert len(items) == 100
     assert items[0]["total"] == 0
     assert items[0]["budget_left"] is None
+
+
+def test_a_report_tells_budgets_as_they_were_at_its_end(service: Service) -> None:
+    def left(to_s: float) -> dict[str, float | None]:
+        span = {"from": at(to_s - 86_400), "to": at(to_s)}
+        told = service.get("/v1/report", params=span)["objectives"]
+        return {one["name"]: one["left"] for one in told}
+
+    def at(second: float) -> str:
+        return datetime.fromtimestamp(second, UTC).isoformat()
+
+    eventually(lambda: (slo(service, "finite-steps")["budget_left"] or 0) < 0)
+    now_s = time.time()
+    assert (left(now_s)["Finite steps"] or 0) < 0
+    assert left(now_s - 3600)["Finite steps"] is None, "an hour ago nothing had happened"
 
 
 def test_too_little_data_has_no_percentage(service: Service) -> None:

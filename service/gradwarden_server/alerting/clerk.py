@@ -21,7 +21,7 @@ from gradwarden_server.store.costs import Costs
 from gradwarden_server.store.database import Database, Priority, Transaction
 from gradwarden_server.store.errors import StoreError
 from gradwarden_server.store.judging.evaluation import EvaluationStore
-from gradwarden_server.store.outcomes import Candidate, Outcomes, Settled
+from gradwarden_server.store.outcomes import AT_ONCE, Candidate, Outcomes, Settled
 from gradwarden_server.store.runs import RunStore
 
 log = logging.getLogger(__name__)
@@ -30,6 +30,9 @@ _ROUND_SECONDS = 5.0
 _SCOPE = "clerk"
 _LEASE_NS = 30 * 1_000_000_000
 _ACTOR = "gradwarden"
+# Past that, every end was judged, unless it was told late or nobody looked.
+_OPEN_NS = outcome.RESUME_NS + outcome.LOST_NS
+_WHOLE_NS = 600 * 1_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +72,7 @@ class Clerk:
         self._holder = f"{holder}/{_SCOPE}"
         self._clock = clock
         self._mailing = mailing
+        self._whole_ns: dict[str, int] = {}
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="clerk", daemon=True)
 
@@ -130,13 +134,20 @@ class Clerk:
             mailing.changed()
 
     def _settle(self, project: str, now_ns: int) -> None:
-        found = []
-        for run in self._outcomes.candidates(project, now_ns - outcome.LOST_NS):
-            settled = _judged(run, now_ns)
-            if settled is not None:
-                found.append((run, settled))
-        if found:
-            self._outcomes.settle(project, found, _ACTOR).result()
+        whole = now_ns - self._whole_ns.get(project, 0) >= _WHOLE_NS
+        since_ns = 0 if whole else now_ns - _OPEN_NS
+        after = 0
+        while True:
+            runs = self._outcomes.candidates(project, now_ns - outcome.LOST_NS, since_ns, after)
+            judged = [(run, _judged(run, now_ns)) for run in runs]
+            found = [(run, settled) for run, settled in judged if settled is not None]
+            if found:
+                self._outcomes.settle(project, found, _ACTOR).result()
+            if len(runs) < AT_ONCE:
+                break
+            after = runs[-1].row
+        if whole:
+            self._whole_ns[project] = now_ns
 
     def _loop(self) -> None:
         while not self._stopping.is_set():

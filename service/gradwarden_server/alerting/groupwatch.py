@@ -186,7 +186,7 @@ class GroupWatch:
         ended = [(labels, STALE) for labels in self._ended]
         derived = self._derived([*samples, *ended], kept.evaluated_ns)
         alerts = [a for rule in self._state.rules for a in rule.alerts.values()]
-        changes, settled = self._told(alerts, kept.evaluated_ns, now_ns)
+        changes, settled, reworded = self._told(alerts, kept.evaluated_ns, now_ns)
         old_ns = self._kept.evaluated_ns
 
         def job(connection: Transaction) -> dict[str, Alert]:
@@ -194,6 +194,7 @@ class GroupWatch:
                 rooms.rulings.forget(project, connection, self.lease.epoch, kept.name)
             else:
                 rooms.rulings.save(project, connection, self.lease.epoch, old_ns, kept)
+            rooms.rulings.reword(project, connection, reworded)
             touched: dict[str, Alert] = {}
             for row, held in self._by_run(changes).items():
                 touched |= rooms.ledger.apply(project, connection, row, held, now_ns)
@@ -206,9 +207,9 @@ class GroupWatch:
         return bool(changes)
 
     def _told(
-        self, alerts: Iterable[RuleAlert], at_ns: int, now_ns: int
-    ) -> tuple[list[Change], dict[str, Alert]]:
-        """Changes as they are told, and what is open behind them."""
+        self, alerts: Sequence[RuleAlert], at_ns: int, now_ns: int
+    ) -> tuple[list[Change], dict[str, Alert], list[Alert]]:
+        """Changes as they are told, what is open behind them, and what has other words now."""
         rooms, project = self._rooms, self._project
         setting = Setting(
             project=project,
@@ -218,9 +219,11 @@ class GroupWatch:
             runs=self._runs,
             external_url=rooms.external_url,
         )
+        reworded = rulings.reworded(self._open, alerts, setting)
+        self._open |= reworded
         found = rulings.changes(self._open, alerts, setting, at_ns)
         if not found and not self._open:
-            return [], {}
+            return [], {}, []
         about = {a.run for a in self._open.values()} | {c.alert.run for c in found}
         with rooms.database.read() as connection:
             others = rooms.ledger.beside(project, connection, self._state.group.key, about)
@@ -235,7 +238,7 @@ class GroupWatch:
             told = [change for change in told if change.alert.fingerprint in owned]
             changes += told
             settled |= {k: a for k, a in open_.items() if k in owned}
-        return changes, settled
+        return changes, settled, list(reworded.values())
 
     def _by_run(self, changes: Iterable[Change]) -> dict[int | None, list[Change]]:
         """Changes by the row of their run, in order."""

@@ -94,6 +94,24 @@ def changes(
     return found
 
 
+def reworded(
+    standing: Mapping[str, Alert], alerts: Iterable[RuleAlert], setting: Setting
+) -> dict[str, Alert]:
+    """Open alerts whose rule says something else of them now, with its words.
+
+    An alert that lasts is described anew in each evaluation, as Prometheus does.
+    """
+    found: dict[str, Alert] = {}
+    for alert in alerts:
+        told = _turned(alert, standing, setting)
+        known = standing.get(fingerprint(told.labels))
+        if known is not None:
+            words = _words(told, setting.runs(told.labels), setting)
+            if words != known.annotations:
+                found[known.fingerprint] = replace(known, annotations=words)
+    return found
+
+
 def _turned(alert: RuleAlert, standing: Mapping[str, Alert], setting: Setting) -> RuleAlert:
     """As people are told it; what paged stays a page until it is over."""
     labels = alert.labels

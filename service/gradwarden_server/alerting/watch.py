@@ -26,7 +26,7 @@ from gradwarden_server.detect.state import pack, unpack
 from gradwarden_server.detect.steps import Step
 from gradwarden_server.model import Alert, Change, Quiet
 from gradwarden_server.rules.spec import RuleSet
-from gradwarden_server.slo.tally import NAMES, SECONDS, Tally
+from gradwarden_server.slo.tally import NAMES, NOTHING, SECONDS, Tally
 from gradwarden_server.store.alerts.ledger import AlertLedger
 from gradwarden_server.store.database import Database
 from gradwarden_server.store.errors import Damaged
@@ -103,17 +103,26 @@ class RunWatch:
         self._open: dict[str, Alert] = {}
         with rooms.database.read() as connection:
             self._open = rooms.ledger.open_alerts(project, connection, run.id)
+        stood = rooms.recorded.newest(project, run.id, NAMES, 1)
+        told = [(one.name, one.labels, one.points[-1][1]) for one in stood]
+        self._tally = Tally(told, now_ns)
+        self._tally.recall(NOTHING)
         start = 0
         if snapshot is not None:
             try:
                 state = unpack(snapshot.body)
                 self._judging.assembler.restore(state["assembler"])
                 self._judging.detectors.restore(state["detectors"])
+                if "tally" in state:
+                    self._tally.recall(state["tally"])
+                else:  # of a version that did not keep it
+                    self._tally.before(self._cursor.recorded)
                 start = snapshot.position
             except (LookupError, TypeError, ValueError) as error:
                 # Of another version, or damaged; BadState is a ValueError.
                 log.warning("run %s: snapshot refused (%s); replaying its log", run.run, error)
                 self._judging.forget()
+                self._tally.recall(NOTHING)
         # What was kept already is kept again in its turn: all runs begin at once after a restart.
         self._snapshot_ns = 0 if snapshot is None else now_ns
         self._steps_since = 0
@@ -127,11 +136,8 @@ class RunWatch:
         self.latest: dict[str, float | str] = {}
         """Newest values by name; non-finite ones as text."""
         self._judged = dict(self._cursor.judged)
-        stood = rooms.recorded.newest(project, run.id, NAMES, 1)
-        told = [(one.name, one.labels, one.points[-1][1]) for one in stood]
-        self._tally = Tally(told, now_ns)
-        self._now_ns = now_ns
         self._replay(start)
+        self._tally.caught_up()
         self._recall()
 
     @property
@@ -181,7 +187,6 @@ class RunWatch:
             nothing changed.
         """
         run = self._run = watched.run
-        self._now_ns = now_ns
         self._judging.facts = translate.facts(run, self._rooms.external_url)
         self._judging.shadow = self._rooms.shadow(self._project, now_ns)
         self._judging.silences = self._rooms.silences(self._project, now_ns)
@@ -268,8 +273,9 @@ class RunWatch:
             self._tally.saw(verdict.attempt, verdict.step, verdict.time_ns)
             if verdict.step > recorded.get(verdict.attempt, -1):
                 self._points += verdict.points
-                if not verdict.eventful and verdict.time_ns >= self._now_ns - BACKFILL_NS:
-                    self._tally.step(verdict.sound, spent[verdict.attempt, verdict.step])
+            if not verdict.eventful and verdict.time_ns >= now_ns - BACKFILL_NS:
+                which = verdict.attempt, verdict.step
+                self._tally.step(*which, verdict.sound, spent[which])
             last = judged.get(verdict.attempt, -1)
             # A carrier of events may share its number with a step, so it moves nothing.
             if verdict.step < last or (verdict.step == last and not verdict.eventful):
@@ -331,7 +337,7 @@ class RunWatch:
 
     def _flushes(self, now_ns: int) -> bool:
         """Whether derived points are to be stored now."""
-        if self._tally.due(now_ns):
+        if self._tally.due(now_ns) or (self._run.status != "running" and self._tally.owed):
             return True
         if not self._points:
             return False
@@ -372,6 +378,7 @@ class RunWatch:
         state = {
             "assembler": self._judging.assembler.state(),
             "detectors": self._judging.detectors.state(),
+            "tally": self._tally.state(),
         }
         return Snapshot(position, pack(state))
 

@@ -13,6 +13,7 @@ from gradwarden_server.querying.storage import ProjectStorage, Sources
 from gradwarden_server.slo.objective import Objective
 
 _FRESH_SECONDS = 10.0
+_SECOND_NS = 1_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +57,16 @@ class BudgetDesk:
             self._known[project] = began, found
         return found
 
-    def reader(self, project: str) -> Budgets:
-        """The budgets of a project as of now."""
+    def standings_at(self, project: str, at_s: int) -> list[Standing]:
+        """Every objective that is on now, as it stood at a moment, in seconds since the epoch."""
+        reader = self.reader(project, at_s)
+        return [_standing(reader, one) for one in self.objectives if one.on]
+
+    def reader(self, project: str, at_s: int | None = None) -> Budgets:
+        """The budgets of a project as of a moment, or as of now."""
         now_ns = time.time_ns()
         storage = ProjectStorage(self._sources, project, now_ns)
-        return Budgets(storage, now_ns // 1_000_000_000)
+        return Budgets(storage, now_ns // _SECOND_NS if at_s is None else at_s)
 
 
 def _standing(reader: Budgets, objective: Objective) -> Standing:

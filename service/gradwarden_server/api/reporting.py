@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
@@ -20,6 +21,7 @@ from gradwarden_server.store.costs import ANY_GPU, HeldRun, Price
 
 _TOP = 10
 _TIMED = 500
+_SECOND_NS = 1_000_000_000
 _NOBODY = "(nobody)"
 
 
@@ -78,7 +80,7 @@ def gather(parts: Parts, project: str, since_ns: int, until_ns: int) -> Report:
         runs=len(runs),
         runs_watched=sum(one is True for one in armed),
         runs_partly=sum(one is False for one in armed),
-        objectives=[_objective(standing) for standing in parts.budgets.standings(project)],
+        objectives=[_objective(s) for s in _standings(parts, project, until_ns)],
     )
 
 
@@ -188,6 +190,14 @@ def _armed(run: HeldRun) -> bool | None:
     if not isinstance(armed, int | float) or not isinstance(of, int | float):
         return None
     return not partly(int(armed), int(of))
+
+
+def _standings(parts: Parts, project: str, until_ns: int) -> list[Standing]:
+    """Budgets in the last second of a period: at its end a month may begin anew."""
+    last_s = until_ns // _SECOND_NS - 1
+    if last_s >= time.time_ns() // _SECOND_NS:
+        return parts.budgets.standings(project)
+    return parts.budgets.standings_at(project, last_s)
 
 
 def _objective(standing: Standing) -> report.Objective:

@@ -109,12 +109,7 @@ def fleet_summary(who: Reader, parts: PartsDep) -> FleetFace:
     )
     week, open_ = parts.costs.fired(who.project, now_ns - _WEEK_NS, now_ns)
     before, _ = parts.costs.fired(who.project, now_ns - 2 * _WEEK_NS, now_ns - _WEEK_NS)
-    told = [
-        one
-        for one in parts.casebook.outcomes(who.project, now_ns - 30 * _DAY_NS)
-        if one.told and one.alert.severity in ("page", "ticket")
-    ]
-    acted = sum(one.noted or one.alert.acked_ns is not None for one in told)
+    acted, told = parts.casebook.acted(who.project, now_ns - 30 * _DAY_NS)
     current = parts.silences.current(who.project, now_ns)
     return FleetFace(
         counts=health,
@@ -127,7 +122,7 @@ def fleet_summary(who: Reader, parts: PartsDep) -> FleetFace:
             for standing in parts.budgets.standings(who.project)
         ],
         incidents=IncidentCounts(open=open_, week=week, prev_week=before),
-        noise=NoiseFace(acted=acted, ignored=len(told) - acted),
+        noise=NoiseFace(acted=acted, ignored=told - acted),
         silences_active=sum(one.state(now_ns) == "active" for one in current),
         telemetry=TelemetryCounts(
             runs_reporting=sum(now_ns - run.last_seen_ns <= _REPORTING_NS for run in page.items),

@@ -19,7 +19,6 @@ from gradwarden_server.slo.objective import Objective
 
 router = APIRouter(prefix="/v1/slos", tags=["slos"], dependencies=CREDENTIALS)
 
-_MOST_ALERTS = 500
 SloId = Annotated[str, Path(max_length=63, description="The objective's identifier")]
 _SECOND_NS = 1_000_000_000
 
@@ -251,10 +250,9 @@ def _burn(burn: Burn) -> BurnFace:
 
 def _firing(parts: Parts, project: str) -> dict[str, list[int]]:
     """Open alerts about budgets, by objective."""
-    page = parts.ledger.list(project, ("firing",), limit=_MOST_ALERTS)
     found: dict[str, list[int]] = {}
-    for alert in page.items:
-        if alert.alertname == ALERT and alert.id is not None:
+    for alert in parts.casebook.firing(project, ALERT):
+        if alert.id is not None:
             found.setdefault(alert.labels.get("slo", ""), []).append(alert.id)
     return found
 

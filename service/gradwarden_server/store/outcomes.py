@@ -17,7 +17,8 @@ ENDED = "gradwarden_run_ended_seconds"
 GOOD = "gradwarden_run_good"
 CONVERGED = "gradwarden_run_converge_seconds"
 
-_AT_ONCE = 500
+AT_ONCE = 500
+_STATUSES = ("running", "finished", "failed", "cancelled", "preempted")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +67,14 @@ class Outcomes:
             return None
         return Settled(row.good, row.reason, row.ended_ns, row.marked, row.at_ns, row.actor)
 
-    def candidates(self, project: str, silent_since_ns: int) -> list[Candidate]:
-        """Runs that ended, or that nobody heard since then, without an outcome of that end."""
+    def candidates(
+        self, project: str, silent_since_ns: int, heard_since_ns: int = 0, after: int = 0
+    ) -> list[Candidate]:
+        """Runs that ended, or are silent since a moment, without an outcome of that end.
+
+        Those that nobody heard since ``heard_since_ns`` are left out: there are many, and nearly
+        all are settled. At most :data:`AT_ONCE` come, by their rows behind ``after``.
+        """
         newer = and_(
             t.outcome.c.marked.is_(False),
             func.coalesce(t.run.c.ended_ns, t.run.c.last_seen_ns) > t.outcome.c.ended_ns,
@@ -89,11 +96,15 @@ class Outcomes:
                 t.run.c.project == project,
                 t.run.c.deleted_ns.is_(None),
                 t.run.c.environment != DRILL,
+                t.run.c.id > after,
+                # Project, status and last sign of life are an index.
+                t.run.c.status.in_(_STATUSES),
+                t.run.c.last_seen_ns >= heard_since_ns,
                 or_(t.run.c.status != "running", t.run.c.last_seen_ns < silent_since_ns),
                 or_(t.outcome.c.run_id.is_(None), newer),
             )
             .order_by(t.run.c.id)
-            .limit(_AT_ONCE)
+            .limit(AT_ONCE)
         )
         with self._database.read() as connection:
             rows = connection.execute(query).all()

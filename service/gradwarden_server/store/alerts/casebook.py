@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Row, and_, exists, or_, select
+from sqlalchemy import ColumnElement, Row, and_, exists, func, or_, select
 
 from gradwarden_server.model import Alert
 from gradwarden_server.store import tables as t
@@ -110,14 +110,7 @@ class Casebook:
 
     def outcomes(self, project: str, since_ns: int) -> list[Outcome]:
         """Every incident that fired since a moment, oldest first."""
-        line = t.alert_transition
-        noted = exists().where(line.c.alert_id == t.alert.c.id, line.c.reason == NOTED)
-        # A firing that was let through may have been over before its group's message left.
-        spoken = exists().where(
-            t.telling.c.alert_id == t.alert.c.id,
-            t.outbox.c.id == t.telling.c.outbox_id,
-            t.outbox.c.state == "sent",
-        )
+        noted, spoken = _done()
         query = (
             of_project(project)
             .add_columns(noted.label("noted"), spoken.label("spoken"))
@@ -127,6 +120,41 @@ class Casebook:
         with self._database.read() as connection:
             rows: Sequence[Row[Any]] = connection.execute(query).all()
         return [Outcome(as_alert(row), bool(row.noted), bool(row.spoken)) for row in rows]
+
+    def acted(self, project: str, since_ns: int) -> tuple[int, int]:
+        """Of the pages and tickets that fired since a moment and were told: of how many somebody
+        wrote or took care, and how many there were."""
+        noted, spoken = _done()
+        cared = or_(noted, t.alert.c.acked_ns.is_not(None))
+        query = (
+            select(func.count().filter(cared), func.count())
+            .select_from(t.alert)
+            .outerjoin(t.run, t.run.c.id == t.alert.c.run_id)
+            .where(
+                t.alert.c.project == project,
+                t.alert.c.fired_ns >= since_ns,
+                t.alert.c.severity.in_(("page", "ticket")),
+                t.run.c.deleted_ns.is_(None),
+                spoken,
+            )
+        )
+        with self._database.read() as connection:
+            cared_for, told = connection.execute(query).one()
+        return cared_for, told
+
+    def firing(self, project: str, alertname: str) -> list[Alert]:
+        """Every alert of a name that fires, the newest first."""
+        query = (
+            of_project(project)
+            .where(
+                t.alert.c.state == "firing",
+                t.alert.c.alertname == alertname,
+                t.run.c.deleted_ns.is_(None),
+            )
+            .order_by(t.alert.c.active_ns.desc(), t.alert.c.id.desc())
+        )
+        with self._database.read() as connection:
+            return [as_alert(row) for row in connection.execute(query)]
 
     def firing_since(self, project: str, since_ns: int) -> list[Mapping[str, str]]:
         """The labels of every alert that fired at any time since a moment."""
@@ -139,3 +167,16 @@ class Casebook:
         )
         with self._database.read() as connection:
             return list(connection.execute(query).scalars())
+
+
+def _done() -> tuple[ColumnElement[bool], ColumnElement[bool]]:
+    """Whether anybody wrote of an alert, and whether a message of it arrived."""
+    line = t.alert_transition
+    noted = exists().where(line.c.alert_id == t.alert.c.id, line.c.reason == NOTED)
+    # A firing that was let through may have been over before its group's message left.
+    spoken = exists().where(
+        t.telling.c.alert_id == t.alert.c.id,
+        t.outbox.c.id == t.telling.c.outbox_id,
+        t.outbox.c.state == "sent",
+    )
+    return noted, spoken

@@ -8,6 +8,7 @@ from typing import Any
 
 from sqlalchemy import Connection, delete, select, update
 
+from gradwarden_server.model import Alert
 from gradwarden_server.store import tables as t
 from gradwarden_server.store.database import Database, Priority
 from gradwarden_server.store.errors import Fenced
@@ -36,6 +37,13 @@ class Rulings:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+
+    def reword(self, project: str, connection: Connection, alerts: Sequence[Alert]) -> None:
+        """Describe open alerts anew; that is no event of theirs, and nobody is told of it."""
+        for alert in alerts:
+            mine = (t.alert.c.id == alert.id) & (t.alert.c.project == project)
+            words = dict(alert.annotations)
+            connection.execute(update(t.alert).where(mine).values(annotations=words))
 
     def resume(self, project: str, name: str, epoch: int) -> Kept:
         """Where to go on from; claims the group for ``epoch``.
