@@ -106,23 +106,20 @@ class RunWatch:
         stood = rooms.recorded.newest(project, run.id, NAMES, 1)
         told = [(one.name, one.labels, one.points[-1][1]) for one in stood]
         self._tally = Tally(told, now_ns)
-        self._tally.recall(NOTHING)
+        self._tally.recall(NOTHING, {})
         start = 0
         if snapshot is not None:
             try:
                 state = unpack(snapshot.body)
                 self._judging.assembler.restore(state["assembler"])
                 self._judging.detectors.restore(state["detectors"])
-                if "tally" in state:
-                    self._tally.recall(state["tally"])
-                else:  # of a version that did not keep it
-                    self._tally.before(self._cursor.recorded)
+                self._tally.recall(state.get("tally"), self._cursor.recorded)
                 start = snapshot.position
             except (LookupError, TypeError, ValueError) as error:
                 # Of another version, or damaged; BadState is a ValueError.
                 log.warning("run %s: snapshot refused (%s); replaying its log", run.run, error)
                 self._judging.forget()
-                self._tally.recall(NOTHING)
+                self._tally.recall(NOTHING, {})
         # What was kept already is kept again in its turn: all runs begin at once after a restart.
         self._snapshot_ns = 0 if snapshot is None else now_ns
         self._steps_since = 0

@@ -90,12 +90,15 @@ class Tally:
         values = [[name, [list(pair) for pair in held], v] for (name, held), v in self._sorted()]
         return {"values": values, "counted": [list(one) for one in self._counted.items()]}
 
-    def before(self, recorded: Mapping[int, int]) -> None:
-        """Go on from what was written, which holds steps up to these, by attempt."""
-        self._values, self._counted = dict(self._stood), dict(recorded)
+    def recall(self, state: Mapping[str, Any] | None, recorded: Mapping[int, int]) -> None:
+        """Go back to a snapshot, to count again what was judged behind it.
 
-    def recall(self, state: Mapping[str, Any]) -> None:
-        """Go back to a snapshot, to count again what was judged behind it."""
+        One of an older version has no ``state``: what was written stands then, which holds steps up
+        to ``recorded``, by attempt.
+        """
+        if state is None:
+            self._values, self._counted = dict(self._stood), dict(recorded)
+            return
         self._counted = {int(attempt): int(step) for attempt, step in state["counted"]}
         self._values = {
             (str(name), tuple((str(k), str(v)) for k, v in labels)): float(value)
