@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gradwarden_server.slo.tally import DELAYS, NAMES, NONFINITE, STEPS
+from gradwarden_server.slo.tally import DELAYS, NAMES, NONFINITE, STEPS, Tally
 from tests.server.pager import eventually
 from tests.server.test_evaluator import Bench
 from tests.server.test_store import PROJECT
@@ -82,3 +82,13 @@ def test_a_kill_loses_no_step_of_a_budget(tmp_path: Path) -> None:
         assert counted("gradwarden_detection_delay_seconds_count") == 1
     finally:
         service.close()
+
+
+def test_a_snapshot_without_counters_goes_on_from_what_was_written() -> None:
+    """Of an older version: the steps up to the written ones are in the counters already."""
+    tally = Tally([(STEPS, {}, 10.0)], 0)
+    tally.recall(None, {1: 9})
+    for step in (8, 9, 10, 11):
+        tally.step(1, step, True, {})
+    tally.caught_up()
+    assert {count.name: count.value for count in tally.counts(1)}[STEPS] == 12
