@@ -44,6 +44,31 @@ spec:
   timeWindow: [{duration: 1d, isRolling: true}]
   budgetingMethod: Occurrences
   objectives: [{target: 0.9}]
+---
+apiVersion: openslo/v1
+kind: SLO
+metadata:
+  name: our-runs
+  displayName: Our runs
+  annotations:
+    gradwarden.dev/count: 1 of 50
+    gradwarden.dev/interval: 1s
+spec:
+  service: ours
+  indicator:
+    metadata: {name: our-runs}
+    spec:
+      ratioMetric:
+        counter: false
+        bad:
+          metricSource:
+            spec: {query: "last_over_time(gradwarden_run_good[{{.window}}]) == 0"}
+        total:
+          metricSource:
+            spec: {query: "last_over_time(gradwarden_run_ended_seconds[{{.window}}])"}
+  timeWindow: [{duration: 1d, isRolling: true}]
+  budgetingMethod: Occurrences
+  objectives: [{target: 0.98}]
 """
 
 
@@ -76,9 +101,23 @@ def test_a_burning_budget_pages_and_its_file_is_read_again(tmp_path: Path) -> No
             assert alert["labels"]["environment"] == "prod"
             assert alert["annotations"]["runbook_url"].endswith("/runbooks/SloBudgetBurn")
 
-            [face] = service.get("/v1/slos")["items"]
+            face = next(one for one in service.get("/v1/slos")["items"] if one["id"] == "our-steps")
             assert face["alerts"]
             assert face["burn"][0]["word"] == "Critical"
+
+            def counted() -> list[str]:
+                firing = service.get("/v1/alerts", params={"state": "firing"})["items"]
+                return [a["severity"] for a in firing if a["labels"].get("slo") == "our-runs"]
+
+            begin(service, "r2")
+            for run, left in (("r1", 0), ("r2", -1)):
+                assert counted() == [], "one bad run of fifty is allowed"
+                said = service.call("POST", f"/v1/runs/{run}/outcome", json={"outcome": "bad"})
+                assert said.status_code == 200, said.text
+                eventually(
+                    lambda left=left: service.get("/v1/slos/our-runs")["budget_left"] == left
+                )
+            eventually(lambda: counted() == ["ticket"])
 
             (rules / "slo" / "ours.yaml").unlink()
             eventually(lambda: service.get("/v1/slos")["items"] == [])
