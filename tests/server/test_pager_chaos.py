@@ -230,7 +230,7 @@ class Weather:
         for incident, fires in ends.items():
             words = self.told("pager", incident)
             boss = self.told("boss", incident)
-            if fires and not words:
+            if not words:
                 return False
             for held in (words, boss):
                 if held and (held[-1].status == "firing") != fires:
@@ -305,7 +305,7 @@ def check(counts: dict[str, Any], incidents: int) -> None:
     assert counts["triggers after their resolve"] == 0
     assert counts["paged twice"] == 0
     assert counts["deaths"] > 0
-    assert counts["told pager"] > incidents // 3
+    assert counts["told pager"] == incidents
     assert counts["told boss"] > 0
 
 
