@@ -20,11 +20,15 @@ from gradwarden_server.diagnosis.checkpoints import newest_of_each_path
 from gradwarden_server.diagnosis.diagnose import diagnose
 from gradwarden_server.diagnosis.incidents import incidents
 from gradwarden_server.diagnosis.words import Diagnosis
-from gradwarden_server.model import Alert
+from gradwarden_server.model import SEVERITIES, Alert
 from gradwarden_server.store.alerts.casebook import Concerned
 from gradwarden_server.store.alerts.told import Delivery
 
 _OPEN = ("pending", "firing")
+_DIAGNOSED = 40
+"""Runs of one answer that are diagnosed, the weightiest: as many as a page begins with. To put the
+case of each of hundreds together would take seconds, when people want to see what is ill."""
+_MANY = "not looked up while so many runs are ill; the page of the alert has it"
 
 
 def stepped_ns(parts: Parts, alert: Alert) -> int | None:
@@ -52,7 +56,8 @@ def faces(parts: Parts, project: str, alerts: Sequence[Alert]) -> list[AlertFace
     for alert in alerts:
         if alert.state in _OPEN and alert.run in runs:
             open_.setdefault(alert.run or "", []).append(alert)
-    about = {run: _about(parts, runs[run], held) for run, held in open_.items()}
+    foremost = sorted(open_, key=lambda run: min(map(_weight, open_[run])))[:_DIAGNOSED]
+    about = {run: _about(parts, runs[run], open_[run]) for run in foremost}
     made = []
     for alert in alerts:
         run = runs.get(alert.run or "")
@@ -61,6 +66,8 @@ def faces(parts: Parts, project: str, alerts: Sequence[Alert]) -> list[AlertFace
         if advised is not None:
             checkpoint, note = _checkpoint(*advised, now_ns)
             action = _action(alert, advised[1])
+        elif alert.state in _OPEN and alert.run in open_:
+            note = _MANY
         made.append(
             AlertFace(
                 id=alert.id or 0,
@@ -87,6 +94,12 @@ def faces(parts: Parts, project: str, alerts: Sequence[Alert]) -> list[AlertFace
             )
         )
     return made
+
+
+def _weight(alert: Alert) -> tuple[bool, bool, int, int]:
+    """Pages that fire and that nothing holds back come first, those that began it before others."""
+    severity = SEVERITIES.index(alert.severity)
+    return bool(alert.muted), alert.state != "firing", severity, alert.id or 0
 
 
 def _about(parts: Parts, run: Concerned, alerts: Sequence[Alert]) -> tuple[Case, Diagnosis]:
