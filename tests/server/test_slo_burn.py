@@ -178,6 +178,7 @@ on_both = pytest.mark.parametrize(
 """Every objective on SQLite in the core tier; on PostgreSQL too in the full one."""
 
 
+@on_both
 def test_bad_steps_are_told_in_the_computed_evaluations(burn: Callable[[str], Burning]) -> None:
     """A fleet that trained for a day; then one step in ten is bad."""
     burning = burn("finite-steps")
