@@ -30,6 +30,7 @@ from gradwarden_server.api import (
     problems,
     prometheus,
     prometheus_status,
+    ranks,
     reports,
     retention,
     ruled,
@@ -93,6 +94,7 @@ def create_app(settings: Settings) -> FastAPI:
         differences,
         export,
         communication,
+        ranks,
         casebook,  # before the alerts themselves, whose path takes any number
         alerts,
         paging,

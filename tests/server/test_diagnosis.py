@@ -522,6 +522,43 @@ def test_confidence_falls_where_most_was_not_watched() -> None:
     assert "not ruled out: ExplodingGradient, LossDivergence" in finding.why
 
 
+ODD = Stored(
+    {
+        "loss": stepped(2.0, 2.8, 970, 1000),
+        "grad_norm": flat(1.0, 1000),
+        "lr": flat(1e-3, 1000),
+        "data_seconds": stepped(0.1, 0.13, 970, 1000),
+    }
+)
+
+
+def test_without_a_known_pattern_the_nearest_say_what_speaks_against_them() -> None:
+    watched = armed("LossDivergence", "ExplodingGradient", InputBound="add monitor.log(x=x)")
+    found = told(case(coverage=watched, last=1000), ODD)
+    assert [near.name for near in found.closest] == ["LossDivergence", "InputBound"]
+    loss, loader = found.closest
+    assert loss.signs[0].text == "loss went from 2 to 2.8 at step 970 (1.4x)"
+    assert (loss.signs[0].first_step, loss.signs[0].last_step) == (870, 1000)
+    assert "its detector watched up to step 1000" in loss.against[0]
+    assert "grad_norm and lr stood still" in loss.against[1]
+    assert loader.signs[0].text.startswith("data_seconds went from 0.1 to 0.13")
+
+
+def test_nothing_comes_near_where_a_pattern_fits_or_nothing_moved() -> None:
+    watched = armed("LossDivergence", "ExplodingGradient")
+    still = Stored({"loss": flat(2.0, 1000), "grad_norm": flat(1.0, 1000)})
+    assert told(case(coverage=watched, last=1000), still).closest == ()
+    assert told(case(SICK, coverage=watched, last=1000), ODD).closest == ()
+    healing = Stored({"loss": stepped(2.8, 2.0, 970, 1000)})
+    assert told(case(coverage=watched, last=1000), healing).closest == (), "a loss that falls"
+
+
+def test_an_alert_of_ones_own_rule_is_asked_about_at_its_step() -> None:
+    own = alert("MyRule", 970, "ticket", summary="validation is late")
+    found = told(case(own, coverage=armed("LossDivergence"), last=2000), ODD)
+    assert [near.name for near in found.closest] == ["LossDivergence"]
+
+
 def test_a_healthy_run_and_one_that_is_partly_watched() -> None:
     well = told(case(coverage=armed("A", "B", "C", "D")))
     assert well.verdict == "healthy"

@@ -168,6 +168,8 @@ class Tab:
 
     def picture(self, file: Path, full: bool = True) -> Path:
         """A PNG of the page, as a whole or as the window shows it."""
+        # What was drawn last is on the screen after two frames, however busy the machine is.
+        self.evaluate("new Promise(d => requestAnimationFrame(() => requestAnimationFrame(d)))")
         more: dict[str, Any] = {}
         if full:
             box = self.call("Page.getLayoutMetrics")["cssContentSize"]

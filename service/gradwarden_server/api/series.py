@@ -126,6 +126,10 @@ def series(
     first: First = None,
     last: Last = None,
     points: Columns = 2000,
+    attempt: Annotated[
+        int | None,
+        Query(ge=1, le=2**31, description="One attempt by its number, redone steps among it"),
+    ] = None,
 ) -> Response:
     """At most ``points`` buckets; each keeps its extremes, so no spike is lost.
 
@@ -138,7 +142,7 @@ def series(
         if steps is None:
             table = SeriesTable([], [], {key: empty() for key in wanted}, [])
         else:
-            table = parts.history.series(who.project, run, wanted, *steps, points)
+            table = parts.history.series(who.project, run, wanted, *steps, points, attempt)
     except ValueError as error:
         detail = f"{error}; layer keys are layer:<row>:<quantity>"
         raise Problem("malformed", detail, field="keys") from None

@@ -9,6 +9,7 @@ from gradwarden_server.diagnosis.case import Case, NoSeries, Series
 from gradwarden_server.diagnosis.causes import Link, joined, stories
 from gradwarden_server.diagnosis.changes import changes
 from gradwarden_server.diagnosis.checkpoints import first_harm, last_good
+from gradwarden_server.diagnosis.closest import closest
 from gradwarden_server.diagnosis.incidents import Incident, incidents
 from gradwarden_server.diagnosis.patterns import PATTERNS, UNKNOWN, Pattern
 from gradwarden_server.diagnosis.words import (
@@ -55,6 +56,8 @@ def diagnose(case: Case, series: Series | None = None, at: int | None = None) ->
     findings = [finding for story in held for finding in writer.story(story)]
     watched = coverage.summary(case.coverage)
     urgent = [story for story in held if _of(story) in _URGENT and not _healed(story)]
+    strange = [story[0] for story in held if story[0].name not in PATTERNS]
+    fits = any(story[0].name in PATTERNS and not _healed(story) for story in held)
     return Diagnosis(
         run=case.run,
         name=case.name,
@@ -69,6 +72,7 @@ def diagnose(case: Case, series: Series | None = None, at: int | None = None) ->
         last_good_checkpoint=good,
         checkpoint_note=note,
         coverage=watched,
+        closest=() if fits else closest(case, series, strange[0].step if strange else at),
     )
 
 

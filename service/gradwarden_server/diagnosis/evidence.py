@@ -16,8 +16,9 @@ from gradwarden_server.diagnosis.words import Evidence, Excluded
 
 BEFORE, AFTER = 100, 30
 """Steps looked at on both sides of an onset."""
-_ALIKE = 1.2  # less is no change worth a line
-_LEVELS = ("_seconds", "tokens", "clip_coefficient")
+ALIKE = 1.2
+"""A series that moved by less stood still."""
+LEVELS = ("_seconds", "tokens", "clip_coefficient")
 """Series that are compared by their medians, the others by what lies farthest away."""
 _MOST = 6
 _LEARNING = 100  # steps, as alert_rules/baseline.yaml has it
@@ -110,9 +111,9 @@ def _before_and_after(label: str, points: Points, step: int) -> str | None:
     if usual is None:
         return None
     at, value = max(after, key=lambda point: _apart(usual, point[1]))
-    if label.endswith(_LEVELS):  # single steps of these tell little
+    if label.endswith(LEVELS):  # single steps of these tell little
         at, value = after[0][0], median(v for _, v in after)
-    if _apart(usual, value) < math.log(_ALIKE):
+    if _apart(usual, value) < math.log(ALIKE):
         return None
     times = f" ({value / usual:.3g}x)" if usual else ""
     return f"{label} went from {usual:.3g} to {value:.3g} at step {at}{times}"

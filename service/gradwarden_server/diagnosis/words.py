@@ -43,6 +43,19 @@ class Excluded:
 
 
 @dataclass(frozen=True, slots=True)
+class Near:
+    """A known pattern that comes close to what was seen and does not fit it.
+
+    ``signs`` is what of it was seen, ``against`` what speaks against it.
+    """
+
+    name: str
+    cause: str
+    signs: tuple[Evidence, ...]
+    against: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Finding:
     """One sickness, or the change that began one.
 
@@ -106,7 +119,10 @@ class Coverage:
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """What ails a run; the stories with the worst first, the findings by onset."""
+    """What ails a run; the stories with the worst first, the findings by onset.
+
+    ``closest`` are known patterns that come near, where none fits.
+    """
 
     run: str
     name: str
@@ -119,6 +135,7 @@ class Diagnosis:
     last_good_checkpoint: Checkpoint | None
     checkpoint_note: str
     coverage: Coverage
+    closest: tuple[Near, ...]
 
     def finding(self, id_: str) -> Finding:
         """A finding by its id.

@@ -6,6 +6,8 @@ import type { SeriesFace } from "./schema";
 export interface Line {
   key: string;
   label: string;
+  /** Told once and done again since: drawn faintly, under the others. */
+  dim?: boolean;
 }
 
 export interface Columns {
@@ -13,6 +15,8 @@ export interface Columns {
   data: (number | null)[][];
   /** Runs of steps, first and last, with a non-finite value in any of the lines. */
   bad: [number, number][];
+  /** How many values a log axis cannot show. */
+  left: number;
 }
 
 /**
@@ -22,6 +26,7 @@ export interface Columns {
  */
 export function columns(series: SeriesFace, lines: Line[], log: boolean, breaks: number[]): Columns {
   const bad: [number, number][] = [];
+  let left = 0;
   const x: number[] = [];
   const data: (number | null)[][] = [x, ...lines.flatMap(() => [[], [], []])];
   const cuts = [...breaks].sort((a, b) => a - b);
@@ -42,6 +47,7 @@ export function columns(series: SeriesFace, lines: Line[], log: boolean, breaks:
         const fine = v !== null && Number.isFinite(v) && (!log || v > 0);
         data[1 + n * 3 + p].push(fine ? v : null);
         if (v !== null && !Number.isFinite(v)) isBad = true;
+        else if (v !== null && !fine && part === "last") left++;
       });
       if (found?.nonfinite[k]) isBad = true;
     });
@@ -50,7 +56,30 @@ export function columns(series: SeriesFace, lines: Line[], log: boolean, breaks:
     else if (isBad) bad.push([step, last]);
     wasBad = isBad;
   });
-  return { data, bad };
+  return { data, bad, left };
+}
+
+/**
+ * Where a log axis has its lines, at most about `most`: at whole decades; where fewer than two of
+ * them fit, at 1, 2 and 5; and where the range is narrower than that, at round numbers.
+ */
+export function logTicks(low: number, high: number, most: number): number[] {
+  if (!(low > 0) || !(high > low)) return [];
+  const [first, last] = [Math.floor(Math.log10(low)), Math.ceil(Math.log10(high))];
+  const within = (list: number[]) => list.filter((v) => v >= low * (1 - 1e-9) && v <= high * (1 + 1e-9));
+  const powers = Array.from({ length: last - first + 1 }, (_, k) => first + k);
+  if (Math.log10(high / low) >= 2) {
+    const every = Math.ceil((last - first) / most);
+    return within(powers.filter((power) => power % every === 0).map((power) => Number(`1e${power}`)));
+  }
+  const some = within(powers.flatMap((power) => [1, 2, 5].map((lead) => Number(`${lead}e${power}`))));
+  if (some.length > 1) return some;
+  const rough = (high - low) / Math.max(2, most - 1);
+  const power = 10 ** Math.floor(Math.log10(rough));
+  const unit = [1, 2, 5, 10].find((lead) => lead * power >= rough)! * power;
+  const out = [];
+  for (let k = Math.ceil(low / unit - 1e-9); k * unit <= high * (1 + 1e-9); k++) out.push(Number((k * unit).toPrecision(12)));
+  return out;
 }
 
 /** What a line says at `step`, or at its last step when null. */

@@ -1,9 +1,10 @@
-/** Facts with a step, as flags above the heatmap; neighbours on screen become one flag. */
+/** Facts with a step, as flags beside the heatmap; neighbours on screen become one flag. */
 
 import type { AlertFace, AttemptFace, EventFace } from "./schema";
 import * as f from "./format";
 
-export type FlagKind = "alert" | "pending" | "healed" | "restart" | "checkpoint" | "failed" | "mark";
+export type FlagKind =
+  | "alert" | "pending" | "healed" | "restart" | "restored" | "good" | "checkpoint" | "failed" | "mark";
 
 export interface Flag {
   step: number;
@@ -17,7 +18,11 @@ export interface Cluster extends Flag {
 }
 
 /** Kinds from loud to quiet: a cluster shows its loudest. */
-const RANK: FlagKind[] = ["alert", "pending", "failed", "restart", "mark", "healed", "checkpoint"];
+const RANK: FlagKind[] = [
+  "alert", "pending", "failed", "restart", "restored", "mark", "healed", "good", "checkpoint",
+];
+/** What is told of a run's lives, under the heatmap: from where it could go on, and where it did. */
+const LIVES = new Set<FlagKind>(["restart", "restored", "good", "checkpoint", "failed"]);
 const QUIET = new Set(["start", "phase", "finish"]);
 
 /** The run ended before anything healed: the alert is over, its cause is not. */
@@ -41,7 +46,8 @@ export function alertStep(alert: AlertFace): number | null {
   return Number.isFinite(step) ? step : null;
 }
 
-export function flags(alerts: AlertFace[], attempts: AttemptFace[], events: EventFace[]): Flag[] {
+/** Alerts, and what the loop or the guard says that it changed. */
+export function flags(alerts: AlertFace[], events: EventFace[]): Flag[] {
   const out: Flag[] = [];
   for (const alert of alerts) {
     const step = alertStep(alert);
@@ -51,18 +57,37 @@ export function flags(alerts: AlertFace[], attempts: AttemptFace[], events: Even
     const kind = over ? "healed" : loud ? "alert" : "pending";
     out.push({ step, kind, text: `${alert.alertname} (${alert.state})` });
   }
-  for (const attempt of attempts) {
-    if (attempt.ordinal > 1 && attempt.first_step !== null) {
-      out.push({ step: attempt.first_step, kind: "restart", text: `attempt ${attempt.ordinal} begins` });
-    }
-  }
+  return [...out, ...events.map(told).filter((flag) => flag !== null && !LIVES.has(flag.kind))] as Flag[];
+}
+
+/** Checkpoints saved, refused and gone back to, and where attempts begin; `good` is the last good one's step. */
+export function lives(attempts: AttemptFace[], events: EventFace[], good: number | null): Flag[] {
+  const out: Flag[] = attempts
+    .filter((attempt) => attempt.ordinal > 1)
+    .map((attempt) => ({ step: attempt.first_step, kind: "restart", text: `attempt ${attempt.ordinal} begins` }));
+  const known = new Set<string>();
   for (const event of events) {
-    if (event.step === null || QUIET.has(event.kind)) continue;
-    const failed = event.kind === "checkpoint" && event.data?.ok === false;
-    const kind = event.kind === "checkpoint" ? (failed ? "failed" : "checkpoint") : "mark";
-    out.push({ step: event.step, kind, text: event.text || event.kind });
+    const flag = told(event);
+    // One file is told of when it is saved, and again when it is looked at.
+    if (!flag || !LIVES.has(flag.kind) || known.has(`${flag.kind} ${flag.text}`)) continue;
+    known.add(`${flag.kind} ${flag.text}`);
+    const last = flag.kind === "checkpoint" && flag.step === good;
+    out.push(last ? { ...flag, kind: "good", text: `last good ${flag.text}` } : flag);
   }
   return out;
+}
+
+function told(event: EventFace): Flag | null {
+  if (QUIET.has(event.kind)) return null;
+  const saved = Number(event.data.saved_step ?? event.step);
+  if (event.kind === "checkpoint") {
+    const refused = event.data.ok === false;
+    return { step: saved, kind: refused ? "failed" : "checkpoint", text: `checkpoint ${event.text}` };
+  }
+  if (event.kind === "guard" && event.data.action === "rollback") {
+    return { step: Number(event.data.step ?? event.step), kind: "restored", text: `restored: ${event.data.reason ?? "by the guard"}` };
+  }
+  return { step: event.step, kind: "mark", text: event.text || event.kind };
 }
 
 /** Flags inside [from, to), at their pixel, those closer than `apart` pixels joined. */

@@ -1,23 +1,25 @@
 import { describe, expect, it } from "vitest";
 import { num, v1 } from "./api";
-import type { AlertFace, AttemptFace, EventFace, SeriesFace } from "./schema";
-import { columns, reading, speaks } from "./chart";
-import { clusters, flags } from "./flags";
+import { columns, logTicks, reading, speaks } from "./chart";
+import { clusters, flags, lives } from "./flags";
 import * as f from "./format";
-import { hold, parseRunView, writeRunView, zoom, type RunView } from "./urlstate";
+import { cell, slowest, words } from "./ranks";
+import type { AlertFace, AttemptFace, EventFace, RankLine, RankStrips, SeriesFace } from "./schema";
+import { hold, parseRunView, scaleOf, writeRunView, zoom, type RunView } from "./urlstate";
 
 describe("the view in the URL", () => {
   it("survives writing and reading", () => {
     const view = {
       metric: "absmax", mode: "base", range: [100, 900], fold: ["blocks.0", "head"], row: 3,
       region: [120, 139], other: "yesterday/1",
+      scale: { loss: "log", "layer:3:l2": "lin" },
     } satisfies RunView;
     const text = writeRunView("", view);
     expect(parseRunView(text)).toEqual(view);
   });
   it("keeps defaults out and foreign keys in", () => {
     const view = parseRunView("?project=a&m=nonsense&from=9&to=3&row=-1&diff=9-3");
-    expect(view).toEqual({ metric: "l2", mode: "abs", range: null, fold: "auto", row: null, region: null, other: null });
+    expect(view).toEqual({ metric: "l2", mode: "abs", range: null, fold: "auto", row: null, region: null, other: null, scale: {} });
     expect(writeRunView("?project=a&m=nan&from=1&to=5", view)).toBe("?project=a");
   });
   it("zooms around a step and stays inside the run", () => {
@@ -85,6 +87,40 @@ describe("chart columns", () => {
   });
 });
 
+describe("a chart's scale", () => {
+  it("is its own until somebody chooses for one or for all", () => {
+    const view = (search: string) => parseRunView(search);
+    expect(scaleOf(view(""), "loss", "lin")).toBe("lin");
+    expect(scaleOf(view("?y=loss:log"), "loss", "lin")).toBe("log");
+    expect(scaleOf(view("?y=loss:log"), "lr", "lin")).toBe("lin");
+    expect(scaleOf(view("?y=lin"), "grad_norm", "log")).toBe("lin");
+    expect(writeRunView("?y=lin", { ...view(""), scale: {} })).toBe("");
+  });
+  it("has few labels over many decades, some within one, and round numbers within less", () => {
+    expect(logTicks(1e-9, 1e3, 6)).toEqual([1e-8, 1e-6, 1e-4, 1e-2, 1, 100]);
+    expect(logTicks(0.5, 9, 6)).toEqual([0.5, 1, 2, 5]);
+    expect(logTicks(2.1, 2.4, 5)).toEqual([2.1, 2.2, 2.3, 2.4]);
+    expect(logTicks(0, 1, 5)).toEqual([]);
+  });
+});
+
+describe("ranks", () => {
+  const rank = (n: number, seconds: (number | null)[]) =>
+    ({ rank: n, state: "reporting", host: null, last_step: 9, lag_steps: 0, last_seen_ns: null,
+      first_bad_step: null, drift_step: null, told: [1, 1], bad: [0, 0], seconds }) as RankLine;
+  const all = { ranks: [rank(0, [1, 1]), rank(1, [1, 3]), rank(2, [1, null])] } as RankStrips;
+  it("are compared with the median of the same steps", () => {
+    expect(slowest(all, 0)).toBeNull();
+    expect(slowest(all, 1)).toEqual({ rank: 1, times: 1.5 });
+    expect(cell(all, all.ranks[2], 1)).toBe(128);
+    expect(cell(all, all.ranks[1], 1)).toBeGreaterThan(128);
+  });
+  it("say what is odd about them", () => {
+    const odd = { ...all.ranks[0], state: "silent", lag_steps: 3, last_seen_ns: 0, drift_step: 5 } as RankLine;
+    expect(words(odd, 60_000)).toBe("rank 0: silent, step 9, 3 steps behind, last heard 60s ago, its replica differs from step 5");
+  });
+});
+
 describe("flags", () => {
   const alert = {
     id: 1, alertname: "NonFiniteGradient", severity: "page", state: "firing", labels: {},
@@ -99,11 +135,20 @@ describe("flags", () => {
   ] as EventFace[];
   const attempts = [{ ordinal: 2, attempt: "b", status: "", first_step: 300, last_step: null, superseded_after: null }] as AttemptFace[];
 
-  it("come from alerts, later attempts and events, not from noise", () => {
-    expect(flags([alert], attempts, events).map((flag) => flag.kind)).toEqual(["alert", "restart", "failed", "mark"]);
+  it("come from alerts and events, not from noise", () => {
+    expect(flags([alert], events).map((flag) => flag.kind)).toEqual(["alert", "mark"]);
+  });
+  it("of lives come from attempts and checkpoints, each file once where it was saved", () => {
+    const saved = { ...event, kind: "checkpoint", text: "a.pt", data: { ok: true, saved_step: 290 } };
+    const looked = { ...saved, step: 299, data: { ...saved.data, verified: true } };
+    const back = { ...event, step: 310, kind: "guard", text: "", data: { action: "rollback", step: 309, reason: "NaN" } };
+    const found = lives(attempts, [...events, { ...saved, step: 291 }, looked, back] as EventFace[], 290);
+    expect(found.map((flag) => [flag.kind, flag.step])).toEqual([
+      ["restart", 300], ["failed", 501], ["good", 290], ["restored", 309],
+    ]);
   });
   it("join where they would overlap, and the loudest is seen", () => {
-    const out = clusters(flags([alert], attempts, events), 0, 1000, 500);
+    const out = clusters([...flags([alert], events), ...lives(attempts, events, null)], 0, 1000, 500);
     expect(out.map((c) => [c.kind, c.more.length])).toEqual([["restart", 1], ["alert", 2], ["mark", 1]]);
   });
 });

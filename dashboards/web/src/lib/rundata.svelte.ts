@@ -15,6 +15,8 @@ import type { View } from "./view.svelte";
 
 const COLUMNS = 2000;
 const PHASE_COLUMNS = 500;
+const AGAIN_COLUMNS = 500;
+const MOST_AGAIN = 3;
 const KEYS = ["loss", "lr", "grad_norm", "clip_norm"];
 export const PHASES = ["data", "forward", "backward", "optimizer", "step"].map((phase) => ({
   key: `${phase}_seconds`, label: phase === "step" ? "in all" : phase,
@@ -33,6 +35,10 @@ export class RunData {
   readonly phases = new Resource<SeriesFace>(getJson);
   /** The same numbers of the run that is compared with this one. */
   readonly other = new Resource<SeriesFace>(getJson);
+  /** What attempts told of steps that a later one did again, in the order of `again`. */
+  readonly redone = new Resource<SeriesFace[]>((paths, signal) =>
+    Promise.all(paths.split("\n").map((path) => getJson<SeriesFace>(path, signal))),
+  );
 
   readonly base: string;
   readonly #project = $derived(router.project);
@@ -45,6 +51,11 @@ export class RunData {
   });
   /** What the charts draw: the whole run, or the range by itself. */
   readonly series = $derived.by(() => (this.asked && this.detail.data?.keys.loss ? this.detail.data : this.whole.data));
+
+  /** The newest attempts of which a later one did steps again. */
+  readonly again = $derived.by(() =>
+    (this.run.data?.attempts ?? []).filter((a) => a.superseded_after !== null && (a.last_step ?? -1) > a.superseded_after).slice(-MOST_AGAIN),
+  );
 
   /** The newest step whose columns are here, and the attempt and status they were read under. */
   #seen: number | null = null;
@@ -74,10 +85,19 @@ export class RunData {
       const range = { from: this.asked?.[0], to: this.asked?.[1] };
       if (run) void this.other.fetch(v1(`runs/${encodeURIComponent(run)}/series`, { keys: KEYS.join(), ...range, points: COLUMNS, project: this.#project }));
     });
+    $effect(() => {
+      const paths = this.again.map((a) =>
+        v1(`${this.base}/series`, {
+          keys: KEYS.join(), attempt: a.ordinal, from: Math.max(a.first_step, a.superseded_after! + 1), to: a.last_step!,
+          points: AGAIN_COLUMNS, project: this.#project,
+        }),
+      );
+      if (paths.length) void this.redone.fetch(paths.join("\n"));
+    });
     $effect(() => follow(router.project, `run:${id}`, 2000, () => this.look(), (news) => this.#told(news)));
     $effect(() => () => {
       view.stop();
-      for (const resource of [this.run, this.alerts, this.events, this.diagnosis, this.heat, this.whole, this.detail, this.phases, this.other]) {
+      for (const resource of [this.run, this.alerts, this.events, this.diagnosis, this.heat, this.whole, this.detail, this.phases, this.other, this.redone]) {
         resource.stop();
       }
     });

@@ -257,7 +257,7 @@ export interface DeliveryFace {
   detail: string | null;
 }
 
-/** What ails a run; the stories with the worst first, the findings by onset. */
+/** What ails a run; the stories with the worst first, the findings by onset. ``closest`` are known patterns that come near, where none fits. */
 export interface Diagnosis {
   run: string;
   name: string;
@@ -270,6 +270,7 @@ export interface Diagnosis {
   last_good_checkpoint: Checkpoint | null;
   checkpoint_note: string;
   coverage: Coverage;
+  closest: Near[];
 }
 
 /** One series that moved; ``name`` is a parameter, a number of the loop, or a rank. */
@@ -576,6 +577,14 @@ export interface MomentFace {
   total: number;
 }
 
+/** A known pattern that comes close to what was seen and does not fit it. ``signs`` is what of it was seen, ``against`` what speaks against it. */
+export interface Near {
+  name: string;
+  cause: string;
+  signs: Evidence[];
+  against: string[];
+}
+
 /** What people were told of in 30 days, and whether anybody did anything. */
 export interface NoiseFace {
   acted: number;
@@ -692,6 +701,27 @@ export interface RankFace {
   ended: boolean;
 }
 
+/** One rank, and its steps by column. */
+export interface RankLine {
+  rank: number;
+  state: "reporting" | "behind" | "silent" | "ended" | "missing";
+  host: string | null;
+  last_step: number | null;
+  /** Steps behind the rank that is furthest */
+  lag_steps: number | null;
+  last_seen_ns: number | null;
+  /** At which its own loss or gradients were not finite, before any averaging */
+  first_bad_step: number | null;
+  /** From which its replica differs from the others */
+  drift_step: number | null;
+  /** Steps told, by column */
+  told: number[];
+  /** Of them those that were not finite, by column */
+  bad: number[];
+  /** Mean of the measure, by column */
+  seconds: (number | null)[];
+}
+
 /** One rank of the newest attempt, and where it runs. */
 export interface RankPlace {
   rank: number;
@@ -701,6 +731,22 @@ export interface RankPlace {
   host: string;
   /** Node, gpu, pod and the like, as the rank told them */
   place: Record<string, unknown>;
+}
+
+/** All ranks over the same buckets of steps, the odd ones first where there are too many. */
+export interface RankStrips {
+  world_size: number;
+  counts: Record<string, number>;
+  /** What the seconds are of */
+  measure: string | null;
+  step: number[];
+  step_last: number[];
+  /** The ranks that were sick at the earliest step */
+  first_bad: number[];
+  first_bad_step: number | null;
+  drifted: number[];
+  ranks: RankLine[];
+  left_out: number;
 }
 
 /** What one rank told. */

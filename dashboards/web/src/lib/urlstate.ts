@@ -4,6 +4,8 @@ export type Metric =
   | "l2" | "rms" | "absmax" | "zero" | "tiny" | "nan" | "update_ratio" | "weight_l2";
 export type Mode = "abs" | "base";
 
+export type Scale = "log" | "lin";
+
 export interface RunView {
   metric: Metric;
   mode: Mode;
@@ -17,6 +19,19 @@ export interface RunView {
   region: [number, number] | null;
   /** Another run whose lines are drawn beside this one's. */
   other: string | null;
+  /** Of all charts together, or of some by their key; the others have their own. */
+  scale: Scale | Record<string, Scale>;
+}
+
+/** The scale of one chart. */
+export function scaleOf(view: RunView, key: string, own: Scale): Scale {
+  return typeof view.scale === "string" ? view.scale : (view.scale[key] ?? own);
+}
+
+function scales(text: string): RunView["scale"] {
+  if (text === "log" || text === "lin") return text;
+  const known = text.split(",").map((one) => /^(.+):(log|lin)$/.exec(one)).filter((found) => found !== null);
+  return Object.fromEntries(known.map(([, key, scale]) => [key, scale as Scale]));
 }
 
 export const METRICS: Record<Metric, { label: string; unit: string }> = {
@@ -53,6 +68,7 @@ export function parseRunView(search: string): RunView {
     row: integer(q.get("row")),
     region: pair(q.get("diff")),
     other: q.get("cmp") || null,
+    scale: scales(q.get("y") ?? ""),
   };
 }
 
@@ -69,6 +85,8 @@ export function writeRunView(search: string, view: RunView): string {
   put("row", view.row === null ? null : String(view.row));
   put("diff", view.region && view.region.map(Math.round).join("-"));
   put("cmp", view.other);
+  const some = typeof view.scale === "string" ? view.scale : Object.entries(view.scale).map((one) => one.join(":")).join();
+  put("y", some || null);
   const text = q.toString();
   return text ? `?${text}` : "";
 }

@@ -27,6 +27,7 @@ from gradwarden_server.store.reading.gather import one_voice
 from gradwarden_server.store.reading.heat import Canvas, Heatmap, joined
 from gradwarden_server.store.reading.pieces import Quantity
 from gradwarden_server.store.reading.rows import Layer, fill_from_piece, fill_from_segments
+from gradwarden_server.store.reading.strip import RankStrip, strips
 from gradwarden_server.store.reading.telling import Held, Telling
 from gradwarden_server.store.reading.zoom import Zoom
 from gradwarden_server.store.runs import RunStore
@@ -116,8 +117,11 @@ class History:
         first: int | None,
         last: int | None,
         points: int,
+        attempt: int | None = None,
     ) -> SeriesTable:
         """Scalars by name, ``grad_norm``, or ``layer:<row>:<quantity>``, bucketed by step.
+
+        Of one ``attempt`` with all that a later one did again, or of the run as it stands.
 
         Raises:
             ValueError: a layer key that names no row or quantity.
@@ -132,6 +136,8 @@ class History:
         curves = {key: Curve() for key in keys}
         reported: set[str] = set()
         held = self._telling.held(project, run, grid.first, grid.last)
+        if attempt is not None:
+            held = held.only(attempt)
         for piece, until in self._telling.scalars(held):
             times.add(piece.steps, piece.times_ns, piece.rank, until)
             reported.update(piece.scalars)
@@ -227,6 +233,23 @@ class History:
                     if first <= step <= end:
                         by_step.setdefault(step, {})[piece.rank] = value
         return found
+
+    def rank_strips(
+        self,
+        project: str,
+        run: str,
+        names: Sequence[str],
+        first: int | None,
+        last: int | None,
+        cols: int,
+    ) -> tuple[Buckets, dict[int, RankStrip]] | None:
+        """Every rank over at most ``cols`` buckets of steps; None without data."""
+        span = self._log.span(project, run)
+        if span is None:
+            return None
+        grid = Buckets(span, first, last, cols)
+        held = self._telling.held(project, run, grid.first, grid.last)
+        return grid, strips(self._telling.scalars(held), names, grid)
 
     def _rows(self, project: str, digest: str) -> dict[str, int]:
         """The row of each parameter in matrices of this layout."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gradwarden import wire
 from gradwarden_server.store.cache import Cache
@@ -33,6 +33,16 @@ class Held:
     whole: Sequence[Segment]
     split: Sequence[Segment]
     until: Mapping[int, float]
+
+    def only(self, ordinal: int) -> Held:
+        """What one attempt told, the steps that a later one did again among it."""
+        return replace(
+            self,
+            entries=[e for e in self.entries if e.ordinal == ordinal],
+            whole=[s for s in self.whole if s.ordinal == ordinal],
+            split=[s for s in self.split if s.ordinal == ordinal],
+            until={ordinal: math.inf},
+        )
 
 
 class Telling:

@@ -32,6 +32,17 @@ export function pixelColumns(
 
 export type Choice = "largest" | "furthest";
 
+/** How telling each byte is: no data says least, what is not finite most. */
+function weights(of: (byte: number) => number): Float64Array {
+  const out = Float64Array.from({ length: 256 }, (_, byte) => of(byte));
+  [out[NO_DATA], out[BAD]] = [-1, Infinity];
+  return out;
+}
+const WEIGHTS: Record<Choice, Float64Array> = {
+  largest: weights((byte) => byte),
+  furthest: weights((byte) => Math.abs(byte - CENTRE)),
+};
+
 /**
  * One byte per pixel and row group. Within a pixel the largest cell wins ("largest"), or the
  * one furthest from the baseline ("furthest"); a non-finite cell beats both.
@@ -43,24 +54,19 @@ export function pool(
   columns: { start: Int32Array; end: Int32Array },
   pick: Choice,
 ): Uint8Array {
-  const width = columns.start.length;
+  const { start, end } = columns;
+  const width = start.length;
+  const weight = WEIGHTS[pick];
   const out = new Uint8Array(groups.length * width);
   groups.forEach((rows, g) => {
     const target = g * width;
     for (const row of rows) {
       const base = row * cols;
       for (let x = 0; x < width; x++) {
-        const end = columns.end[x];
         let best = out[target + x];
-        for (let c = columns.start[x]; c < end; c++) {
+        for (let c = start[x]; c < end[x]; c++) {
           const byte = cells[base + c];
-          if (byte === NO_DATA || best === BAD) continue;
-          if (
-            best === NO_DATA || byte === BAD ||
-            (pick === "largest" ? byte > best : Math.abs(byte - CENTRE) > Math.abs(best - CENTRE))
-          ) {
-            best = byte;
-          }
+          if (weight[byte] > weight[best]) best = byte;
         }
         out[target + x] = best;
       }
@@ -87,18 +93,31 @@ const INF = 2;
  * where; the header's list, which the service may cut short, only tells Inf from NaN.
  */
 export function marks(heat: Matrix, groups: number[][]): Mark[] {
-  const kind = Uint8Array.from(heat.cells, (byte) => (byte === BAD ? NAN : 0));
-  for (const [row, col, nan, inf] of heat.nonfinite) {
-    if (!nan && inf) kind[row * heat.cols + col] = INF;
+  const { cells, cols } = heat;
+  const kind = new Uint8Array(cells.length);
+  // First and one past the last sick column of each row: most have none, and few are sick for long.
+  const first = new Int32Array(heat.rows).fill(cols);
+  const end = new Int32Array(heat.rows);
+  const note = (row: number, col: number, what: number) => {
+    kind[row * cols + col] = what;
+    first[row] = Math.min(first[row], col);
+    end[row] = Math.max(end[row], col + 1);
+  };
+  for (let at = cells.indexOf(BAD); at >= 0; at = cells.indexOf(BAD, at)) {
+    for (; cells[at] === BAD; at++) note(Math.floor(at / cols), at % cols, NAN);
   }
+  for (const [row, col, nan, inf] of heat.nonfinite) if (!nan && inf) note(row, col, INF);
   const out: Mark[] = [];
   groups.forEach((rows, group) => {
-    const joined = new Uint8Array(heat.cols);
+    const from = rows.reduce((least, row) => Math.min(least, first[row]), cols);
+    const until = rows.reduce((most, row) => Math.max(most, end[row]), 0);
+    if (from >= until) return;
+    const joined = new Uint8Array(cols);
     for (const row of rows) {
-      for (let col = 0; col < heat.cols; col++) joined[col] |= kind[row * heat.cols + col];
+      for (let col = first[row]; col < end[row]; col++) joined[col] |= kind[row * cols + col];
     }
     let open: Mark | null = null;
-    for (let col = 0; col < heat.cols; col++) {
+    for (let col = from; col < until; col++) {
       if (!joined[col]) {
         open = null;
         continue;
