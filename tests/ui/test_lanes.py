@@ -145,8 +145,9 @@ def test_a_run_without_a_known_pattern_names_those_that_come_nearest(
 ) -> None:
     begin(service, "odd")
     key = wire.StreamKey("odd", "a1", 0, "n1")
+    spent = {"loss": 2.0, "lr": 1e-3, "step_seconds": 0.1}
     frames = [
-        frame(n, scalars={"loss": 2.0 if n < 180 else 2.8, "lr": 1e-3, "step_seconds": 0.1})
+        frame(n, scalars=spent | {"data_seconds": 0.01 if n < 170 else 0.013})
         for n in range(1, 201)
     ]
     sent = wire.Batch(key, tuple(frames), LAYOUT.hash, LAYERS, sent_ns=1)
@@ -154,9 +155,9 @@ def test_a_run_without_a_known_pattern_names_those_that_come_nearest(
     until(lambda: service.get("/v1/runs/odd")["coverage"])
     until(lambda: service.get("/v1/runs/odd/diagnosis")["closest"])
     tab.go(f"{service.url}/runs/odd")
-    told = tab.says("LossDivergence", "[aria-label=Diagnosis]")
+    told = tab.says("InputBound", "[aria-label=Diagnosis]")
     assert "No known pattern" in told
-    assert "loss went from 2 to 2.8" in told
+    assert "data_seconds went from 0.01 to 0.013" in told
     assert "against it" in told
     assert serious(tab) == []
     assert tab.complaints == []
