@@ -25,6 +25,10 @@ describe("what is missing", () => {
     const wide = Array.from({ length: 1500 }, (_, k) => k * 4);
     expect(missing(wide, 4, 6003, 2000)).toEqual({ from: 5968, count: 9 });
   });
+  it("reaches as far as what is held, where that is ahead of the news", () => {
+    const steps = Array.from({ length: 100 }, (_, k) => k);
+    expect(missing(steps, 1, 80, 2000)).toEqual({ from: 92, count: 8 });
+  });
   it("is everything where the columns get wider or nothing is held", () => {
     const steps = Array.from({ length: 2000 }, (_, k) => k);
     expect(missing(steps, 1, 2000, 2000)).toBeNull();

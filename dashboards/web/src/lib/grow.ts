@@ -26,7 +26,9 @@ export function widthOf(first: number, last: number, limit: number): number {
 export function missing(steps: number[], width: number, last: number, limit: number): Part | null {
   if (!steps.length || widthOf(steps[0], last, limit) !== width) return null;
   const from = steps[Math.max(0, steps.length - OVERLAP)];
-  return { from, count: Math.floor(last / width) - Math.floor(from / width) + 1 };
+  // What was fetched a moment ago may reach further than the news that are acted on now.
+  const end = Math.max(last, steps[steps.length - 1]);
+  return { from, count: Math.floor(end / width) - Math.floor(from / width) + 1 };
 }
 
 /** How many of the held columns stand before the new ones. */
