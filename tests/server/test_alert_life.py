@@ -354,14 +354,17 @@ def test_a_run_may_be_said_by_its_name_where_only_one_has_it(house: Service) -> 
     assert "no run of that name" in gradwarden("diagnose", "three", *at).stderr
 
 
-def test_postgresql_tells_the_same(postgres_url: str, tmp_path: Path) -> None:
-    running = Service(tmp_path / "service", db=postgres_url)
+def test_postgresql_tells_the_same(
+    postgres_url: str, tmp_path: Path, receiver: LocalReceiver
+) -> None:
+    receivers = RECEIVERS.format(url=receiver.url)
+    running = Service(tmp_path / "service", db=postgres_url, receivers=receivers)
     try:
         sicken(running, "pg-one", place={"gpu_name": "H100"}, world_size=1)
-        first = alert_of(running, "pg-one")
+        first = notified(running, alert_of(running, "pg-one")["id"])
         assert first["impact"]["devices"] == "GPU"
         sicken(running, "pg-two")
-        alert = alert_of(running, "pg-two")
+        alert = notified(running, alert_of(running, "pg-two")["id"])
         written = running.call("POST", f"/v1/alerts/{alert['id']}/notes", json={"text": "seen"})
         assert written.status_code == 201
         (similar,) = running.get(f"/v1/alerts/{first['id']}/similar")["items"]

@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import os
+import re
 import socket
 import struct
 import subprocess
@@ -33,6 +34,8 @@ from tests.server.traffic import LAYERS, LAYOUT, batch, begin, frame, problem, s
 from tests.service import Service, gradwarden
 
 PATIENCE = 60.0
+KNOWN = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
+CHUNK = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\n{}{}\r\n"
 FORMATS = formats.FORMATS
 
 
@@ -243,18 +246,28 @@ def test_the_command_says_what_is_wrong(house: Service, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_answer_that_breaks_off_leaves_no_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("answers", "said"),
+    [
+        ([KNOWN, CHUNK], r"broke off after 4 bytes .*nothing is kept"),
+        ([KNOWN, b""], r"broke off \(Server disconnected"),
+        ([CHUNK], r"broke off \(peer closed"),
+    ],
+    ids=["in the middle of the run", "before its first byte", "when asked for its name"],
+)
+def test_an_answer_that_breaks_off_leaves_no_file(
+    tmp_path: Path, answers: list[bytes], said: str
+) -> None:
     """As when the service dies, or a proxy gives up, in the middle of a run."""
     with socket.create_server(("127.0.0.1", 0)) as door:
         door.settimeout(PATIENCE)
 
         def break_off() -> None:
-            caller, _ = door.accept()
-            with caller:
-                caller.recv(1 << 16)
-                caller.sendall(
-                    b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\n{}{}\r\n"
-                )
+            for answer in answers:
+                caller, _ = door.accept()
+                with caller:
+                    caller.recv(1 << 16)
+                    caller.sendall(answer)
 
         broken = threading.Thread(target=break_off)
         broken.start()
@@ -263,6 +276,6 @@ def test_an_answer_that_breaks_off_leaves_no_file(tmp_path: Path) -> None:
         done = gradwarden("export", "r", "-o", str(file), "--url", url)
         broken.join()
     assert done.returncode == 3
-    assert "broke off after 4 bytes" in done.stderr
-    assert "nothing is kept" in done.stderr
+    assert re.search(said, done.stderr)
+    assert "run the same again" in done.stderr
     assert list(tmp_path.iterdir()) == []

@@ -100,6 +100,7 @@ def test_all_mistakes_are_told_at_once_with_file_receiver_and_field() -> None:
             {"name": "d", "type": "webhook", "url": "https://d.example", "watchdog_seconds": 9}
             | {"links": True},
             "just a word",
+            {"name": "nobody", "type": "webhook", "url": "https://n.example"},
         ],
         "colours": [],
     }
@@ -134,6 +135,8 @@ def test_all_mistakes_are_told_at_once_with_file_receiver_and_field() -> None:
         "r.yaml: receiver 'r': secret: expected a text, or a list of texts",
         "r.yaml: receiver 'd': links: the Watchdog is not to be acknowledged or silenced",
         "r.yaml: receiver 15: expected a mapping",
+        "r.yaml: receiver 'nobody': name: 'nobody' is what a route says to tell no one; "
+        "take another name",
     ]
     assert "hunter2" not in str(caught.value)
 

@@ -8,7 +8,9 @@ import sys
 import time
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +58,22 @@ class House:
         assert done.returncode == 0, done.stdout
         return done.stdout
 
+    @contextmanager
+    def lasting(self, train: Callable[..., Any], run: str, *arguments: str) -> Iterator[None]:
+        """A training that goes on for the length of the block.
+
+        What is over before its message left is told to nobody, and on a busy machine a short
+        training is over before it is judged.
+        """
+        stop = self.folder / f"{run}.stop"
+        with ThreadPoolExecutor(1) as pool:
+            training = pool.submit(train, run, "--until", str(stop), *arguments)
+            try:
+                yield
+            finally:
+                stop.touch()
+            training.result()
+
     def fetch(self, path: str, **query: str) -> str:
         address = f"{self.service.url}{path}"
         if query:
@@ -67,13 +85,14 @@ class House:
     def get(self, path: str, **query: str) -> Any:
         return json.loads(self.fetch(path, **query))
 
-    def page(self, alertname: str) -> Mapping[str, Any]:
-        """The first delivered message about an alert of this name."""
+    def page(self, alertname: str, status: str = "firing") -> Mapping[str, Any]:
+        """The first delivered message of this status about an alert of this name."""
         seen = 0
         while True:
             seen += 1
             body: dict[str, Any] = json.loads(self.pager.wait(seen)[seen - 1].body)
-            if any(a["labels"]["alertname"] == alertname for a in body["alerts"]):
+            names = {alert["labels"]["alertname"] for alert in body["alerts"]}
+            if body["status"] == status and alertname in names:
                 return body
 
     def until_judged(self, run: str) -> None:

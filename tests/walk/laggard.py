@@ -6,18 +6,22 @@ Run by torchrun as ``python -m tests.walk.laggard``; it knows gradwarden by two 
 from __future__ import annotations
 
 import argparse
+import itertools
 import time
+from pathlib import Path
 
 import torch
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 import gradwarden
+from tests.walk.lasting import is_over
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--until", type=Path, help="train on until this file exists")
     parser.add_argument("--slow-rank", type=int, default=-1)
     parser.add_argument("--sick-rank", type=int, default=-1)
     parser.add_argument("--sick-step", type=int, default=20)
@@ -42,7 +46,9 @@ def main() -> None:
         return gradient * (float("nan") if sick else 1.0)
 
     inner[2].weight.register_hook(fault)
-    for step in range(arguments.steps):  # noqa: B007 - the fault reads it
+    for step in itertools.count():
+        if step >= arguments.steps and (arguments.until is None or is_over(arguments.until)):
+            break
         if rank == arguments.slow_rank:
             time.sleep(0.15)  # stands for slow work; nothing waits on this
         batch = torch.randint(len(images), (32,), generator=generator)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 
@@ -12,7 +13,7 @@ from tests.server.pager import PATIENCE
 from tests.walk.conftest import House
 
 
-def torchrun(house: House, run: str, ranks: int, *arguments: str) -> None:
+def torchrun(house: House, ranks: int, run: str, *arguments: str) -> None:
     launch = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={ranks}"]
     launch += [f"--master-port={free_port()}", "-m", "tests.walk.laggard", *arguments]
     done = subprocess.run(
@@ -32,7 +33,7 @@ def torchrun(house: House, run: str, ranks: int, *arguments: str) -> None:
 def test_the_sleeping_rank_is_named_and_its_victims_are_not(
     ranks: int, slow: int, house: House
 ) -> None:
-    torchrun(house, "sleepy", ranks, "--slow-rank", str(slow))
+    torchrun(house, ranks, "sleepy", "--slow-rank", str(slow))
     house.until_judged("sleepy")
     answer = house.get("/v1/runs/sleepy/communication")
     assert [c["rank"] for c in answer["causes"]] == [slow]
@@ -46,8 +47,8 @@ def test_the_sleeping_rank_is_named_and_its_victims_are_not(
 
 
 def test_the_page_names_the_rank_whose_own_gradient_was_bad(house: House) -> None:
-    torchrun(house, "ill", 4, "--sick-rank", "3")
-    (alert,) = house.page("NonFiniteGradient")["alerts"]
+    with house.lasting(partial(torchrun, house, 4), "ill", "--sick-rank", "3"):
+        (alert,) = house.page("NonFiniteGradient")["alerts"]
     assert alert["annotations"]["step"] == "20"
     house.until_judged("ill")
     events = house.get("/v1/runs/ill/events")["items"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from functools import partial
 
 from tests.conftest import free_port
 from tests.server.pager import PATIENCE
@@ -60,8 +61,9 @@ def test_four_ranks_are_one_run_and_a_resumed_run_is_its_second_attempt(house: H
 
 
 def test_a_nan_under_ddp_is_one_page_that_names_the_layer(house: House) -> None:
-    torchrun(house, "quartet", "--steps", "40", "--sick-step", "20", "--clip")
-    (alert,) = house.page("NonFiniteGradient")["alerts"]
+    words = ("--sick-step", "20", "--clip", "--pace", "0.03")
+    with house.lasting(partial(torchrun, house), "quartet", *words):
+        (alert,) = house.page("NonFiniteGradient")["alerts"]
     assert alert["annotations"]["layer"] == "inner.blocks.2.0"
     assert alert["annotations"]["step"] == "20"
     pages = house.get("/v1/alerts", run="quartet", severity="page")["items"]

@@ -7,8 +7,7 @@ import json
 import sqlite3
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 from tests.server.pager import PATIENCE
@@ -74,11 +73,9 @@ def carried_out(house: House, rank: int) -> list[tuple[str, dict[str, Any]]]:
 
 
 def test_a_flipped_bit_pages_with_its_rank_and_layer(house: House) -> None:
-    words = ["--steps", "200", "--pace", "0.03"]
-    words += ["--flip-at", str(FLIP_AT), "--flip-rank", str(FLIP_RANK)]
-    done = torchrun(house, "flipped", *words)
-    assert done.returncode == 0, done.stdout
-    said = paged(house)
+    words = ["--pace", "0.03", "--flip-at", str(FLIP_AT), "--flip-rank", str(FLIP_RANK)]
+    with house.lasting(partial(torchrun, house), "flipped", *words):
+        said = paged(house)
     assert said["rank"] == str(FLIP_RANK)
     assert (said["layer"], said["parameter"]) == ("inner.blocks.2.0", FLIPPED)
     assert f"weights of rank {FLIP_RANK} differ from those of 3 replicas" in said["summary"]
@@ -92,22 +89,16 @@ def test_a_flipped_bit_pages_with_its_rank_and_layer(house: House) -> None:
         assert [kind for kind, _ in carried_out(house, rank)] == ["checksums"]
 
 
-def test_another_rank_speaks_while_the_first_is_mute(house: House, tmp_path: Path) -> None:
+def test_another_rank_speaks_while_the_first_is_mute(house: House) -> None:
     """Rank 0 alone is told to capture next to nothing; the heatmap must not end for it."""
-    stop = tmp_path / "stop"
-    with ThreadPoolExecutor(1) as pool:
-        training = pool.submit(torchrun, house, "mute", "--until", str(stop), "--pace", "0.05")
-        try:
-            until(lambda: observed(house) >= 20)
-            tell(house, every=1_000_000)
-            until(lambda: ("speak", {"on": True}) in carried_out(house, rank=1))
-            before = observed(house)
-            until(lambda: observed(house) > before + 20)
-            tell(house, every=1)
-            until(lambda: ("speak", {"on": False}) in carried_out(house, rank=1))
-        finally:
-            stop.touch()
-        assert training.result().returncode == 0
+    with house.lasting(partial(torchrun, house), "mute", "--pace", "0.05"):
+        until(lambda: observed(house) >= 20)
+        tell(house, every=1_000_000)
+        until(lambda: ("speak", {"on": True}) in carried_out(house, rank=1))
+        before = observed(house)
+        until(lambda: observed(house) > before + 20)
+        tell(house, every=1)
+        until(lambda: ("speak", {"on": False}) in carried_out(house, rank=1))
     house.until_judged("mute")
     assert alerts_of(house, "mute") == []
 

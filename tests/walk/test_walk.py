@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import pytest
@@ -11,6 +10,7 @@ from tests.walk.conftest import House
 
 SICK_STEP = 37
 SICK_LAYER = "inner.blocks.2.0"
+SICK = ("--sick-step", str(SICK_STEP), "--pace", "0.01")
 
 PAGED = {
     "a plain loop": [],
@@ -29,8 +29,8 @@ def alerts_of(house: House, run: str, **query: str) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("loop", PAGED)
 def test_an_applied_nan_pages_with_its_layer_and_step(house: House, loop: str) -> None:
-    house.train("sick", *PAGED[loop], "--sick-step", str(SICK_STEP))
-    page = house.page("NonFiniteGradient")
+    with house.lasting(house.train, "sick", *PAGED[loop], *SICK):
+        page = house.page("NonFiniteGradient")
     assert page["version"] == "4"
     assert page["status"] == "firing"
     (alert,) = page["alerts"]
@@ -72,7 +72,8 @@ def test_a_healthy_run_raises_nothing_and_its_record_is_whole(house: House) -> N
 
 
 def test_alerts_of_a_run_that_ends_well_resolve_and_say_why(house: House) -> None:
-    house.train("sick", "--sick-step", str(SICK_STEP))
+    with house.lasting(house.train, "sick", *SICK):
+        house.page("NonFiniteGradient")
     house.until_judged("sick")
     alerts = alerts_of(house, "sick", state="resolved")
     assert {"NonFiniteGradient"} <= {a["alertname"] for a in alerts}
@@ -82,6 +83,4 @@ def test_alerts_of_a_run_that_ends_well_resolve_and_say_why(house: House) -> Non
     # Its end closed the alerts; it does not make the run a healthy one.
     run = house.get("/v1/runs/sick")
     assert (run["health"], run["worst_layer"]) == ("crit", SICK_LAYER)
-    bodies = [json.loads(r.body) for r in house.pager.wait(2)]
-    assert bodies[0]["status"] == "firing"
-    assert bodies[-1]["status"] == "resolved"
+    assert house.page("NonFiniteGradient", "resolved")["alerts"][0]["status"] == "resolved"

@@ -20,6 +20,7 @@ from torch import nn
 from torch.nn.utils import clip_grad_norm_  # imported before gradwarden.watch, on purpose
 
 import gradwarden
+from tests.walk.lasting import is_over
 
 
 def network() -> nn.Module:
@@ -100,7 +101,7 @@ def main() -> None:
     if arguments.until is None:
         steps = itertools.islice(steps, arguments.steps - arguments.first_step)
     for step in steps:
-        if arguments.until is not None and step % 10 == 0 and arguments.until.exists():
+        if arguments.until is not None and step % 10 == 0 and is_over(arguments.until):
             break
         if arguments.sick_every and step % arguments.sick_every == arguments.sick_every // 2 + 5:
             model.load_state_dict(healthy)

@@ -119,7 +119,7 @@ class DrillRun:
         try:
             answer = self._transport.post(path, body, media, _SECONDS)
         except Unreachable as error:
-            raise CommandError(f"no service answers: {error}", UNREACHABLE) from None
+            raise CommandError(f"the service cannot be reached: {error}", UNREACHABLE) from None
         if answer.ok:
             return answer
         if answer.status in (401, 403):

@@ -23,6 +23,8 @@ _WIDEST = 10_000
 _NO_SUCH = (400, 404)  # a name may be no identifier at all
 _LONGEST_QUERY = 200
 _NAMED = 10
+# Somebody took the call, and ended it in the middle of the question or of the answer.
+_BROKEN_OFF = (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError, httpx.DecodingError)
 
 
 class Client:
@@ -119,6 +121,10 @@ class Client:
             raise self._silence(error) from None
 
     def _silence(self, error: Exception) -> CommandError:
+        if isinstance(error, _BROKEN_OFF):
+            return CommandError(
+                f"the service at {self._url} broke off ({error}); run the same again", UNREACHABLE
+            )
         return CommandError(
             f"no service answers at {self._url} ({error}); start one with: gradwarden serve, "
             "or name another with --url",

@@ -12,14 +12,13 @@ from gradwarden_server.matchers import BadMatcher, Matcher
 from gradwarden_server.matchers import parse as parse_matcher
 from gradwarden_server.notify import spec
 from gradwarden_server.notify.routes import (
-    NOBODY,
     REPEAT_SECONDS,
     Escalation,
     Route,
     Routing,
     Storm,
 )
-from gradwarden_server.notify.spec import Receiver, ReceiversError
+from gradwarden_server.notify.spec import NOBODY, Receiver, ReceiversError
 
 _FIELDS = {
     "receiver",

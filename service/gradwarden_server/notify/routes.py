@@ -12,10 +12,8 @@ from dataclasses import dataclass
 from gradwarden_server.matchers import Matcher, all_match
 from gradwarden_server.model import Alert, Labels, Lane
 from gradwarden_server.notify.payload import MAX_ALERTS, MAX_PUSHED, group_key
-from gradwarden_server.notify.spec import Receiver
+from gradwarden_server.notify.spec import NOBODY, Receiver
 
-NOBODY = "nobody"
-"""A route's receiver where nobody is to be told."""
 SECOND_NS = 1_000_000_000
 REPEAT_SECONDS = 4 * 3600.0
 ESCALATE_SECONDS = 15 * 60.0

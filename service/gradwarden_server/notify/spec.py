@@ -17,6 +17,8 @@ DELIVERED: tuple[Severity, ...] = ("page", "ticket")  # notes show on the run pa
 TYPES = ("webhook", "alertmanager", "pagerduty", "slack", "email", "apprise")
 SHOWS_ACKS = frozenset({"pagerduty", "slack"})
 LINKED = frozenset({"pagerduty", "slack", "email"})
+NOBODY = "nobody"
+"""A route's receiver where nobody is to be told."""
 DEFAULT_TIMEOUT_SECONDS = 15.0
 MAX_TIMEOUT_SECONDS = 30.0  # half the lease of a claimed message: a slow answer is not sent twice
 _MOST_SECONDS = 366 * 86_400
@@ -103,6 +105,10 @@ def parse(document: object, source: str, environ: Mapping[str, str]) -> tuple[Re
         fields = Fields(entry, environ)
         receiver = _receiver(fields)
         label = repr(receiver.name) if receiver.name else str(number)
+        if receiver.name == NOBODY:
+            fields.mistakes.append(
+                f"name: {NOBODY!r} is what a route says to tell no one; take another name"
+            )
         if receiver.name and receiver.name in seen:
             fields.mistakes.append("name: used twice")
         seen.add(receiver.name)
