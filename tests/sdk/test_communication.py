@@ -44,7 +44,9 @@ def ranks(count: int, what: str) -> Any:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("count", [2, 3, 4])
+@pytest.mark.parametrize(
+    "count", [pytest.param(2, marks=pytest.mark.full), 3, pytest.param(4, marks=pytest.mark.full)]
+)
 def test_no_bit_changes_in_any_way_to_train(count: int) -> None:
     answer = ranks(count, "compare")
     assert len(answer) > 50

@@ -139,8 +139,14 @@ def measured(dtype: torch.dtype, histogram: bool) -> tuple[Tensor, str]:
     return found, triton.describe()
 
 
-@pytest.mark.parametrize("histogram", [True, False])
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("dtype", "histogram"),
+    [
+        *((dtype, True) for dtype in DTYPES),
+        (DTYPES[0], False),
+        *(pytest.param(dtype, False, marks=pytest.mark.full) for dtype in DTYPES[1:]),
+    ],
+)
 def test_the_kernels_agree_with_the_twin(
     interpreter: Executor, dtype: torch.dtype, histogram: bool
 ) -> None:
@@ -247,8 +253,14 @@ def compiled(capability: int, kind: int) -> dict[str, str]:
     return found
 
 
-@pytest.mark.parametrize("kind", [0, 1, 2])
-@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize(
+    ("capability", "kind"),
+    [
+        *((80, kind) for kind in range(3)),
+        (90, 0),
+        *(pytest.param(90, kind, marks=pytest.mark.full) for kind in (1, 2)),
+    ],
+)
 def test_kernels_compile_and_read_sixteen_bytes_at_a_time(
     ordinary: Executor, capability: int, kind: int
 ) -> None:

@@ -15,6 +15,7 @@ from gradwarden_server.store.compacting.compaction import Compaction
 from gradwarden_server.store.keeping.check import Damage, damages
 from gradwarden_server.store.keeping.stats import sizes
 from gradwarden_server.store.log.recorded import RecordedSeries
+from tests.databases import sqlite_first
 from tests.server.test_compaction import send
 from tests.server.test_store import LAYOUT, NOW, PROJECT, Store
 from tests.service import Service, gradwarden
@@ -97,6 +98,7 @@ def test_one_bit_anywhere_is_named_with_its_place(store: Store) -> None:
     assert [d.what for d in listed].count("segment") == 1
 
 
+@sqlite_first("store_url")
 @pytest.mark.parametrize(
     ("what", "says"),
     [
@@ -133,6 +135,7 @@ def test_a_batch_that_two_segments_hold_is_found(store: Store) -> None:
     assert " more " in damage.detail
 
 
+@sqlite_first("store_url")
 def test_the_command_says_so_by_its_exit_code(store: Store) -> None:
     url = store.database.url
     whole = gradwarden("db", "check", "--db", url)
@@ -175,6 +178,7 @@ def test_check_and_stats_read_beside_a_service(store: Store, tmp_path: Path) -> 
         service.close()
 
 
+@sqlite_first("store_url")
 def test_stats_tell_what_is_stored_and_its_weight(store: Store) -> None:
     (size,) = sizes(store.database)
 

@@ -27,6 +27,7 @@ from gradwarden_server.store.reading.export import RunExport
 from gradwarden_server.transfer import formats
 from gradwarden_server.transfer.head import AttemptFacts, Head, RunFacts, StreamFacts
 from tests.conftest import free_port
+from tests.databases import sqlite_first
 from tests.server import test_compaction as compaction
 from tests.server.test_store import LAYOUT as LAYERS_OF_STORE
 from tests.server.test_store import PROJECT, Store
@@ -140,7 +141,13 @@ def test_a_service_without_pyarrow_says_what_to_install(tmp_path: Path) -> None:
         service.close()
 
 
-@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize(
+    "form",
+    [
+        pytest.param(form, marks=[] if form in ("jsonl", "parquet") else pytest.mark.full)
+        for form in FORMATS
+    ],
+)
 def test_the_service_stops_reading_when_the_client_leaves(service: Service, form: str) -> None:
     """Fewer frames are read than there are, and it is counted as left."""
     run = f"long-{form}"
@@ -191,6 +198,7 @@ def text_of(store: Store, first: int | None = None, last: int | None = None) -> 
     return b"".join(formats.load("jsonl").write(head, batches))
 
 
+@sqlite_first("store")
 def test_a_compacted_run_is_the_same_file(store: Store) -> None:
     compaction.send(store, 300)
     compaction.send(store, 200, size=11, rank=1)

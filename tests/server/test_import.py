@@ -165,7 +165,15 @@ def tell(service: Service, run: str) -> None:
                 assert send(service, made).json()["stored"] == 8
 
 
-@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize(
+    ("house", "form"),
+    [
+        pytest.param(kind, form, marks=[pytest.mark.full] if kind == "postgres" and rare else [])
+        for kind in ("sqlite", "postgres")
+        for form, rare in ((form, form != "parquet") for form in FORMATS)
+    ],
+    indirect=["house"],
+)
 def test_an_exported_run_comes_back_under_another_name(
     house: Service, tmp_path: Path, form: formats.FormatName
 ) -> None:

@@ -21,6 +21,7 @@ from gradwarden_server.store.keeping.sweep import Broom, Stopped
 from gradwarden_server.store.log.recorded import RecordedSeries, unpacked
 from gradwarden_server.store.records import StartRequest
 from gradwarden_server.store.runs import RunStore
+from tests.databases import sqlite_first
 from tests.server.pager import PATIENCE, LocalReceiver
 from tests.server.traffic import batch, beat, begin, frame, problem, send, start_body
 from tests.service import Service, gradwarden
@@ -232,6 +233,7 @@ def add_points(database: Database, run: int, first: int, last: int) -> None:
     database.write(job).result()
 
 
+@sqlite_first("database")
 def test_many_small_chunks_of_a_series_become_few_and_no_point_moves(database: Database) -> None:
     run = start(database)
     add_points(database, run, 0, 5000)
@@ -250,6 +252,7 @@ def test_many_small_chunks_of_a_series_become_few_and_no_point_moves(database: D
     assert len(points_of(database, run)) == 10_020
 
 
+@sqlite_first("database")
 def test_a_merge_that_is_stopped_anywhere_loses_and_doubles_nothing(database: Database) -> None:
     run = start(database)
     add_points(database, run, 0, 2500)
@@ -289,6 +292,7 @@ def test_only_one_janitor_is_at_work(database: Database) -> None:
     assert two.round(NOW) is not None
 
 
+@sqlite_first("served")
 def test_a_policy_that_keeps_the_fine_longer_than_the_coarse_is_refused(served: Service) -> None:
     assert served.get("/v1/retention") == {"raw_days": 14, "rollup_days": 90, "run_days": None}
     wrong = {"raw_days": 100, "rollup_days": 90, "run_days": None}
@@ -351,6 +355,7 @@ def test_a_deleted_run_is_gone_at_once_and_its_trainer_is_told(served: Service) 
         database.close()
 
 
+@sqlite_first("served")
 def test_the_name_of_a_run_that_had_ended_is_free_when_it_is_gone(served: Service) -> None:
     begin(served, "r")
     finish = {"kind": "finish", "status": "finished"}

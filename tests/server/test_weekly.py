@@ -83,6 +83,9 @@ def test_check_reads_the_schedule(tmp_path: Path) -> None:
     assert gradwarden("check", "receivers", str(path)).returncode == 0
 
 
+@pytest.mark.parametrize(
+    "store_url", [pytest.param("sqlite", marks=pytest.mark.full), "postgresql"], indirect=True
+)
 def test_a_report_is_sent_once_over_restarts_and_processes(store_url: str, tmp_path: Path) -> None:
     """Due since this morning: every process that starts finds it due, and one of them sends it."""
     today = weekly.DAYS[datetime.now(UTC).weekday()]
