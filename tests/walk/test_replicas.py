@@ -73,9 +73,11 @@ def carried_out(house: House, rank: int) -> list[tuple[str, dict[str, Any]]]:
 
 
 def test_a_flipped_bit_pages_with_its_rank_and_layer(house: House) -> None:
-    words = ["--pace", "0.03", "--flip-at", str(FLIP_AT), "--flip-rank", str(FLIP_RANK)]
-    with house.lasting(partial(torchrun, house), "flipped", *words):
-        said = paged(house)
+    words = ["--steps", "200", "--pace", "0.03"]
+    words += ["--flip-at", str(FLIP_AT), "--flip-rank", str(FLIP_RANK)]
+    done = torchrun(house, "flipped", *words)
+    assert done.returncode == 0, done.stdout
+    said = paged(house)
     assert said["rank"] == str(FLIP_RANK)
     assert (said["layer"], said["parameter"]) == ("inner.blocks.2.0", FLIPPED)
     assert f"weights of rank {FLIP_RANK} differ from those of 3 replicas" in said["summary"]
