@@ -12,6 +12,7 @@ from gradwarden_server import telemetry
 from gradwarden_server.api import (
     alertmanager,
     alerts,
+    backtests,
     casebook,
     communication,
     compare,
@@ -111,6 +112,7 @@ def create_app(settings: Settings) -> FastAPI:
         prometheus_status,
         ruled,
         rules,
+        backtests,
         federate,
         retention,
         tokens,

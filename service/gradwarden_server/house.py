@@ -15,6 +15,7 @@ from fastapi import FastAPI
 from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor
 
 from gradwarden_server import assets, telemetry
+from gradwarden_server.alerting.backtest import Backtests
 from gradwarden_server.alerting.clerk import Clerk, Mailing
 from gradwarden_server.alerting.commit import Registrar
 from gradwarden_server.alerting.evaluator import Evaluator
@@ -204,6 +205,7 @@ class House:
                 Topic.COMMANDS: partial(commands.forget, DEFAULT_PROJECT),
             },
         )
+        self.backtests = Backtests()
         self.parts = Parts(
             settings=settings,
             started_ns=now_ns,
@@ -232,6 +234,7 @@ class House:
             judge=self.evaluator,
             shadows=shadows,
             rulebook=self.rulebook,
+            backtests=self.backtests,
             rulings=rulings,
             silences=silences,
             maintenance=maintenance,
@@ -303,6 +306,7 @@ class House:
 
     def stop(self) -> None:
         """Finish what is under way, in order, and let go of everything."""
+        self.backtests.stop()
         self.rulebook.stop()
         self.listener.stop()
         self.janitor.stop()

@@ -75,6 +75,21 @@ def test_one_run_shows_its_layers_with_nan_where_they_are(service: Service) -> N
     assert "X" not in rows["blocks.0.weight"]
 
 
+def test_one_run_fits_eighty_columns_with_every_layer_and_the_newest_steps(
+    service: Service,
+) -> None:
+    done = gradwarden("top", "sick", "--url", service.url, env={"COLUMNS": "80"})
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert "CRITICAL" in lines[0]
+    assert lines[1].strip(), "what ails it has a line of its own"
+    assert "…" not in lines[0] + lines[1]
+    rows = {line.split()[0]: line for line in lines if line.startswith("blocks")}
+    assert rows["blocks.1.weight"].count("X") == 4
+    assert any(line.startswith("loss") and line.rstrip()[-1] in "▁▂▃▄▅▆▇█Xe" for line in lines)
+
+
 def test_json_tells_the_same(service: Service) -> None:
     done = gradwarden("top", "--json", "--url", service.url)
     assert {run["run"] for run in json.loads(done.stdout)["runs"]} == {"well", "sick"}

@@ -97,6 +97,26 @@ def test_a_run_page_asks_for_new_steps_alone_and_shows_them(alone: Service, page
     assert page.complaints == []
 
 
+def test_on_call_is_told_of_an_alert_and_does_not_ask_for_runs_again(
+    alone: Service, page: Page
+) -> None:
+    begin(alone, "ill")
+    send(alone, batch("ill", [frame(1)]))
+    page.go(f"{alone.url}/oncall")
+    page.wait(LIVE)
+    page.says("0 firing")
+    page.says("telemetry fresh")
+    page.wait(f"{ASKED}.some(([name]) => name.includes('/v1/runs?'))")
+    until(lambda: streams(alone) == 1)
+    page.evaluate("performance.clearResourceTimings()")
+    send(alone, batch("ill", [frame(2), frame(3, bad_row=2), frame(4, bad_row=2)]))
+    page.wait("document.querySelector('[data-incident]')?.innerText.includes('NonFinite')")
+    page.says("1 firing", ".counts")
+    assert len(asked(page, "/v1/runs?")) <= 1, "the stream tells of runs; a slow look may fall in"
+    assert streams(alone) == 1
+    assert page.complaints == []
+
+
 def test_a_page_finds_its_service_again_and_what_it_missed(alone: Service, page: Page) -> None:
     begin(alone, "back")
     send(alone, batch("back", [frame(1)]))

@@ -12,6 +12,7 @@ from fastapi import Depends, Path, Request
 from fastapi.security import APIKeyCookie, HTTPBearer
 
 from gradwarden_server import logs
+from gradwarden_server.alerting.backtest import Backtests
 from gradwarden_server.alerting.promotion import Shadows
 from gradwarden_server.alerting.rulebook import Rulebook
 from gradwarden_server.api.access import COOKIE, Doorman, Principal
@@ -129,6 +130,7 @@ class Parts:
     judge: Judge
     shadows: Shadows
     rulebook: Rulebook
+    backtests: Backtests
     rulings: Rulings
     silences: Silences
     maintenance: MaintenanceWindows

@@ -67,7 +67,7 @@ def export(
             raise Problem("not-installed", f"format: {form}; {error}, or ask for csv") from None
         frames = _counted(parts, who.project, record, first, last)
         media_type = module.MEDIA_TYPE
-        pieces = module.write(_head(parts, who.project, record), frames)
+        pieces = module.write(head_of(parts, who.project, record), frames)
     return StreamingResponse(
         _told(parts, form, pieces),
         media_type=media_type,
@@ -75,7 +75,7 @@ def export(
     )
 
 
-def _head(parts: Parts, project: str, record: RunRecord) -> Head:
+def head_of(parts: Parts, project: str, record: RunRecord) -> Head:
     """Read after the record, whose position bounds the frames: nothing of theirs is missing."""
     attempts = parts.runs.attempts(project, record.run)
     names = {a.ordinal: a.attempt for a in attempts}

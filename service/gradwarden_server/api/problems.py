@@ -37,6 +37,7 @@ PROBLEMS: Mapping[str, tuple[int, str]] = {
     "run-already-live": (409, "Another live process reports this rank"),
     "unknown-layout": (409, "The layout is not known here"),
     "unknown-stream": (409, "The stream was not started here"),
+    "backtest-busy": (409, "One backtest runs at a time"),
     "not-dead": (409, "The message is not one to send again"),
     "run-deleted": (410, "The run was deleted"),
     "too-large": (413, "The request is too large"),

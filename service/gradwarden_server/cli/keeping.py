@@ -45,17 +45,20 @@ def runs(options: argparse.Namespace) -> int:
 
 def _delete(options: argparse.Namespace) -> int:
     """Delete a run for good."""
+    client = Client(options)
+    run = client.run(options.of_run)
+    called = run if run == options.of_run else f"{run}, called {options.of_run},"
     if not options.yes:
         raise CommandError(
-            f"this deletes run {options.of_run} with all its frames and alerts, for good; "
+            f"this deletes run {called} with all its frames and alerts, for good; "
             "repeat it with --yes",
             USAGE,
         )
-    Client(options).call("DELETE", f"/v1/runs/{quote(options.of_run, safe='')}")
+    client.call("DELETE", f"/v1/runs/{quote(run, safe='')}")
     if options.json:
-        print(json.dumps({"deleted": options.of_run}))
+        print(json.dumps({"deleted": run}))
     else:
-        print(f"run {options.of_run} is deleted")
+        print(f"run {called.removesuffix(',')} is deleted")
     return DONE
 
 

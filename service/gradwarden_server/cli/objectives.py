@@ -64,7 +64,11 @@ def _report(commands: argparse._SubParsersAction[Parser]) -> None:
         "--format csv --output november.csv",
         "reporting:report",
     )
-    report.add_argument("--week", action="store_true", help="the last whole week (the default)")
+    report.add_argument(
+        "--week",
+        action="store_true",
+        help="the last whole week, or in the first days the one so far",
+    )
     report.add_argument("--from", dest="since", metavar="TIME", help="such as 2026-11-01")
     report.add_argument("--to", metavar="TIME", help="default: now")
     report.add_argument("--format", choices=("md", "html", "csv"), default="md")
@@ -99,7 +103,7 @@ def _run(commands: argparse._SubParsersAction[Parser]) -> None:
         "gradwarden run mark RUN --good --reason 'stopped early on purpose'",
         "reporting:mark",
     )
-    mark.add_argument("run", help="the run's identifier")
+    mark.add_argument("run", help="the run's identifier, or its name")
     word = mark.add_mutually_exclusive_group(required=True)
     word.add_argument("--good", action="store_true")
     word.add_argument("--bad", action="store_true")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import quote
 
@@ -18,6 +20,8 @@ def report(options: argparse.Namespace) -> int:
     params = {"from": options.since, "to": options.to}
     asked = {name: value for name, value in params.items() if value}
     client = Client(options)
+    if not asked:
+        asked = _begun(client, datetime.now(UTC))
     if options.json:
         text = json.dumps(client.call("GET", "/v1/report", params=asked), indent=2) + "\n"
     else:
@@ -28,6 +32,30 @@ def report(options: argparse.Namespace) -> int:
     else:
         options.output.write_text(text, encoding="utf-8")
     return DONE
+
+
+def _begun(client: Client, now: datetime) -> dict[str, str]:
+    """The times to ask for where none were named: none for the last whole week, but in the first
+    days of use, when that has nothing to tell, the week so far."""
+    last = client.call("GET", "/v1/report")
+    if _tells(last):
+        return {}
+    monday = (now - timedelta(days=now.weekday())).replace(hour=0, minute=0, second=0)
+    asked = {"from": f"{monday:%Y-%m-%dT%H:%M:%SZ}", "to": f"{now:%Y-%m-%dT%H:%M:%SZ}"}
+    none = f"no run reported between {last['since'][:10]} and {last['until'][:10]}"
+    if _tells(client.call("GET", "/v1/report", params=asked)):
+        print(f"{none}; this is the week so far, since {monday:%A}", file=sys.stderr)
+        return asked
+    print(
+        f"{none}, nor since. A run reports when its code calls gradwarden.watch(model, optimizer); "
+        "for other times say --from and --to",
+        file=sys.stderr,
+    )
+    return {}
+
+
+def _tells(report: dict[str, Any]) -> bool:
+    return bool(report["runs"] or report["incidents"])
 
 
 def prices(options: argparse.Namespace) -> int:
@@ -44,12 +72,13 @@ def set_prices(options: argparse.Namespace) -> int:
 def mark(options: argparse.Namespace) -> int:
     """Say how a run ended."""
     body = {"outcome": "good" if options.good else "bad", "reason": options.reason}
-    path = f"/v1/runs/{quote(options.run, safe='')}/outcome"
-    told = Client(options).call("POST", path, json=body)
+    client = Client(options)
+    run = client.run(options.run)
+    told = client.call("POST", f"/v1/runs/{quote(run, safe='')}/outcome", json=body)
     if options.json:
         print(json.dumps(told, indent=2))
     else:
-        print(f"{options.run} counts as {told['outcome']}: {told['reason']}")
+        print(f"{run} counts as {told['outcome']}: {told['reason']}")
     return DONE
 
 

@@ -26,6 +26,7 @@ _NAME = 28
 _LABELS = 28
 _AROUND_LIST = 8
 _AROUND_HEAT = 17
+_BESIDE_CURVE = 40  # its name, the newest value, and how many are not finite
 
 
 def worst_first(runs: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -84,15 +85,16 @@ def fleet(
     return Group(head, Text(), grid if runs else none, Text(), *below, foot)
 
 
-def one_run(told: Mapping[str, Any], height: int, foot: Text) -> RenderableType:
-    """One run: its diagnosis, curves, and layers over steps."""
+def one_run(told: Mapping[str, Any], width: int, height: int, foot: Text) -> RenderableType:
+    """One run: its diagnosis, curves, and layers over steps, fewer of them where it is narrow."""
     run, series, diagnosis = told["run"], told["series"], told["diagnosis"]
     mark, style = _MARKS.get(run["health"], _MARKS["ok"])
     at = "-" if run["step"] is None else f"{run['step']:,}"
     head = Text.assemble(
         (f"{mark} {run['verdict'].upper()}", style),
-        _text(f"  {run['name'] or run['run']}  {run['status']}, step {at}"),
-        _text(f"  {diagnosis['headline']}"),
+        f"  {_clean(run['name'] or run['run'])}  {run['status']}, step {at}",
+        "\n" if width < _NARROW else "  ",
+        _clean(diagnosis["headline"]),
     )
     curves = Table.grid(padding=(0, 2))
     for name in ("loss", "grad_norm", "lr"):
@@ -106,7 +108,12 @@ def one_run(told: Mapping[str, Any], height: int, foot: Text) -> RenderableType:
         if not values:
             continue
         marked = Text(f"{bad} not finite", "#ff2bd6") if bad else Text()
-        curves.add_row(Text(name, "dim"), number(_last(values)), spark(_thinned(values)), marked)
+        curves.add_row(
+            Text(name, "dim"),
+            number(_last(values)),
+            spark(_thinned(values, width - _BESIDE_CURVE)),
+            marked,
+        )
     phases = {name: _last([_float(v) for v in series["keys"][name]["last"]]) for name in PHASES}
     parts = [f"{n.removesuffix('_seconds')} {v:.3g} s" for n, v in phases.items() if v is not None]
     finding = diagnosis["findings"][0] if diagnosis["findings"] else None
@@ -120,9 +127,9 @@ def one_run(told: Mapping[str, Any], height: int, foot: Text) -> RenderableType:
         head,
         Text(),
         curves,
-        Text("phases  ", "dim") + _text(", ".join(parts) or "not measured"),
+        Text("phases  ", "dim") + Text(", ".join(parts) or "not measured"),
         Text(),
-        _layers(told["heat"], [layer["name"] for layer in run["layers"]], height),
+        _layers(told["heat"], [layer["name"] for layer in run["layers"]], width, height),
         Text(),
         todo,
         foot,
@@ -158,10 +165,11 @@ def number(value: Any) -> str:
     return "-" if told is None else f"{told:.3g}"
 
 
-def _layers(heat: Heat | None, names: Sequence[str], height: int) -> RenderableType:
+def _layers(heat: Heat | None, names: Sequence[str], width: int, height: int) -> RenderableType:
     if heat is None:
         return Text("no layers yet: the first captured step brings them", "dim")
-    labels, cells = folded(heat, names, max(4, height - _AROUND_HEAT), _SPARK * 3)
+    columns = max(8, min(_SPARK * 3, width - _LABELS - 1))
+    labels, cells = folded(heat, names, max(4, height - _AROUND_HEAT), columns)
     grid = Table.grid(padding=(0, 1))
     grid.add_column(width=_LABELS, no_wrap=True, overflow="ellipsis")
     grid.add_column(no_wrap=True)
@@ -180,9 +188,10 @@ def _alert(alert: Mapping[str, Any]) -> Text:
     return Text.assemble(head, _text(f"{run}  {said}"), no_wrap=True, overflow="ellipsis")
 
 
-def _thinned(values: Sequence[float | None]) -> Sequence[float | None]:
+def _thinned(values: Sequence[float | None], room: int) -> Sequence[float | None]:
     """The newest of each group, so many as fit beside each other."""
-    step = max(1, len(values) // (_SPARK * 2))
+    most = max(8, min(_SPARK * 2, room))
+    step = max(1, -(-len(values) // most))
     return values[::-1][::step][::-1]
 
 

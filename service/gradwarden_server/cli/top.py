@@ -134,7 +134,7 @@ def _screen(view: View, data: Data, console: Console, now: float) -> Any:
     width, height = console.size
     foot = screens.footer(data.at, data.wrong, view.run is not None and view.from_list, now)
     if view.run is not None and view.run in data.of_run:
-        return screens.one_run(data.of_run[view.run], height, foot)
+        return screens.one_run(data.of_run[view.run], width, height, foot)
     return screens.fleet(data.fleet or {"runs": [], "alerts": []}, view.chosen, width, height, foot)
 
 

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from gradwarden_server.alerting.findings import Finding
+from gradwarden_server.alerting.past import History
 from gradwarden_server.alerting.tuning import LEAST_RUNS, Proposal, bound, proposals
 from gradwarden_server.cli import histories, rulesets
 from gradwarden_server.cli.bars import Told, bars
 from gradwarden_server.cli.faults import DONE, NO, USAGE, CommandError
-from gradwarden_server.cli.histories import History
 from gradwarden_server.cli.reading import Client
 from gradwarden_server.cli.rule_edit import diff
 from gradwarden_server.rules.spec import DetectorRule, RuleSet

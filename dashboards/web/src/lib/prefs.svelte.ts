@@ -1,15 +1,19 @@
 /** How one person wants to see the dashboard; kept in this browser and nowhere else. */
 
+import { COLOUR_MAPS, type ColourMap } from "./heat/maps";
+
 export type Density = "compact" | "comfortable";
 export type Zone = "local" | "utc";
 
 interface Kept {
   density: Density;
   zone: Zone;
+  /** Of heatmaps of values; those against a baseline have one of their own. */
+  map: ColourMap;
 }
 
 const KEY = "gradwarden.prefs";
-const FRESH: Kept = { density: "compact", zone: "local" };
+const FRESH: Kept = { density: "compact", zone: "local", map: "cividis" };
 
 function read(): Kept {
   try {
@@ -17,6 +21,7 @@ function read(): Kept {
     return {
       density: found.density === "comfortable" ? "comfortable" : "compact",
       zone: found.zone === "utc" ? "utc" : "local",
+      map: COLOUR_MAPS.find((map) => map === found.map) ?? "cividis",
     };
   } catch {
     return FRESH; // storage may be forbidden, or hold another program's text

@@ -137,6 +137,44 @@ export interface AttemptFace {
   superseded_after: number | null;
 }
 
+/** Which rule to try, with which numbers, on which runs. */
+export interface BacktestBody {
+  /** A rule of a detector */
+  alert: string;
+  /** Those to change; the others stay as they are */
+  params?: Record<string, number | string>;
+  /** Runs that were heard within so many days */
+  days?: number;
+  /** Of those the newest */
+  runs?: number;
+}
+
+/** A trial as it stands; while it runs, of the runs that are done. */
+export interface BacktestFace {
+  alert: string;
+  params: Record<string, number | string>;
+  days: number;
+  state: "running" | "done" | "cancelled" | "failed";
+  why: string;
+  by: string;
+  started_at: string | null;
+  ended_at: string | null;
+  runs: number;
+  runs_done: number;
+  /** The one that is judged now */
+  run: string;
+  frames: number;
+  /** Runs beyond so many frames are left out */
+  most_frames: number;
+  /** With the rules as they are */
+  old: TallyFace;
+  /** With the numbers to try */
+  new: TallyFace;
+  /** The first 200, changes before what stays */
+  findings: TriedFace[];
+  left_out: LeftOutFace[];
+}
+
 /** One pair of windows; rates are null where nothing happened in them. */
 export interface BurnFace {
   severity: "page" | "ticket";
@@ -497,6 +535,12 @@ export interface LayoutAnswer {
 export interface LeftFace {
   id: string;
   budget_left: number | null;
+}
+
+/** A run that could not be judged. */
+export interface LeftOutFace {
+  run: string;
+  why: string;
 }
 
 /** One message to one receiver. */
@@ -1252,6 +1296,14 @@ export interface Story {
   text: string;
 }
 
+/** How often a rule speaks, by severity, and in how many runs. */
+export interface TallyFace {
+  pages: number;
+  tickets: number;
+  notes: number;
+  runs: number;
+}
+
 /** Of the runs that are under way, how many were heard of within a minute. */
 export interface TelemetryCounts {
   runs_reporting: number;
@@ -1309,6 +1361,18 @@ export interface TokenFace {
 export interface TokenList {
   items: TokenFace[];
   next_cursor?: string | null;
+}
+
+/** One thing that the rule finds; ``was_step`` where only the step differs. */
+export interface TriedFace {
+  run: string;
+  name: string;
+  change: "same" | "new" | "gone" | "moved";
+  severity: string;
+  attempt: number | null;
+  step: number | null;
+  was_step: number | null;
+  summary: string;
 }
 
 /** The database after a few seconds of work; ask again while ``free_bytes`` is not 0. */

@@ -3,6 +3,7 @@ import { CENTRE, versusBaseline } from "./baseline";
 import { BAD, NO_DATA, columnAt, decode, valueOf, type HeatHeader, type Matrix } from "./decode";
 import { held } from "./held";
 import { css, diverging, sequential } from "./lut";
+import { COLOUR_MAPS } from "./maps";
 import { MIN_MARK, span, ticks } from "./paint";
 import { marks, onsets, pixelColumns, pool } from "./pool";
 import { folded, rows, type Row } from "./rows";
@@ -165,10 +166,15 @@ describe("vs baseline", () => {
 
 describe("colour", () => {
   it("keeps no data transparent and magenta for the non-finite alone", () => {
-    expect(sequential[0]).toBe(0);
-    expect(css(sequential, 255)).toBe("rgb(255 43 214)");
-    expect(css(sequential, 1)).toBe("rgb(0 34 78)");
-    expect(css(sequential, 254)).toBe("rgb(254 232 56)");
+    expect(sequential()[0]).toBe(0);
+    for (const map of COLOUR_MAPS) {
+      expect(sequential(map)[0]).toBe(0);
+      expect(css(sequential(map), 255)).toBe("rgb(255 43 214)");
+      expect(sequential(map)).toBe(sequential(map));
+    }
+    expect(css(sequential(), 255)).toBe("rgb(255 43 214)");
+    expect(css(sequential(), 1)).toBe("rgb(0 34 78)");
+    expect(css(sequential(), 254)).toBe("rgb(254 232 56)");
   });
   it("diverges from the ground of the theme", () => {
     const table = diverging("#101418");
@@ -182,10 +188,10 @@ describe("colour", () => {
     const shades = limits(bytes, "abs");
     expect(shades.high).toBeLessThan(160);
     expect(shades.above).toBeGreaterThan(0);
-    const table = stretch(sequential, shades);
-    expect(table[254]).toBe(sequential[254]);
-    expect(table[shades.low]).toBe(sequential[1]);
-    expect(table[BAD]).toBe(sequential[BAD]);
+    const table = stretch(sequential(), shades);
+    expect(table[254]).toBe(sequential()[254]);
+    expect(table[shades.low]).toBe(sequential()[1]);
+    expect(table[BAD]).toBe(sequential()[BAD]);
   });
   it("does not blow noise up to the whole map", () => {
     const shades = limits(new Uint8Array(100).map((_, k) => 100 + (k % 2)), "abs");
