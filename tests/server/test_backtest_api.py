@@ -2,18 +2,45 @@
 
 from __future__ import annotations
 
+import io
 import math
+import pickle
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
+from gradwarden_server.alerting.judge import Word
 from tests.server.traffic import batch, begin, frame, problem, send
 from tests.service import Service
 
 PATH = "/v1/rules/backtest"
 STEPS = 40
+
+
+class Unlucky:
+    """A history that the rules cannot judge."""
+
+    frames = 3
+
+    def judge(self, rules: object, progress: object) -> list[list[Any]]:
+        return [[1 // 0]]
+
+
+class Greedy(Unlucky):
+    """One for which they want more memory than there should be."""
+
+    def judge(self, rules: object, progress: object) -> list[list[Any]]:
+        bytearray(9 << 30)  # zeroes that nobody writes to: only a bound on addresses refuses them
+        return [[]]
+
+
+class Well(Unlucky):
+    def judge(self, rules: object, progress: object) -> list[list[Any]]:
+        return [[]]
 
 
 def train(service: Service, run: str, sick: int = -1, steps: int = STEPS) -> None:
@@ -88,7 +115,10 @@ def test_other_numbers_change_what_is_found(house: Service) -> None:
         ({"alert": "Nothing"}, "alert: 'Nothing'"),
         ({"params": {"cleen": 1}}, "params.cleen: unknown to NonFiniteLoss"),
         ({"params": {"clean_steps": 1.5}}, "params.clean_steps: 1.5; expected int"),
-        ({"params": {"clean_steps": -1}}, "expected int, 0 or more"),
+        ({"params": {"clean_steps": -1}}, "expected int, 1 or more"),
+        ({"params": {"clean_steps": 0}}, "params.clean_steps: 0; expected int, 1 or more"),
+        ({"params": {"clean_steps": 10**9}}, "params.clean_steps: 1000000000; expected int, 1"),
+        ({"params": {"clean_steps": 100_001}}, "at most 100,000"),
         ({"params": {"clean_steps": "many"}}, "expected int"),
         ({"days": 0}, "days"),
         ({"runs": 1000}, "runs"),
@@ -113,3 +143,14 @@ def test_one_runs_at_a_time_and_cancelling_ends_it_at_once(house: Service) -> No
     told = over(house)
     assert (told["state"], told["ended_at"] is not None) == ("cancelled", True)
     problem(house.call("DELETE", PATH), 404, "not-found")
+
+
+def test_what_cannot_be_judged_is_said_in_words_and_the_next_run_is_judged() -> None:
+    program = "from gradwarden_server.alerting.judge import main; main()"
+    asked = b"".join(pickle.dumps((history(), [])) for history in (Unlucky, Greedy, Well))
+    child = subprocess.run([sys.executable, "-c", program], input=asked, stdout=subprocess.PIPE)
+    told = io.BytesIO(child.stdout)
+    unlucky, greedy, well = (pickle.load(told) for _ in range(3))
+    assert "cannot be judged, ZeroDivisionError: " in unlucky.fault
+    assert "takes more than 8 GiB" in greedy.fault
+    assert well == Word(3, found=[[]])

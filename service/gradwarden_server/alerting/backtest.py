@@ -6,6 +6,7 @@ one, or the end of the process.
 
 from __future__ import annotations
 
+import os
 import pickle
 import subprocess
 import sys
@@ -135,6 +136,8 @@ class Backtests:
                     trial.run = run
                     self._try(trial, process, rules, read, url)
             state: State = "done"
+        except (EOFError, BrokenPipeError):
+            state, trial.why = "failed", "the process that judges was ended; try fewer runs or days"
         except Exception as error:
             state, trial.why = "failed", f"{type(error).__name__}: {error}"
         if self._cancelled.is_set():
@@ -147,7 +150,11 @@ class Backtests:
         command = [sys.executable, "-c", _PROGRAM]
         with self._lock:
             self._process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, close_fds=True
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                close_fds=True,
+                env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},  # each reserves memory
             )
             return self._process
 

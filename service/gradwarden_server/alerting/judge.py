@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import resource
 import sys
 import time
 from typing import NamedTuple
@@ -17,6 +18,7 @@ from gradwarden_server.alerting.findings import Finding
 from gradwarden_server.transfer.faults import Unreadable
 
 _EVERY_SECONDS = 0.25
+_MOST_BYTES = 8 << 30  # of addresses: a long history of a large model takes some part of one GiB
 
 
 class Word(NamedTuple):
@@ -30,6 +32,7 @@ class Word(NamedTuple):
 def main() -> None:
     """Judge what standard input asks for until there is no more."""
     os.nice(19)
+    _bound()
     asked, told = sys.stdin.buffer, sys.stdout.buffer
 
     def say(word: Word) -> None:
@@ -53,3 +56,15 @@ def main() -> None:
             say(Word(history.frames, found=history.judge(rules, progress)))
         except Unreadable as error:
             say(Word(0, fault=str(error)))
+        except MemoryError:
+            say(Word(0, fault=f"with these numbers it takes more than {_MOST_BYTES >> 30} GiB"))
+        except Exception as error:  # numbers that nobody thought of
+            words = f"with these numbers it cannot be judged, {type(error).__name__}: {error}"
+            say(Word(0, fault=words))
+
+
+def _bound() -> None:
+    """Keep memory for those who watch live runs; a tighter bound of the machine stays."""
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    most = _MOST_BYTES if hard == resource.RLIM_INFINITY else min(_MOST_BYTES, hard)
+    resource.setrlimit(resource.RLIMIT_AS, (most, hard))

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
@@ -31,6 +31,7 @@ router = APIRouter(prefix="/v1/rules/backtest", tags=["alerts"], dependencies=CR
 
 _DAY_NS = 86_400 * 1_000_000_000
 _LISTED = 200
+_MOST_COUNTED = 100_000
 _PAGE = 200
 
 
@@ -147,7 +148,7 @@ def _params(rule: DetectorRule, asked: Mapping[str, int | float | str]) -> dict[
     """The parameters as the detector takes them.
 
     Raises:
-        Problem: one is unknown, or of another kind.
+        Problem: one is unknown, of another kind, or out of bounds.
     """
     schema = registry.schemas()[rule.detector]
     taken: dict[str, object] = {}
@@ -161,12 +162,22 @@ def _params(rule: DetectorRule, asked: Mapping[str, int | float | str]) -> dict[
             value = float(value)
         if wanted == "int" and isinstance(value, float) and value.is_integer():
             value = int(value)
+        low, high, bounds = _bounds(wanted, rule.params[name])
         bad = type(value).__name__ != wanted
-        if bad or (isinstance(value, (int, float)) and not 0 <= value < 2**53):
-            detail = f"params.{name}: {value!r}; expected {wanted}, 0 or more"
+        if bad or (isinstance(value, (int, float)) and not low <= value <= high):
+            detail = f"params.{name}: {value!r}; expected {wanted}, {bounds}"
             raise Problem("malformed", detail, field=f"params.{name}")
         taken[name] = value
     return taken
+
+
+def _bounds(wanted: str, stands: Any) -> tuple[int, int, str]:
+    """Between what a number may be tried, and in words: what is counted is so much that a detector
+    can hold it, and never nothing where the rule itself has some."""
+    if wanted != "int":
+        return 0, 2**53 - 1, "0 or more"
+    low, high = min(1, stands), max(_MOST_COUNTED, stands)
+    return low, high, f"{low} or more, at most {high:,}"
 
 
 def _chosen(parts: Parts, project: str, since_ns: int, most: int) -> list[str]:

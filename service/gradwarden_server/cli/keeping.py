@@ -44,21 +44,28 @@ def runs(options: argparse.Namespace) -> int:
 
 
 def _delete(options: argparse.Namespace) -> int:
-    """Delete a run for good."""
+    """Delete a run for good: one named by its identifier. A name may be another run's when the
+    command is sent again after an answer broke off."""
     client = Client(options)
     run = client.run(options.of_run)
-    called = run if run == options.of_run else f"{run}, called {options.of_run},"
+    if run != options.of_run and options.yes:
+        raise CommandError(
+            f"no run has the identifier {options.of_run}; one is called so: "
+            f"repeat with its identifier {run}",
+            USAGE,
+        )
     if not options.yes:
+        called = run if run == options.of_run else f"{run}, called {options.of_run},"
         raise CommandError(
             f"this deletes run {called} with all its frames and alerts, for good; "
-            "repeat it with --yes",
+            f"if so: gradwarden runs delete {run} --yes",
             USAGE,
         )
     client.call("DELETE", f"/v1/runs/{quote(run, safe='')}")
     if options.json:
         print(json.dumps({"deleted": run}))
     else:
-        print(f"run {called.removesuffix(',')} is deleted")
+        print(f"run {run} is deleted")
     return DONE
 
 

@@ -41,7 +41,8 @@ def _begun(client: Client, now: datetime) -> dict[str, str]:
     if _tells(last):
         return {}
     monday = (now - timedelta(days=now.weekday())).replace(hour=0, minute=0, second=0)
-    asked = {"from": f"{monday:%Y-%m-%dT%H:%M:%SZ}", "to": f"{now:%Y-%m-%dT%H:%M:%SZ}"}
+    until = now + timedelta(seconds=1)  # the second under way is whole: no week so far is empty
+    asked = {"from": f"{monday:%Y-%m-%dT%H:%M:%SZ}", "to": f"{until:%Y-%m-%dT%H:%M:%SZ}"}
     none = f"no run reported between {last['since'][:10]} and {last['until'][:10]}"
     if _tells(client.call("GET", "/v1/report", params=asked)):
         print(f"{none}; this is the week so far, since {monday:%A}", file=sys.stderr)
