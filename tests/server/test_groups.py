@@ -88,6 +88,26 @@ def test_a_page_that_was_over_before_it_could_be_told_is_told_once_as_over() -> 
     assert desk.until(HOUR) == []
 
 
+def test_a_page_that_was_over_is_told_with_the_ticket_that_its_group_waits_for() -> None:
+    desk = Desk(replace(PLAIN, group_by=("run",)))
+    desk.unseen(0, sick())
+    desk.unseen(1, well())
+    assert desk.say(2, sick("DeadLayer", "ticket")) == []
+    assert [line for _, line in desk.until(60)] == [
+        "pager firing DeadLayer:firing NonFiniteGradient:resolved"
+    ]
+
+
+def test_what_flaps_beside_an_incident_is_no_news_of_it() -> None:
+    desk = Desk(replace(PLAIN, group_by=("run",)))
+    assert desk.say(0, sick("RunStalled")) == ["pager firing RunStalled:firing"]
+    stalled = sick("RunStalled")
+    for second in range(2, 28, 4):
+        assert desk.say(second, stalled, sick()) == []
+        assert desk.say(second + 1, stalled, well()) == []
+    assert desk.until(HOUR) == []
+
+
 def test_a_ticket_that_is_over_within_its_wait_is_never_told() -> None:
     desk = Desk(PLAIN)
     assert desk.say(0, sick("DeadLayer", "ticket")) == []

@@ -72,6 +72,7 @@ class Evaluator:
         self._adopted: RuleSet | None = None
         self._clock = clock
         self._hurry = Hurry(clock)
+        self._passed: set[Key] = set()
         self._changed = changed
         self._held: dict[Key, Held] = {}
         self._failing = Failing()
@@ -165,6 +166,7 @@ class Evaluator:
     def round(self, now_ns: int) -> None:
         """Evaluate every due run once."""
         self._take_over()
+        self._passed.clear()
         self._let_past()
         lag = 0.0
         due_now: set[Key] = set()
@@ -175,6 +177,7 @@ class Evaluator:
             due = self._due(project, now_ns)
             due_now |= {(project, one.run) for one in due}
             lag = max(lag, self._project(project, due, now_ns))
+        due_now |= self._passed
         for key in [key for key in self._held if key not in due_now]:
             self._drop(key)
         self._failing.keep(due_now)
@@ -227,6 +230,7 @@ class Evaluator:
                 for one in self._due(project, now_ns)
                 if one.run in runs and not self._failing.waits((project, one.run), now_ns)
             ]
+            self._passed |= {(project, one.run) for one in due}
             for run, lease in self._lease_all(project, due, now_ns):
                 self._take_up(project, run, lease, now_ns)
             self._sweep(project, due, now_ns, hurried=True)

@@ -191,6 +191,7 @@ class _Flush:
             for step, before in steps
             if step.say in (FIRED, RESOLVED) and step.severity == "page" and not before.open
         ]
+        opening.sort(key=lambda step: step.say == RESOLVED)  # what fires rings first
         folded = self._folding(receiver, opening)
         for step, before in steps:
             storm = folded.get(before.id)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any
 
@@ -20,7 +21,7 @@ from gradwarden_server.api.deps import CREDENTIALS, Ingester, Parts, PartsDep
 from gradwarden_server.api.plain import plain
 from gradwarden_server.api.problems import Problem
 from gradwarden_server.model import run_path
-from gradwarden_server.store.records import Heartbeat, StartRequest
+from gradwarden_server.store.records import Ack, Heartbeat, StartRequest
 from gradwarden_server.telemetry import span
 
 router = APIRouter(prefix="/v1", tags=["trainer"], dependencies=CREDENTIALS)
@@ -111,7 +112,12 @@ async def take_in(request: Request, who: Principal, parts: Parts) -> schemas.Ing
     ):
         append = parts.frames.append(who.project, header, message.data, time.time_ns())
         if nonfinite or _lost(header):
-            append.add_done_callback(lambda _: parts.judge.hurry(who.project, key.run))
+
+            def hurry(kept: Future[Ack]) -> None:
+                if _was_stored(kept):
+                    parts.judge.hurry(who.project, key.run)
+
+            append.add_done_callback(hurry)
         ack = await parts.written(append)
     parts.telemetry.ingest_frames.inc(ack.stored)
     if ack.stored:
@@ -231,6 +237,10 @@ def _nonfinite(message: wire.Message) -> int:
             counts = np.ascontiguousarray(planes.T).view("<f4")
             count += int(counts[np.isfinite(counts) & (counts > 0)].sum(dtype=np.float64))
     return count
+
+
+def _was_stored(append: Future[Ack]) -> bool:
+    return not append.cancelled() and append.exception() is None and append.result().stored > 0
 
 
 def _lost(header: wire.Header) -> bool:

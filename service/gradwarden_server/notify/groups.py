@@ -72,10 +72,13 @@ def decide(group: Group, route: Route, now_ns: int) -> Step:
     if not group.open:
         step = _unopened(group, new, missed, timing, gone, now_ns)
         return _watched(step, route, timing, new, now_ns) if step.group.open else step
-    ended += missed
-    if not known and not new:
-        return _ended(group, ended, gone, now_ns)
     quiet_until_ns = (group.told_ns or 0) + timing.interval_ns
+    if not known and not new:
+        return _ended(group, [*ended, *missed], gone, now_ns)
+    if now_ns < quiet_until_ns:  # what flaps beside an incident is no news of it
+        gone = (*gone, *(m.row for m in missed))
+    else:
+        ended += missed
     step = Step(group, gone=gone)
     if new or ended:
         step = replace(step, due_ns=quiet_until_ns)
@@ -147,7 +150,7 @@ def storm_alert(group: Group, folded: Folded, project: str, began_ns: int) -> Al
 def fold(step: Step, storm: int) -> Step:
     """A page that begins in a storm: the storm speaks for it, and nobody of one that is over."""
     if step.say == RESOLVED:
-        return Step(step.group, gone=step.gone)
+        return Step(replace(step.group, told_ns=None), gone=step.gone)
     group = replace(step.group, folded_into=storm, open=False, told_ns=None)
     return Step(group, gone=step.gone, news=step.news)
 
@@ -197,7 +200,7 @@ def _unopened(
         return _ended(_opened(group, now_ns), missed, gone, now_ns)
     group = replace(group, began_ns=began_ns)
     if now_ns < due_ns:
-        return Step(group, due_ns=due_ns, gone=over)
+        return Step(group, due_ns=due_ns, gone=over if held else gone)
     step = Step(_opened(group, now_ns), gone=gone)
     return _spoken(step, ESCALATED if group.source else FIRED, new, new, missed, now_ns)
 

@@ -236,7 +236,9 @@ def _burning(objective: Objective, urgency: str, where: str = "") -> str:
         parts.append(" and ".join(f"max without (sloth_window) ({one})" for one in held))
     told = " or ".join(f"({part})" for part in parts)
     if told and objective.min_budget > 0:
-        least = f"{_series(_PERIOD_EVENTS, objective, where)} >= {_number(objective.least)}"
+        # A floor over weeks may be old; a late evaluation of it must not resolve what burns.
+        events = f"last_over_time({_series(_PERIOD_EVENTS, objective, where)}[15m])"
+        least = f"{events} >= {_number(objective.least)}"
         told = f"({told}) and {least}"
     return told
 

@@ -149,7 +149,8 @@ class EvaluationStore:
                 .with_for_update()
             ).all()
             leases: dict[str, Lease] = {}
-            kept = [row for row in found if row.holder == holder and row.expires_ns > now]
+            # Nobody took one of ours that ran out, in a long round: its holder would be another.
+            kept = [row for row in found if row.holder == holder]
             for row in kept:
                 leases[names[row.scope]] = Lease(names[row.scope], holder, row.epoch, expires)
             if kept:
@@ -158,7 +159,7 @@ class EvaluationStore:
                     update(t.lease).where(t.lease.c.scope.in_(renewed)).values(expires_ns=expires)
                 )
             for row in found:
-                if row.expires_ns <= now:
+                if row.holder != holder and row.expires_ns <= now:
                     connection.execute(
                         update(t.lease)
                         .where(t.lease.c.scope == row.scope)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import Connection, delete, select, update
+from sqlalchemy import Connection, bindparam, delete, select, update
 
 from gradwarden_server.model import Alert
 from gradwarden_server.store import tables as t
@@ -40,10 +40,11 @@ class Rulings:
 
     def reword(self, project: str, connection: Connection, alerts: Sequence[Alert]) -> None:
         """Describe open alerts anew; that is no event of theirs, and nobody is told of it."""
-        for alert in alerts:
-            mine = (t.alert.c.id == alert.id) & (t.alert.c.project == project)
-            words = dict(alert.annotations)
-            connection.execute(update(t.alert).where(mine).values(annotations=words))
+        mine = (t.alert.c.id == bindparam("row")) & (t.alert.c.project == project)
+        words = [{"row": alert.id, "words": dict(alert.annotations)} for alert in alerts]
+        if words:
+            anew = update(t.alert).where(mine).values(annotations=bindparam("words"))
+            connection.execute(anew, words)
 
     def resume(self, project: str, name: str, epoch: int) -> Kept:
         """Where to go on from; claims the group for ``epoch``.
