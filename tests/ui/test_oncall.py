@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.server.traffic import batch, begin, frame, send
 from tests.service import Service
 from tests.ui.axe import serious
 from tests.ui.browser import Page
@@ -21,6 +22,23 @@ SMALL = """
 [...document.querySelectorAll('[data-incident] .actions :is(button, select, a)')]
   .map(b => b.getBoundingClientRect()).filter(r => r.height < 44 || r.width < 44).length
 """
+
+# Answers about alerts can be kept back (`hold`) or made refusals (`broken`); `asked` counts them.
+BETWEEN = """
+window.asked = window.given = 0;
+const ask = window.fetch;
+window.fetch = async (...of) => {
+  const answer = await ask(...of);
+  const url = String(of[0]);
+  if (url.includes('/v1/stream')) window.streaming = true;
+  if (!url.includes('/v1/alerts?') || !url.includes('limit=500')) return answer;
+  window.asked++;
+  await window.hold;
+  setTimeout(() => window.given++);
+  return window.broken ? new Response('{}', { status: 503 }) : answer;
+};
+"""
+LOOK = "document.dispatchEvent(new Event('visibilitychange'))"  # as when a tab is seen again
 
 
 @pytest.fixture(scope="module")
@@ -338,3 +356,48 @@ def test_a_slow_line_shows_where_things_will_be_and_a_wrong_number_what_to_do(
     problem = tab.says("no such alert", "[role=alert]")
     assert "request " in problem
     assert "Retry" in problem
+
+
+@pytest.fixture
+def between(tab: Page) -> Iterator[Page]:
+    """A tab in which answers can be held."""
+    script = tab.call("Page.addScriptToEvaluateOnNewDocument", source=BETWEEN)
+    yield tab
+    tab.call("Page.removeScriptToEvaluateOnNewDocument", identifier=script["identifier"])
+
+
+def watch(service: Service, page: Page, run: str) -> None:
+    """The page hears news, and shows that the run is ill."""
+    begin(service, run)
+    assert send(service, batch(run, [frame(1), frame(2, bad_row=1)])).status_code == 200
+    until(lambda: firing(service, run))
+    page.go(f"{service.url}/oncall")
+    page.says(f"name of {run}")
+    page.wait("window.streaming && asked === given")
+
+
+def recover(service: Service, page: Page, run: str) -> None:
+    """The run is deleted, so its alert is over, and the page hears of it."""
+    assert service.call("DELETE", f"/v1/runs/{run}").status_code == 204
+    page.wait(f"!document.querySelector('main').innerText.includes('name of {run}')")
+
+
+def test_an_older_answer_does_not_put_back_what_is_over(service: Service, between: Page) -> None:
+    watch(service, between, "brief")
+    before = between.evaluate("asked")
+    between.evaluate("window.hold = new Promise(done => { window.release = done }); 0")
+    between.evaluate(LOOK)
+    between.wait(f"asked > {before}")
+    recover(service, between, "brief")
+    between.evaluate("release()")
+    between.wait(f"given > {before + 1}")  # the older answer, and that to what the news led to
+    assert "name of brief" not in between.evaluate("document.querySelector('main').innerText")
+
+
+def test_news_of_an_end_do_not_make_the_other_cards_new(service: Service, between: Page) -> None:
+    watch(service, between, "passing")
+    between.evaluate("window.broken = true")
+    between.evaluate(LOOK)
+    between.says("Showing what was known", "[role=alert]")
+    recover(service, between, "passing")
+    between.says("Showing what was known", "[role=alert]")
