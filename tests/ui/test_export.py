@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from gradwarden_server.transfer.page import MOST_BYTES
+from tests.server.traffic import problem
 from tests.service import Service, gradwarden
 from tests.ui.axe import serious
 from tests.ui.browser import Page
@@ -66,6 +67,18 @@ def test_what_was_seen_opens_its_steps_and_an_alert_its_story(opened: Page) -> N
     assert opened.complaints == []
 
 
+def test_links_to_the_service_name_the_run_s_project(opened: Page, service: Service) -> None:
+    link = "document.querySelector('header [data-live]')"
+    assert opened.evaluate(f"{link}.href") == f"{service.url}/runs/sick?project=default"
+    opened.evaluate(
+        "addEventListener('click', e => { window.left = !e.defaultPrevented; e.preventDefault() })"
+    )
+    opened.evaluate(f"{link}.click()")
+    assert opened.evaluate("left"), "the live page is the service's, not a place in the file"
+    runs = opened.evaluate("document.querySelector('.verdict a').href")
+    assert runs == f"{service.url}/runs?project=default"
+
+
 def test_every_colour_of_the_file_draws_and_a_layer_without_lines_says_so(opened: Page) -> None:
     count = opened.evaluate("document.querySelectorAll('.tools option').length")
     assert count == 8
@@ -113,3 +126,16 @@ def test_the_run_page_has_a_button_for_the_same_file(
     refused = service.call("GET", "/v1/runs/sick/export?format=pdf")
     assert refused.status_code == 400
     assert "html" in refused.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [("from=100000", "from: 100000; no step is left"), ("from=9&to=3", "no step up to 3 is left")],
+)
+def test_steps_that_the_run_has_not_are_refused_before_anything_is_sent(
+    service: Service, training: Training, asked: str, words: str
+) -> None:
+    refused = service.call("GET", f"/v1/runs/sick/export?format=html&{asked}")
+    problem(refused, 400, "malformed")
+    assert words in refused.json()["detail"]
+    assert f"the run has steps 0 to {STEPS - 1}" in refused.json()["detail"]

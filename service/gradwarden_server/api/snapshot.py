@@ -46,13 +46,16 @@ def write(
     """The file, as it is read.
 
     Raises:
-        Problem: the dashboard was not built into this installation.
+        Problem: the dashboard was not built into this installation; or no step of the run is asked
+            for.
     """
     if not _TEMPLATE.is_file():
         detail = "format: html needs the dashboard; build it: python dashboards/build_web.py"
         raise Problem("not-installed", detail, field="format")
+    _clipped(parts.log.span(who.project, record.run), first, last)
     facts = {
         "run": record.run,
+        "project": record.project,
         "exported_at": rfc3339(time.time_ns()),
         "service": parts.settings.url,
         "version": package_version(),
@@ -77,12 +80,7 @@ class _Reader:
     def parts(self) -> Iterator[page.Part]:
         """The run and what ails it, its lines, the heatmap of norms, then the rest."""
         run = get_run(self._run, self._who, self._parts)
-        if run.steps is not None:
-            low, high = run.steps
-            run.steps = (
-                max(low, self._first or low),
-                high if self._last is None else min(high, self._last),
-            )
+        run.steps = _clipped(run.steps, self._first, self._last)
         alerts = list_alerts(
             self._who, self._parts, "pending,firing,resolved", self._run, limit=_ALERTS
         )
@@ -127,6 +125,23 @@ class _Reader:
 
     def _stories(self, ids: Sequence[int]) -> bytes:
         return _bytes(Stories(items=[get_alert(one, self._who, self._parts) for one in ids]))
+
+
+def _clipped(
+    steps: tuple[int, int] | None, first: int | None, last: int | None
+) -> tuple[int, int] | None:
+    """Of the steps of a run those that are asked for."""
+    if steps is None:
+        return None
+    low, high = steps
+    start = low if first is None else max(low, first)
+    end = high if last is None else min(high, last)
+    if start > end:
+        field, asked = ("to", last) if last is not None and last < low else ("from", first)
+        until = "" if last is None else f" up to {last}"
+        detail = f"{field}: {asked}; no step{until} is left, the run has steps {low} to {high}"
+        raise Problem("malformed", detail, field=field)
+    return start, end
 
 
 def _one(name: str, answer: object) -> page.Part:

@@ -2,6 +2,7 @@
 
 export interface Facts {
   run: string;
+  project: string;
   /** When the file was written, RFC 3339. */
   exported_at: string;
   /** The address of the service that wrote it. */
