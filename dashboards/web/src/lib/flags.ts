@@ -68,9 +68,11 @@ export function lives(attempts: AttemptFace[], events: EventFace[], good: number
   const known = new Set<string>();
   for (const event of events) {
     const flag = told(event);
-    // One file is told of when it is saved, and again when it is looked at.
-    if (!flag || !LIVES.has(flag.kind) || known.has(`${flag.kind} ${flag.text}`)) continue;
-    known.add(`${flag.kind} ${flag.text}`);
+    if (!flag || !LIVES.has(flag.kind)) continue;
+    // One save may be told of twice; a path that is written over is another save.
+    const key = `${flag.kind} ${flag.step} ${flag.text}`;
+    if (known.has(key)) continue;
+    known.add(key);
     const last = flag.kind === "checkpoint" && flag.step === good;
     out.push(last ? { ...flag, kind: "good", text: `last good ${flag.text}` } : flag);
   }
@@ -82,6 +84,7 @@ function told(event: EventFace): Flag | null {
   const saved = Number(event.data.saved_step ?? event.step);
   if (event.kind === "checkpoint") {
     const refused = event.data.ok === false;
+    if ("verified" in event.data && !refused) return null; // a later look at a file, and no save
     return { step: saved, kind: refused ? "failed" : "checkpoint", text: `checkpoint ${event.text}` };
   }
   if (event.kind === "guard" && event.data.action === "rollback") {
