@@ -126,6 +126,30 @@ def test_the_first_bad_rank_leads_to_its_step_by_keyboard(lived: Service, tab: P
     assert tab.complaints == []
 
 
+def test_the_pointer_moves_a_line_over_the_ranks_and_draws_them_no_second_time(
+    lived: Service, tab: Page
+) -> None:
+    tab.go(f"{lived.url}/runs/lived")
+    canvas = "document.querySelector('[data-layer=ranks]')"
+    tab.wait(f"{canvas}?.width > 300")
+    tab.evaluate(
+        "window.drawn = 0; const g = CanvasRenderingContext2D.prototype, fill = g.fillRect;"
+        "g.fillRect = function (...a) { window.drawn += this.canvas.dataset.layer === 'ranks';"
+        " fill.apply(this, a) }"
+    )
+    box = "document.querySelector('[data-layer=cursor]').getBoundingClientRect()"
+    x, y, width = tab.evaluate(f"(b => [b.x, b.y, b.width])({box})")
+    line = f"{canvas}.parentElement.querySelector('i')"
+    for share in (0.25, 0.75):
+        tab.mouse("mouseMoved", x + width * share, y + 5)
+        wide = f"{canvas}.getBoundingClientRect().width"
+        tab.wait(f"Math.abs(parseFloat({line}?.style.left) - {share} * {wide}) < 12")
+    assert tab.evaluate("window.drawn") == 0
+    tab.click("Zoom in")
+    tab.wait("window.drawn > 0")
+    assert tab.complaints == []
+
+
 def test_a_scale_is_chosen_kept_in_the_url_and_undone(lived: Service, tab: Page) -> None:
     tab.go(f"{lived.url}/runs/lived")
     log = "document.querySelector('[data-chart=lr] .scale')"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import math
 import time
 from collections.abc import Mapping
 from typing import Annotated, Literal, get_args
@@ -11,11 +11,13 @@ import numpy as np
 from fastapi import APIRouter, Query
 from pydantic import BaseModel, Field
 
-from gradwarden_server.api.deps import CREDENTIALS, Parts, PartsDep, Reader, RunId
+from gradwarden_server.api.beside import Beside
+from gradwarden_server.api.deps import CREDENTIALS, PartsDep, Reader, RunId
+from gradwarden_server.api.drift import DRIFTS, drifted
 from gradwarden_server.api.leaving import WHILE_WANTED
 from gradwarden_server.api.ranges import First, InTime, Last, steps_asked
 from gradwarden_server.api.runs import known_run
-from gradwarden_server.store.reading.curves import Buckets, Doubles
+from gradwarden_server.store.reading.curves import Doubles
 from gradwarden_server.store.reading.strip import RankStrip
 from gradwarden_server.store.records import LIVE_NS, RunRecord, StreamRecord
 
@@ -25,7 +27,7 @@ router = APIRouter(
 
 State = Literal["reporting", "behind", "silent", "ended", "missing"]
 _MOST = 64
-"""Ranks that are told one by one; of more the odd ones come first."""
+"""Ranks that are told one by one; of more the oddest ones come first."""
 _STEP = "step_seconds"
 _WAITING: dict[str, tuple[str, ...]] = {
     "step time less waiting in all-reduce": ("allreduce_exposed_seconds",),
@@ -40,8 +42,10 @@ _WORK: dict[str, tuple[str, ...]] = {
     "step time": (_STEP,),
 }
 _NAMES = tuple(dict.fromkeys(n for names in (*_WAITING.values(), *_WORK.values()) for n in names))
-_DRIFTED = ("ReplicaMismatch", "NeverSynchronized")
-_NUMBERS = re.compile(r"\d+(, \d+)*\Z")
+_CALM = 4
+_NEVER = math.inf
+_SLOW = 1.1
+"""So many times the median of all ranks, on average over the columns."""
 
 
 class RankLine(BaseModel):
@@ -54,7 +58,8 @@ class RankLine(BaseModel):
     lag_steps: int | None = Field(description="Steps behind the rank that is furthest")
     last_seen_ns: int | None
     first_bad_step: int | None = Field(
-        description="At which its own loss or gradients were not finite, before any averaging"
+        description="Of the whole run, at which its own loss or gradients were not finite, "
+        "before any averaging"
     )
     drift_step: int | None = Field(description="From which its replica differs from the others")
     told: list[int] = Field(description="Steps told, by column")
@@ -63,18 +68,23 @@ class RankLine(BaseModel):
 
 
 class RankStrips(BaseModel):
-    """All ranks over the same buckets of steps, the odd ones first where there are too many."""
+    """All ranks over the same buckets of steps; of too many the oddest: those that are not finite
+    or drifted, then the slow, the silent or behind, and the missing."""
 
     world_size: int
     counts: dict[State, int]
     measure: str | None = Field(description="What the seconds are of")
     step: list[int]
     step_last: list[int]
-    first_bad: list[int] = Field(description="The ranks that were sick at the earliest step")
+    usual: list[float | None] = Field(description="The median of all ranks' seconds, by column")
+    slowest: list[int | None] = Field(description="Of all ranks the one that took longest")
+    longest: list[float | None] = Field(description="And its seconds")
+    first_bad: list[int] = Field(description="The ranks sick at the earliest step of the run")
     first_bad_step: int | None
     drifted: list[int]
     ranks: list[RankLine]
     left_out: int
+    left_out_odd: int = Field(description="Of them those that something is odd about")
 
 
 @router.get("/ranks", summary="Which ranks report, lag, are silent, were sick first, or drifted")
@@ -97,23 +107,23 @@ def ranks_of_run(
     streams = parts.runs.streams(who.project, run)
     newest = max((s.ordinal for s in streams), default=0)
     living = {s.rank: s for s in streams if s.ordinal == newest}
-    strips: dict[int, RankStrip] = {}
-    grid: Buckets | None = None
-    if steps is not None:
-        found = parts.history.rank_strips(who.project, run, _NAMES, *steps, cols)
-        if found is not None:
-            grid, strips = found
-    drifted = _drifted(parts, who.project, run)
+    found = parts.history.rank_strips(who.project, run, _NAMES, *(steps or (None, None)), cols)
+    grid = found.grid if found and steps else None
+    strips = found.ranks if found and steps else {}
+    bad = found.onsets if found else {}
     states = _states(record, living)
-    bad = {r: s.first_bad for r, s in strips.items() if s.first_bad is not None}
+    alerts = (parts.ledger.list(who.project, run_name=run, alertname=name) for name in DRIFTS)
+    named = drifted((alert for page in alerts for alert in page.items), newest)
+    drift = {rank: step for rank, step in named.items() if rank in states}
+    signs = {r: min(bad.get(r, _NEVER), drift.get(r, _NEVER)) for r in states}
     onset = min(bad.values(), default=None)
-    order = sorted(states, key=lambda r: (_calm(states[r], r in bad, r in drifted), r))
     measure, seconds = _measured(strips)
+    beside = Beside.of(seconds, grid.count if grid else 0)
+    pace = {r: beside.pace.get(r, 0.0) for r in states}
+    odd = {r: _oddness(state, signs[r], pace[r]) for r, state in states.items()}
+    # Of ranks that are as odd those that were sick first, then those that are slowest.
+    order = sorted(states, key=lambda r: (odd[r], signs[r], -pace[r], r))
     furthest = max((s.last_step for s in living.values() if s.last_step is not None), default=None)
-    lines = [
-        _line(r, states[r], living.get(r), furthest, drifted.get(r), strips.get(r), seconds.get(r))
-        for r in sorted(order[:_MOST])
-    ]
     starts = grid.starts() if grid else []
     width = grid.width if grid else 1
     return RankStrips(
@@ -122,11 +132,27 @@ def ranks_of_run(
         measure=measure,
         step=starts,
         step_last=[min(s + width - 1, grid.last) for s in starts] if grid else [],
+        usual=_rounded(beside.usual),
+        slowest=beside.slowest,
+        longest=_rounded(beside.longest),
         first_bad=sorted(r for r, step in bad.items() if step == onset),
         first_bad_step=onset,
-        drifted=sorted(drifted),
-        ranks=lines,
+        drifted=sorted(drift),
+        ranks=[
+            _line(
+                r,
+                states[r],
+                living.get(r),
+                furthest,
+                bad.get(r),
+                drift.get(r),
+                strips.get(r),
+                seconds.get(r),
+            )
+            for r in sorted(order[:_MOST])
+        ],
         left_out=max(0, len(order) - _MOST),
+        left_out_odd=sum(odd[r] < _CALM for r in order[_MOST:]),
     )
 
 
@@ -135,6 +161,7 @@ def _line(
     state: State,
     stream: StreamRecord | None,
     furthest: int | None,
+    bad: int | None,
     drift: int | None,
     strip: RankStrip | None,
     seconds: Doubles | None,
@@ -147,14 +174,16 @@ def _line(
         last_step=reached,
         lag_steps=None if reached is None or furthest is None else furthest - reached,
         last_seen_ns=_heard(stream) if stream else None,
-        first_bad_step=strip.first_bad if strip else None,
+        first_bad_step=bad,
         drift_step=drift,
         told=strip.told.tolist() if strip else [],
         bad=strip.bad.tolist() if strip else [],
-        seconds=[None if np.isnan(v) else float(f"{v:.4g}") for v in seconds.tolist()]
-        if seconds is not None
-        else [],
+        seconds=_rounded(seconds) if seconds is not None else [],
     )
+
+
+def _rounded(seconds: Doubles) -> list[float | None]:
+    return [None if np.isnan(v) else float(f"{v:.4g}") for v in seconds.tolist()]
 
 
 def _heard(stream: StreamRecord) -> int:
@@ -182,21 +211,13 @@ def _states(record: RunRecord, living: Mapping[int, StreamRecord]) -> dict[int, 
     return found
 
 
-def _calm(state: State, bad: bool, drifted: bool) -> int:
-    """Zero for a rank that has to be seen, whatever is left out."""
-    return 0 if bad or drifted or state in ("silent", "behind", "missing") else 1
-
-
-def _drifted(parts: Parts, project: str, run: str) -> dict[int, int]:
-    """The ranks whose replica differs, and from which step, as alerts name them."""
-    found: dict[int, int] = {}
-    for name in _DRIFTED:
-        for alert in parts.ledger.list(project, run_name=run, alertname=name).items:
-            said, step = alert.annotations.get("rank", ""), alert.annotations.get("step", "")
-            if _NUMBERS.match(said) and step.isdecimal():
-                for rank in map(int, said.split(", ")):
-                    found[rank] = min(int(step), found.get(rank, int(step)))
-    return found
+def _oddness(state: State, sign: float, pace: float) -> int:
+    """Whom to see first; :data:`_CALM` for a rank that nothing is odd about."""
+    if sign < _NEVER:
+        return 0
+    if pace > _SLOW:
+        return 1
+    return {"silent": 2, "behind": 2, "missing": 3}.get(state, _CALM)
 
 
 def _measured(strips: Mapping[int, RankStrip]) -> tuple[str | None, dict[int, Doubles]]:

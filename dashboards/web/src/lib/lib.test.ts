@@ -3,7 +3,7 @@ import { num, v1 } from "./api";
 import { columns, logTicks, reading, speaks } from "./chart";
 import { clusters, flags, lives } from "./flags";
 import * as f from "./format";
-import { cell, slowest, words } from "./ranks";
+import { cells, due, slowest, unseen, words } from "./ranks";
 import type { AlertFace, AttemptFace, EventFace, RankLine, RankStrips, SeriesFace } from "./schema";
 import { hold, parseRunView, scaleOf, writeRunView, zoom, type RunView } from "./urlstate";
 
@@ -108,12 +108,26 @@ describe("ranks", () => {
   const rank = (n: number, seconds: (number | null)[]) =>
     ({ rank: n, state: "reporting", host: null, last_step: 9, lag_steps: 0, last_seen_ns: null,
       first_bad_step: null, drift_step: null, told: [1, 1], bad: [0, 0], seconds }) as RankLine;
-  const all = { ranks: [rank(0, [1, 1]), rank(1, [1, 3]), rank(2, [1, null])] } as RankStrips;
-  it("are compared with the median of the same steps", () => {
+  const all = {
+    step: [0, 64], ranks: [rank(0, [1, 1]), rank(1, [1, 3]), rank(2, [1, null])],
+    usual: [1, 2], slowest: [0, 300], longest: [1, 4], left_out: 448, left_out_odd: 0,
+  } as Partial<RankStrips> as RankStrips;
+  it("are compared with the median of all, shown or not", () => {
     expect(slowest(all, 0)).toBeNull();
-    expect(slowest(all, 1)).toEqual({ rank: 1, times: 1.5 });
-    expect(cell(all, all.ranks[2], 1)).toBe(128);
-    expect(cell(all, all.ranks[1], 1)).toBeGreaterThan(128);
+    expect(slowest(all, 1)).toEqual({ rank: 300, times: 2 });
+    expect(slowest(all, 7)).toBeNull();
+    expect(cells(all, all.ranks[2])).toEqual([128, 128]);
+    expect(cells(all, all.ranks[0])[1]).toBe(1);
+    expect(cells(all, all.ranks[1])[1]).toBeGreaterThan(128);
+  });
+  it("left out are called calm only where all of them are", () => {
+    expect(unseen(all)).toBe("448 ranks not shown, nothing is odd about those");
+    expect(unseen({ ...all, left_out_odd: 388 })).toBe("448 ranks not shown, something is odd about 388 of them");
+  });
+  it("are asked for again when a column is full, or the answer is old", () => {
+    expect(due(all, 63, 10_000)).toBe(false);
+    expect(due(all, 64, 10_000)).toBe(true);
+    expect(due(all, 0, 30_000)).toBe(true);
   });
   it("say what is odd about them", () => {
     const odd = { ...all.ranks[0], state: "silent", lag_steps: 3, last_seen_ns: 0, drift_step: 5 } as RankLine;
@@ -146,6 +160,16 @@ describe("flags", () => {
     expect(found.map((flag) => [flag.kind, flag.step])).toEqual([
       ["restart", 300], ["failed", 501], ["good", 290], ["restored", 309],
     ]);
+  });
+  it("of a path that is written over tell each save, and the last good one", () => {
+    const save = (step: number, more = {}) =>
+      ({ ...event, step, kind: "checkpoint", text: "last.pt", data: { ok: true, saved_step: step, ...more } });
+    const told = [save(500), save(1000), save(1500), save(1000), { ...save(1500, { verified: true }), step: 1600 }];
+    expect(lives([], told as EventFace[], 1000).map((flag) => [flag.kind, flag.step])).toEqual([
+      ["checkpoint", 500], ["good", 1000], ["checkpoint", 1500],
+    ]);
+    const looks = [save(1000, { verified: true }), save(2000, { verified: false, ok: false })];
+    expect(lives([], looks as EventFace[], null).map((flag) => [flag.kind, flag.step])).toEqual([["failed", 2000]]);
   });
   it("join where they would overlap, and the loudest is seen", () => {
     const out = clusters([...flags([alert], events), ...lives(attempts, events, null)], 0, 1000, 500);

@@ -6,38 +6,44 @@ import type { RankLine, RankStrips } from "./schema";
 /** Half the median of all ranks, or twice it, is drawn in the strongest colour. */
 const REACH = 1;
 
-export function median(values: number[]): number | null {
-  if (!values.length) return null;
-  const sorted = [...values].sort((a, b) => a - b);
-  const half = sorted.length >> 1;
-  return sorted.length % 2 ? sorted[half] : (sorted[half - 1] + sorted[half]) / 2;
-}
+/** An answer is asked for anew after so long, whatever was told since: a rank may have fallen silent. */
+const STILL_MS = 30_000;
 
 const known = (v: number | null | undefined): v is number => v !== null && v !== undefined && v > 0;
 
 /** How many times the median of all ranks this one took; null where there is nothing to compare. */
-export function ratio(all: RankStrips, rank: RankLine, col: number): number | null {
+function ratio(all: RankStrips, rank: RankLine, col: number): number | null {
   const mine = rank.seconds[col];
-  const usual = median(all.ranks.map((one) => one.seconds[col]).filter(known));
-  return known(mine) && usual ? mine / usual : null;
+  const usual = all.usual[col];
+  return known(mine) && known(usual) ? mine / usual : null;
 }
 
-/** The byte of the diverging map for one cell: its middle where nothing is known but that it told. */
-export function cell(all: RankStrips, rank: RankLine, col: number): number {
-  const times = ratio(all, rank, col);
-  if (times === null) return 128;
-  const away = Math.max(-1, Math.min(1, Math.log2(times) / REACH));
-  return Math.max(1, Math.min(254, Math.round(127.5 + away * 126.5)));
+/** By column the bytes of the diverging map: its middle where nothing is known but that it told. */
+export function cells(all: RankStrips, rank: RankLine): number[] {
+  return rank.told.map((_, col) => {
+    const times = ratio(all, rank, col);
+    if (times === null) return 128;
+    const away = Math.max(-1, Math.min(1, Math.log2(times) / REACH));
+    return Math.max(1, Math.min(254, Math.round(127.5 + away * 126.5)));
+  });
 }
 
 /** Of a column the rank that took longest, where it took a tenth longer than the median. */
 export function slowest(all: RankStrips, col: number): { rank: number; times: number } | null {
-  const told = all.ranks.flatMap((rank) => {
-    const times = ratio(all, rank, col);
-    return times === null ? [] : [{ rank: rank.rank, times }];
-  });
-  const most = told.reduce<{ rank: number; times: number } | null>((a, b) => (a && a.times >= b.times ? a : b), null);
-  return most && most.times > 1.1 ? most : null;
+  const [rank, longest, usual] = [all.slowest[col], all.longest[col], all.usual[col]];
+  if (rank === null || rank === undefined || !known(longest) || !known(usual)) return null;
+  return longest / usual > 1.1 ? { rank, times: longest / usual } : null;
+}
+
+/** Whether to ask again: there is a column's worth of new steps, or the answer is old. */
+export function due(all: RankStrips, fresh: number, age_ms: number): boolean {
+  return age_ms >= STILL_MS || fresh >= (all.step.length > 1 ? all.step[1] - all.step[0] : 1);
+}
+
+/** What is to be said of the ranks that there is no room for. */
+export function unseen(all: RankStrips): string {
+  const odd = all.left_out_odd;
+  return `${f.count(all.left_out, "rank")} not shown, ${odd ? `something is odd about ${f.step(odd)} of them` : "nothing is odd about those"}`;
 }
 
 export function words(rank: RankLine, now: number): string {

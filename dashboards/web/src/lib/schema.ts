@@ -754,7 +754,7 @@ export interface RankLine {
   /** Steps behind the rank that is furthest */
   lag_steps: number | null;
   last_seen_ns: number | null;
-  /** At which its own loss or gradients were not finite, before any averaging */
+  /** Of the whole run, at which its own loss or gradients were not finite, before any averaging */
   first_bad_step: number | null;
   /** From which its replica differs from the others */
   drift_step: number | null;
@@ -777,7 +777,7 @@ export interface RankPlace {
   place: Record<string, unknown>;
 }
 
-/** All ranks over the same buckets of steps, the odd ones first where there are too many. */
+/** All ranks over the same buckets of steps; of too many the oddest: those that are not finite or drifted, then the slow, the silent or behind, and the missing. */
 export interface RankStrips {
   world_size: number;
   counts: Record<string, number>;
@@ -785,12 +785,20 @@ export interface RankStrips {
   measure: string | null;
   step: number[];
   step_last: number[];
-  /** The ranks that were sick at the earliest step */
+  /** The median of all ranks' seconds, by column */
+  usual: (number | null)[];
+  /** Of all ranks the one that took longest */
+  slowest: (number | null)[];
+  /** And its seconds */
+  longest: (number | null)[];
+  /** The ranks sick at the earliest step of the run */
   first_bad: number[];
   first_bad_step: number | null;
   drifted: number[];
   ranks: RankLine[];
   left_out: number;
+  /** Of them those that something is odd about */
+  left_out_odd: number;
 }
 
 /** What one rank told. */

@@ -27,7 +27,7 @@ from gradwarden_server.store.reading.gather import one_voice
 from gradwarden_server.store.reading.heat import Canvas, Heatmap, joined
 from gradwarden_server.store.reading.pieces import Quantity
 from gradwarden_server.store.reading.rows import Layer, fill_from_piece, fill_from_segments
-from gradwarden_server.store.reading.strip import RankStrip, strips
+from gradwarden_server.store.reading.strip import Strips, strips
 from gradwarden_server.store.reading.telling import Held, Telling
 from gradwarden_server.store.reading.zoom import Zoom
 from gradwarden_server.store.runs import RunStore
@@ -242,14 +242,13 @@ class History:
         first: int | None,
         last: int | None,
         cols: int,
-    ) -> tuple[Buckets, dict[int, RankStrip]] | None:
+    ) -> Strips | None:
         """Every rank over at most ``cols`` buckets of steps; None without data."""
         span = self._log.span(project, run)
         if span is None:
             return None
-        grid = Buckets(span, first, last, cols)
-        held = self._telling.held(project, run, grid.first, grid.last)
-        return grid, strips(self._telling.scalars(held), names, grid)
+        held = self._telling.held(project, run, *span)
+        return strips(self._telling.scalars(held), names, Buckets(span, first, last, cols))
 
     def _rows(self, project: str, digest: str) -> dict[str, int]:
         """The row of each parameter in matrices of this layout."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,15 +19,13 @@ _BAD_COUNTS = "local_nonfinite_buckets"
 class RankStrip:
     """One rank, by column: steps that it told, and of these those that were not finite.
 
-    ``sums`` and ``counts`` are of the finite values of each scalar; ``first_bad`` is the first
-    step at which its own loss or its own gradients were not finite.
+    ``sums`` and ``counts`` are of the finite values of each scalar.
     """
 
     told: Ints
     bad: Ints
     sums: dict[str, Doubles]
     counts: dict[str, Ints]
-    first_bad: int | None = None
 
     def mean(self, names: Sequence[str]) -> Doubles:
         """The sum of the means of these scalars, NaN where any of them is missing."""
@@ -40,25 +38,51 @@ class RankStrip:
         return found
 
 
-def strips(
-    told: Iterable[tuple[Piece, float]], names: Sequence[str], grid: Buckets
-) -> dict[int, RankStrip]:
-    """Every rank that told anything within the grid; steps that were redone are left out."""
-    found: dict[int, RankStrip] = {}
+@dataclass(frozen=True, slots=True)
+class Strips:
+    """Every rank that told anything within the grid.
+
+    ``onsets`` is of the whole run, whatever the grid: the first step at which a rank's own loss
+    or its own gradients were not finite.
+    """
+
+    grid: Buckets
+    ranks: dict[int, RankStrip]
+    onsets: dict[int, int]
+
+
+def strips(told: Iterable[tuple[Piece, float]], names: Sequence[str], grid: Buckets) -> Strips:
+    """Told is the whole run; steps that were redone are left out."""
+    found = Strips(grid, {}, {})
     for piece, until in told:
+        sick = [steps[steps <= until] for steps in _sick(piece)]
+        first = min((int(steps.min()) for steps in sick if steps.size), default=None)
+        if first is not None:
+            found.onsets[piece.rank] = min(first, found.onsets.get(piece.rank, first))
         kept, columns = grid.columns(piece.steps, until)
         if not kept.size:
             continue
-        one = found.get(piece.rank)
+        one = found.ranks.get(piece.rank)
         if one is None:
             zeros = np.zeros(grid.count, np.int64)
-            one = found[piece.rank] = RankStrip(zeros, zeros.copy(), {}, {})
+            one = found.ranks[piece.rank] = RankStrip(zeros, zeros.copy(), {}, {})
         one.told += np.bincount(columns, minlength=grid.count)
         for name in names:
             if name in piece.scalars:
                 _add(one, name, *piece.scalars[name], grid, until)
-        _sicken(one, piece, grid, until)
+        for steps in sick:
+            one.bad += np.bincount(grid.columns(steps, until)[1], minlength=grid.count)
     return found
+
+
+def _sick(piece: Piece) -> Iterator[Ints]:
+    """The steps at which its loss was not finite, and those at which its gradients were not."""
+    if _BAD_VALUES in piece.scalars:
+        steps, values = piece.scalars[_BAD_VALUES]
+        yield steps[~np.isfinite(values)]
+    if _BAD_COUNTS in piece.scalars:
+        steps, values = piece.scalars[_BAD_COUNTS]
+        yield steps[values > 0]
 
 
 def _add(
@@ -71,16 +95,3 @@ def _add(
         one.sums[name], one.counts[name] = np.zeros(grid.count), np.zeros(grid.count, np.int64)
     one.sums[name] += np.bincount(columns, weights=numbers, minlength=grid.count)
     one.counts[name] += np.bincount(columns, minlength=grid.count)
-
-
-def _sicken(one: RankStrip, piece: Piece, grid: Buckets, until: float) -> None:
-    for name in (_BAD_VALUES, _BAD_COUNTS):
-        if name not in piece.scalars:
-            continue
-        steps, values = piece.scalars[name]
-        sick = ~np.isfinite(values) if name == _BAD_VALUES else values > 0
-        kept, columns = grid.columns(steps[sick], until)
-        if kept.size:
-            one.bad += np.bincount(columns, minlength=grid.count)
-            first = int(steps[sick][kept].min())
-            one.first_bad = first if one.first_bad is None else min(first, one.first_bad)
