@@ -90,7 +90,11 @@ class Service:
     def _ask(self, method: str, path: str, body: bytes | None, media_type: str) -> bytes:
         while True:
             headers = {"Content-Type": media_type} if body is not None else {}
-            self._connection.request(method, path, body, headers)
+            try:
+                self._connection.request(method, path, body, headers)
+            except (BrokenPipeError, ConnectionResetError):  # idle longer than the service waits
+                self._connection.close()
+                continue
             answer = self._connection.getresponse()
             text = answer.read()
             if answer.status not in (429, 503):
