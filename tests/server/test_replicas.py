@@ -77,6 +77,15 @@ CASES = [
         {"rank": "0, 1: 2 replicas have no majority", "summary": "no majority tells"},
     ),
     Case(
+        "full checksums of two ranks alone do not unname the one that the others contradict",
+        Fleet(
+            weights={(2, ROW): since(200)},
+            full=lambda rank, step: rank in (1, 2) and step in range(215, 219),
+        ),
+        {(MISMATCH, "ticket"): 213, (MISMATCH, "page"): 215},
+        {"rank": "2", "parameter": "blocks.2.fc.bias", "summary": "weights of rank 2 differ"},
+    ),
+    Case(
         "two damaged ranks are both named where the majority is against each",
         Fleet(ranks=5, weights={(1, ROW): since(200), (4, ROW): since(200)}),
         {(MISMATCH, "ticket"): 213, (MISMATCH, "page"): 229},

@@ -102,14 +102,15 @@ def test_another_rank_speaks_while_the_first_is_mute(house: House) -> None:
         tell(house, every=1)
         until(lambda: ("speak", {"on": False}) in carried_out(house, rank=1))
     house.until_judged("mute")
-    assert alerts_of(house, "mute") == []
+    assert not [one for one in alerts_of(house, "mute") if one["fired_at"]]
 
 
 def test_healthy_replicas_are_watched_and_wake_nobody(house: House) -> None:
     done = torchrun(house, "healthy", "--steps", "150", "--clip")
     assert done.returncode == 0, done.stdout
     house.until_judged("healthy")
-    assert alerts_of(house, "healthy") == []
+    # On cores that four ranks share, all-reduce may dominate for a while: nobody is told of that.
+    assert not [one for one in alerts_of(house, "healthy") if one["fired_at"]]
     watched = coverage(house, "healthy")
     names = ("ReplicaMismatch", "NeverSynchronized", "NormSelfCheckFailed")
     assert {name: watched[name] for name in names} == dict.fromkeys(names, "armed")

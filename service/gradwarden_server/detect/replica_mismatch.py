@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from gradwarden_server.detect.base import Coverage, Detector, Incident, Request
@@ -54,6 +54,7 @@ class ReplicaMismatch(Detector):
         self._incident = Incident()
         self._onset: dict[str, str] = {}
         self._named = False
+        self._odd: tuple[int, ...] = ()
         self._cells: dict[Cell, Memory] = {}
         self._views: dict[int, LayoutView] = {}
         self._most_ranks = 0
@@ -77,7 +78,7 @@ class ReplicaMismatch(Detector):
         if calm and not signs:
             self._incident.healthy_step(self.params.clean_steps)
             if self._incident.severity is None:
-                self._onset, self._named = {}, False
+                self._onset, self._named, self._odd = {}, False, ()
         return self._incident.conditions(self) if calm else ()
 
     def requests(self) -> Sequence[Request]:
@@ -103,6 +104,11 @@ class ReplicaMismatch(Detector):
         weights, gradients = held.recent(p.weight_window_steps, p.gradient_window_steps)
         if sign is None:
             return False
+        if sign.odd is not None:
+            self._odd = sign.odd
+        elif self._odd and set(self._odd) <= set(one.ranks):
+            # The first full checksums may be of two ranks, which have no majority between them.
+            sign = replace(sign, odd=self._odd)
         lasting = weights >= p.weight_checks or gradients >= p.gradient_steps
         words = self._words(sign, one, step, rows)
         if weights >= p.weight_checks:
@@ -207,6 +213,7 @@ class ReplicaMismatch(Detector):
             "incident": self._incident.state(),
             "onset": self._onset,
             "named": self._named,
+            "odd": self._odd,
             "most_ranks": self._most_ranks,
             "pace": self._pace.state(),
             "cells": [[*cell, held.state()] for cell, held in self._cells.items()],
@@ -215,6 +222,7 @@ class ReplicaMismatch(Detector):
     def restore(self, state: Mapping[str, Any]) -> None:
         self._incident.restore(state["incident"])
         self._onset, self._named = dict(state["onset"]), state["named"]
+        self._odd = tuple(state.get("odd", ()))
         self._most_ranks = state["most_ranks"]
         self._pace.restore(state["pace"])
         cells_of = state["cells"]
