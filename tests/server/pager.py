@@ -118,9 +118,9 @@ class LocalReceiver:
             return self.answers.popleft() if self.answers else Answer()
 
 
-def eventually(ask: Callable[[], Any]) -> Any:
+def eventually(ask: Callable[[], Any], patience: float = PATIENCE) -> Any:
     """The first answer that is one; the service works meanwhile."""
-    until = time.monotonic() + PATIENCE
+    until = time.monotonic() + patience
     while not (found := ask()):
         assert time.monotonic() < until, "nothing came"
     return found
