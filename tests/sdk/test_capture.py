@@ -18,6 +18,12 @@ from tests.sdk.fake import FakeService
 EARLIER_CLIP, EARLIER_VALUE = clip_grad_norm_, clip_grad_value_
 
 
+@pytest.fixture(autouse=True)
+def whole_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However busy the machine is, no step is so slow that it leaves in pieces."""
+    monkeypatch.setattr("gradwarden.frames.STALE", 3600.0)
+
+
 def rows(frame: wire.Frame) -> list[tuple[float, ...]]:
     """The statistics of every row, without the columns that are taken in turn."""
     return [r[:6] for r in struct.iter_unpack(f"<{len(wire.COLUMNS)}f", frame.values)]
