@@ -67,7 +67,7 @@ def _killed(url: str, commit: int, after: bool) -> bool:
     return child.exitcode != 0
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.full)])
 def copies(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], str]:
     """Makes databases that all hold the same hundred and fifty frames, not compacted."""
     postgres: PostgresServer | None = None

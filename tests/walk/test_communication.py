@@ -29,7 +29,7 @@ def torchrun(house: House, ranks: int, run: str, *arguments: str) -> None:
     assert done.returncode == 0, done.stdout
 
 
-@pytest.mark.parametrize(("ranks", "slow"), [(2, 1), (4, 2)])
+@pytest.mark.parametrize(("ranks", "slow"), [(2, 1), pytest.param(4, 2, marks=pytest.mark.full)])
 def test_the_sleeping_rank_is_named_and_its_victims_are_not(
     ranks: int, slow: int, house: House
 ) -> None:
